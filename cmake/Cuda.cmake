@@ -1,0 +1,49 @@
+# The CUDA backend. It needs nvcc, but neither a GPU nor a CUDA build of torch.
+
+# This machine's GPUs, else a portable set: one binary per generation, and PTX for what comes after.
+function(multikv_cuda_architectures result)
+  set(archs "${MULTIKV_CUDA_ARCHS}")
+  if(NOT archs)
+    execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+      OUTPUT_VARIABLE archs OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
+    if(failed OR NOT archs MATCHES "^[0-9]+\\.[0-9]+")
+      set(archs 80 90 100 120)
+      execute_process(COMMAND "${MULTIKV_NVCC}" --list-gpu-arch OUTPUT_VARIABLE known)  # an older nvcc knows fewer
+      foreach(arch IN LISTS archs)
+        if(NOT known MATCHES "compute_${arch}\n")
+          list(REMOVE_ITEM archs ${arch})
+        endif()
+      endforeach()
+      string(APPEND archs "+PTX")
+    endif()
+  endif()
+  string(REGEX REPLACE "[ ,\n]+" ";" archs "${archs}")
+  string(REPLACE "." "" archs "${archs}")
+  list(REMOVE_DUPLICATES archs)
+  set(${result} "${archs}" PARENT_SCOPE)
+endfunction()
+
+# A macro, because a language must be enabled in the top-level scope.
+macro(multikv_enable_cuda)
+  multikv_cuda_architectures(MULTIKV_CUDA_ARCHS_BUILT)
+  set(CMAKE_CUDA_ARCHITECTURES "${MULTIKV_CUDA_ARCHS_BUILT}")
+  list(TRANSFORM CMAKE_CUDA_ARCHITECTURES APPEND "-real")
+  list(TRANSFORM CMAKE_CUDA_ARCHITECTURES REPLACE "\\+PTX-real$" "")
+  set(CMAKE_CUDA_COMPILER "${MULTIKV_NVCC}")
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+  # The static runtime binds to whatever driver is there, and needs no CUDA package beside torch's.
+  set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+  enable_language(CUDA)
+endmacro()
+
+function(multikv_add_cuda_backend families)
+  list(TRANSFORM families REPLACE "(.+)" "csrc/cuda/\\1.cu" OUTPUT_VARIABLE kernels)
+  add_library(multikv_cuda SHARED csrc/cuda/backend.cpp ${kernels})
+  target_include_directories(multikv_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+  target_compile_options(multikv_cuda PRIVATE
+    "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-fmad=false;--threads=2>")
+  target_link_libraries(multikv_cuda PRIVATE frontend multikv_torch ${CMAKE_DL_LIBS})
+  multikv_finish_library(multikv_cuda cuda "${CMAKE_CUDA_COMPILER_VERSION}" "${MULTIKV_CUDA_ARCHS_BUILT}")
+endfunction()

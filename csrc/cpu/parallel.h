@@ -1,0 +1,28 @@
+// Work over torch's own threads, split by bytes.
+#pragma once
+
+#include <cstdint>
+
+#include "../params.h"
+
+namespace multikv::cpu {
+
+void parallel_for(int64_t count, int64_t bytes_per_item, void (*body)(int64_t, int64_t, void*), void* context);
+
+// Runs body(begin, end) over [0, count) on as many threads as the bytes are worth.
+template <class Body>
+void parallel_for(int64_t count, int64_t bytes_per_item, const Body& body) {
+  const auto call = [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); };
+  parallel_for(count, bytes_per_item, +call, const_cast<Body*>(&body));
+}
+
+// True where parallel_for would use more than one thread.
+bool is_parallel(int64_t count, int64_t bytes_per_item);
+
+// True where two tokens write one slot: such a call runs on one thread, so that the last token wins as a whole.
+bool has_duplicate_slots(const Indices& slots, int64_t num_tokens, int64_t num_slots);
+
+// Bytes of the last-level cache: outputs beyond it would only evict what others will read.
+int64_t last_level_cache_bytes();
+
+}  // namespace multikv::cpu

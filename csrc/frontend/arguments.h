@@ -1,0 +1,122 @@
+// The types in which ops receive their arguments from the stable ABI.
+//
+// Conversion never throws: the dispatcher hands over ownership of every argument, and an exception halfway would leak
+// the rest. Whatever is wrong with an argument is found by the checks, which run when all of them are held.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+
+namespace multikv {
+
+enum class Dtype : uint8_t {
+  kOther, kFloat32, kFloat16, kBFloat16, kInt32, kInt64, kUInt8,
+  kFloat8E4M3FN, kFloat8E5M2, kFloat8E4M3FNUZ, kFloat8E5M2FNUZ,
+};
+
+struct Device {
+  int32_t type;  // as the shim numbers them
+  int32_t index;
+  bool operator==(const Device&) const = default;
+};
+
+// A tensor argument with its metadata, read once. Sizes and strides live as long as it does.
+class Tensor {
+ public:
+  explicit Tensor(AtenTensorHandle handle) noexcept;
+  Tensor(Tensor&& other) noexcept { *this = std::move(other); }
+  Tensor& operator=(Tensor&& other) noexcept;
+  ~Tensor();
+
+  bool is_none() const { return dim_ < 0; }  // Python's None; nothing else may be asked of it
+  int64_t dim() const { return dim_; }
+  int64_t size(int64_t i) const { return sizes_[i]; }
+  int64_t stride(int64_t i) const { return strides_[i]; }
+  int64_t numel() const;
+  Dtype dtype() const { return dtype_; }
+  int32_t raw_dtype() const { return raw_dtype_; }
+  int64_t element_bytes() const { return element_bytes_; }
+  Device device() const { return device_; }
+  const void* data() const;
+
+ protected:
+  AtenTensorHandle handle_ = nullptr;
+
+ private:
+  int64_t dim_ = -1;
+  const int64_t* sizes_ = nullptr;
+  const int64_t* strides_ = nullptr;
+  Device device_{};
+  int32_t raw_dtype_ = 0;
+  int32_t element_bytes_ = 0;
+  Dtype dtype_ = Dtype::kOther;
+};
+
+// A tensor that the op writes: `Tensor(a!)` in the schema.
+class MutableTensor : public Tensor {
+ public:
+  using Tensor::Tensor;
+  void* mutable_data() const;
+};
+
+// A `str` that names how a cache stores its elements.
+struct FormatName {
+  enum class Kind : uint8_t {
+    kUnknown, kAuto, kFloat32, kFloat16, kBFloat16,
+    kE4M3, kE4M3FN, kE5M2, kE4M3FNUZ, kE5M2FNUZ,  // kE4M3: fn or fnuz, as cache and device have it
+  };
+  Kind kind;
+  std::string unknown;  // what came, if it is no name we know
+  static FormatName parse(const char* data, size_t length);
+  static const char* valid_names();
+};
+
+}  // namespace multikv
+
+// How TORCH_BOX reads our types from the stack. (Its own conversion of a str leaks a string on every call in torch 2.13.)
+HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
+
+template <>
+struct ToImpl<multikv::Tensor> {
+  static multikv::Tensor call(StableIValue value, uint64_t, bool) {
+    return multikv::Tensor(to<AtenTensorHandle>(value));
+  }
+};
+
+template <>
+struct ToImpl<multikv::MutableTensor> {
+  static multikv::MutableTensor call(StableIValue value, uint64_t, bool) {
+    return multikv::MutableTensor(to<AtenTensorHandle>(value));
+  }
+};
+
+template <>
+struct ToImpl<std::optional<multikv::Tensor>> {
+  static std::optional<multikv::Tensor> call(StableIValue value, uint64_t, bool) {
+    auto* inner = to<StableIValue*>(value);
+    if (inner == nullptr) return std::nullopt;
+    std::optional<multikv::Tensor> tensor(std::in_place, to<AtenTensorHandle>(*inner));
+    delete inner;
+    return tensor;
+  }
+};
+
+template <>
+struct ToImpl<multikv::FormatName> {
+  static multikv::FormatName call(StableIValue value, uint64_t, bool) {
+    auto handle = to<StringHandle>(value);
+    const char* data = "";
+    size_t length = 0;
+    torch_string_length(handle, &length);
+    torch_string_c_str(handle, &data);
+    auto name = multikv::FormatName::parse(data, length);
+    torch_delete_string(handle);
+    return name;
+  }
+};
+
+HIDDEN_NAMESPACE_END(torch, stable, detail)

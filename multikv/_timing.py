@@ -1,0 +1,101 @@
+"""Times for `python -m multikv` and the benchmarks: medians, in seconds per call."""
+
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+Call = Callable[[], object]
+
+_SAMPLES = 20
+_CPU_SAMPLES = 9  # at least, and for at least _CPU_S seconds: longer than a short disturbance
+_CPU_S = 0.4
+_SAMPLE_S = 2e-3  # one sample covers at least about this much work, so that clocks and launch gaps do not show
+_LONG_S = 100e-6  # a call that runs so long on a GPU hides the launch of the next
+_HOST_BURST = 50  # kernels in flight stay well below the depth of a launch queue, where a launch would block
+
+
+def device_times(contenders: Sequence[Sequence[Call]], device: torch.device) -> list[float]:
+    """For each contender, the time of one of its calls on the device.
+
+    The calls of a contender differ in their tensors only (see `_cases.rotation`). On a CPU the contenders take turns,
+    so that whatever else the machine does slows all of them: their ratios hold even where the times move.
+    """
+    return [_cuda_time(calls) for calls in contenders] if device.type == "cuda" else _cpu_times(contenders)
+
+
+def host_time(call: Call, device: torch.device) -> float:
+    """Time until an eager call returns. On a GPU nothing is waited for; on a CPU this is the call's own time."""
+    if device.type != "cuda":
+        return _cpu_times([[call]])[0]
+    samples = []
+    for _ in range(_SAMPLES):
+        torch.cuda.synchronize()
+        samples.append(_wall_time([call], _HOST_BURST))
+    torch.cuda.synchronize()
+    return statistics.median(samples[1:])
+
+
+def _wall_time(calls: Sequence[Call], passes: int) -> float:
+    start = time.perf_counter()
+    for _ in range(passes):
+        for call in calls:
+            call()
+    return (time.perf_counter() - start) / (passes * len(calls))
+
+
+def _cpu_times(contenders: Sequence[Sequence[Call]]) -> list[float]:
+    for calls in contenders:
+        _wall_time(calls, 1)  # page faults and lazy initialisation
+    passes = [_passes(calls, _wall_time(calls, 1)) for calls in contenders]
+    samples: list[list[float]] = [[] for _ in contenders]
+    end = time.perf_counter() + _CPU_S
+    while time.perf_counter() < end or len(samples[0]) < _CPU_SAMPLES:
+        for calls, count, times in zip(contenders, passes, samples, strict=True):
+            if count > 1:
+                _wall_time(calls, 1)  # the contender before may have emptied the caches
+            times.append(_wall_time(calls, count))
+    return [statistics.median(times) for times in samples]
+
+
+def _cuda_time(calls: Sequence[Call]) -> float:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()
+        side.synchronize()
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        side.synchronize()
+        seconds = (time.perf_counter() - start) / len(calls)
+    torch.cuda.current_stream().wait_stream(side)
+
+    passes = _passes(calls, seconds)
+    run = functools.partial(_wall_time, calls, passes)
+    if seconds < _LONG_S:
+        # A CUDA graph of many calls, so that what the host does between them does not count. Not for long calls: they need
+        # none, and a large copy is slower as a node of a graph than it is by itself.
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        run = graph.replay
+    # Marks between runs that are queued together: the device never waits for the host to launch the next one.
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(_SAMPLES + 1)]
+    run()
+    for mark in marks[:-1]:
+        mark.record()
+        run()
+    marks[-1].record()
+    torch.cuda.synchronize()
+    milliseconds = statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
+    return milliseconds * 1e-3 / (passes * len(calls))
+
+
+def _passes(calls: Sequence[Call], estimate_s: float) -> int:
+    """Passes over all calls that fill one sample."""
+    return max(1, round(_SAMPLE_S / (estimate_s * len(calls))))
