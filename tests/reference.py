@@ -1,0 +1,1 @@
+../multikv/reference.py

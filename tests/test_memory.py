@@ -1,0 +1,76 @@
+"""Memory stays flat over many calls, those that fail included.
+
+The calls run in a process of their own: in one that has freed memory before, what is lost would hide in it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from helpers import Arguments, flash_arguments, run
+
+# A lost string is about 46 bytes, a lost handle of a tensor 32.
+MOST_BYTES_A_CALL = 8
+
+
+def tiny_flash(**changes: object) -> Arguments:
+    return flash_arguments(tokens=1, heads=1, head_size=1, format="fp8_e4m3fn") | changes
+
+
+# name -> op, a call, how many times
+CALLS: dict[str, tuple[str, Callable[[], Arguments], int]] = {
+    "string": ("reshape_and_cache_flash", tiny_flash, 1_000_000),
+}
+FAILING_CALLS: dict[str, tuple[str, Callable[[], Arguments], int]] = {
+    "bad_format": ("reshape_and_cache_flash", lambda: tiny_flash(kv_cache_dtype="a format as yet unheard of"), 100_000),
+    "bad_dtype": ("reshape_and_cache_flash", lambda: tiny_flash(value=torch.ones(1, 1, 1)), 100_000),
+    "none": ("reshape_and_cache_flash", lambda: tiny_flash(v_scale=None), 100_000),
+    "bad_slot": ("reshape_and_cache_flash", lambda: tiny_flash(slot_mapping=torch.tensor([10**9])), 100_000),
+}
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def growth(name: str) -> int:
+    """By how many bytes this process grows while it makes all the calls of that name."""
+    op, make, times = (CALLS | FAILING_CALLS)[name]
+    function, arguments = getattr(torch.ops.multikv, op).default, tuple(make().values())
+
+    def repeat(times: int) -> None:
+        for _ in range(times):
+            try:
+                function(*arguments)
+            except (RuntimeError, IndexError):
+                assert name in FAILING_CALLS
+
+    repeat(times // 20)
+    before = resident_bytes()
+    repeat(times)
+    return resident_bytes() - before
+
+
+@pytest.fixture(scope="module")
+def process():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        yield pool
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc/self/statm")
+@pytest.mark.parametrize("name", [*CALLS, *FAILING_CALLS])
+def test_memory_stays_flat(process, name):
+    assert process.apply(growth, (name,)) < (CALLS | FAILING_CALLS)[name][2] * MOST_BYTES_A_CALL
+
+
+@pytest.mark.parametrize("name", FAILING_CALLS)
+def test_failing_calls_do_fail(name):
+    op, make, _ = FAILING_CALLS[name]
+    with pytest.raises((RuntimeError, IndexError)):
+        run(op, make())
