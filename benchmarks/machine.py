@@ -1,0 +1,57 @@
+"""What a result is worthless without: the machine, the versions and the settings it was measured with."""
+
+import datetime
+import hashlib
+import platform as host
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import multikv
+from multikv import _cases, platforms
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "date_utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "multikv": getattr(multikv, "__version__", "unknown"),
+        "git_revision": _output("git", "describe", "--always", "--dirty"),
+        "csrc_sha256": _sources(),
+        "torch": torch.__version__,
+        "python": host.python_version(),
+        "platform": platforms.platform(),
+        "platform_report": platforms.report().splitlines(),
+        "device": device.type,
+        "cpu": _cases.device_name(torch.device("cpu")),
+        "cpu_isa": platforms.cpu_isa(),
+        "torch_threads": torch.get_num_threads(),
+        "last_level_cache_bytes": _cases.last_level_cache_bytes(device),
+        "copy": _cases.copy_description(device),
+    }
+    if device.type == "cuda":
+        about |= {
+            "gpu": _cases.device_name(device),
+            "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
+            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        }
+    return about
+
+
+def _sources() -> str:
+    """What was measured, also where it was copied without its history: `csrc`, file by file in order of their names."""
+    root = Path(__file__).parents[1] / "csrc"
+    digest = hashlib.sha256()
+    for path in sorted(file for file in root.rglob("*") if file.is_file()):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _output(*command: str) -> str | None:
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, cwd=Path(__file__).parent)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(run.stdout.splitlines()), None)  # several GPUs: all have one driver

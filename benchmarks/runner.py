@@ -1,0 +1,92 @@
+"""Checks and times the contenders of one case: multikv, PyTorch, torch.compile, all on the same tensors."""
+
+import dataclasses
+import functools
+import gc
+from collections.abc import Callable, Iterator
+
+import torch
+
+from benchmarks.case import Baseline, Case
+from multikv import _timing
+from multikv._cases import Workload, copy_calls, rotation, same_bytes
+
+
+@dataclasses.dataclass
+class Result:
+    """One contender in one case. Times are medians; share_of_copy = copy_us / device_us."""
+
+    op: str
+    case: str
+    contender: str
+    num_bytes: int
+    bit_equal: bool | None = None
+    device_us: float | None = None
+    copy_us: float | None = None  # measured with this contender
+    host_us: float | None = None  # of an eager call; on a CPU there is no other time than device_us
+    gb_per_s: float | None = None
+    share_of_copy: float | None = None
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether multikv itself is wrong here. What PyTorch gets wrong is only recorded."""
+        return self.contender == "multikv" and not self.bit_equal
+
+
+def run(case: Case, device: torch.device, compiled: bool) -> Iterator[Result]:
+    """The results of all contenders, as they come."""
+    workloads = [case.make(device) for _ in range(rotation(case.num_bytes, device))]
+    assert workloads[0].num_bytes == case.num_bytes
+    expected = workloads[0].copy()
+    case.expect(expected)
+    copies = copy_calls(case.num_bytes, device)
+    contenders: dict[str, Callable[[Workload], Callable[[], None]]] = {"multikv": Workload.bind}
+    for baseline in case.baselines:
+        if compiled or not baseline.compiled:
+            contenders[baseline.name] = _binder(baseline)
+    for name, bind in contenders.items():
+        result = Result(case.op, case.name, name, case.num_bytes)
+        try:
+            _measure(result, bind, workloads, expected, copies, device)
+        except Exception as error:  # noqa: BLE001: the other contenders are still worth measuring
+            result.error = f"{type(error).__name__}: {error}"[:2000]
+        yield result
+    del workloads, expected, copies
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _measure(result: Result, bind: Callable[[Workload], Callable[[], None]], workloads: list[Workload],
+             expected: Workload, copies: list[_timing.Call], device: torch.device) -> None:
+    trial = workloads[0].copy()
+    bind(trial)()
+    result.bit_equal = _equal(trial, expected, workloads[0])
+    if result.failed:
+        result.error = "the bytes written are not those of the reference"
+        return
+    del trial
+    calls = [bind(workload) for workload in workloads]
+    seconds, copy_seconds = _timing.device_times([calls, copies], device)
+    result.device_us = seconds * 1e6
+    result.copy_us = copy_seconds * 1e6
+    result.host_us = _timing.host_time(calls[0], device) * 1e6 if device.type == "cuda" else None
+    result.gb_per_s = result.num_bytes / seconds * 1e-9
+    result.share_of_copy = copy_seconds / seconds
+
+
+def _equal(trial: Workload, expected: Workload, before: Workload) -> bool:
+    """The written tensors are as expected, and no other has changed."""
+    inputs = [i for i, a in enumerate(trial.arguments) if isinstance(a, torch.Tensor) and i not in trial.written]
+    return same_bytes(trial.outputs(), expected.outputs()) and same_bytes(
+        [trial.arguments[i] for i in inputs], [before.arguments[i] for i in inputs])
+
+
+def _binder(baseline: Baseline) -> Callable[[Workload], Callable[[], None]]:
+    if baseline.compiled:
+        torch.compiler.reset()  # each case is compiled for its own shapes, and does not count as a recompilation
+        function = torch.compile(baseline.function, dynamic=False)
+    else:
+        function = baseline.function
+    return lambda workload: functools.partial(function, *baseline.prepare(workload))
