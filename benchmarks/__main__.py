@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import machine, report, reshape_and_cache, runner
+from benchmarks import gather, machine, report, reshape_and_cache, runner
 
-SUITES = (reshape_and_cache,)
+SUITES = (reshape_and_cache, gather)
 CPU_MAX_MB = 512
 
 

@@ -71,10 +71,34 @@ struct ReshapeAndCacheFlashParams {
   constexpr int64_t num_slots() const { return num_blocks * static_cast<int64_t>(block_size.value); }
 };
 
+// The bytes of one token's entry: `row_bytes` in one piece, repeated over up to four strided dimensions.
+struct Entry {
+  static constexpr int kMaxDims = 4;
+  int64_t row_bytes;
+  int64_t num_rows;  // product of size[0 .. num_dims)
+  int num_dims;
+  int64_t size[kMaxDims];
+  int64_t src_stride_bytes[kMaxDims];
+  int64_t dst_stride_bytes[kMaxDims];
+};
+
+struct CpGatherCacheParams {
+  const void* src_cache;  // [blocks, block_size, entry]
+  void* dst;              // [tokens, entry]
+  int64_t src_stride_block_bytes, src_stride_slot_bytes, dst_stride_token_bytes;
+  Entry entry;
+  Indices block_table;  // [sequences, blocks_per_sequence]
+  Indices cu_seq_lens;  // [sequences + 1]
+  Indices seq_starts;   // [sequences]
+  int64_t num_sequences, blocks_per_sequence, num_tokens, num_blocks;
+  Divisor block_size;
+};
+
 // Launch parameters of a GPU kernel: bytes that are copied as they stand, at most 4 KB.
 template <class Params>
 concept LaunchParams = std::is_trivially_copyable_v<Params> && sizeof(Params) <= 4096;
 
 static_assert(LaunchParams<ReshapeAndCacheFlashParams>);
+static_assert(LaunchParams<CpGatherCacheParams>);
 
 }  // namespace multikv

@@ -11,11 +11,11 @@ from . import platforms
 platforms.load()
 
 from . import _fake  # noqa: E402,F401  needs the schemas that load() registered
-from .ops import reshape_and_cache_flash  # noqa: E402
+from .ops import cp_gather_cache, reshape_and_cache_flash  # noqa: E402
 
 try:
     __version__ = version("multikv")
 except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+unknown"
 
-__all__ = ["platforms", "reshape_and_cache_flash"]
+__all__ = ["cp_gather_cache", "platforms", "reshape_and_cache_flash"]

@@ -34,8 +34,17 @@ def _write_case(layout: str, kv_cache_dtype: str) -> Case:
                 small=functools.partial(make, num_tokens=37), large=functools.partial(make, num_tokens=4096))
 
 
+def _gather_case(name: str, dtype: torch.dtype) -> Case:
+    make = functools.partial(_cases.cp_gather_cache, dtype=dtype)
+    return Case("cp_gather_cache", f"MLA {name}, 16 x 1,024 tokens",
+                small=functools.partial(make, batch_size=3, length=100),
+                large=functools.partial(make, batch_size=16, length=1024))
+
+
 CASES = [
     *(_write_case(layout, dtype) for layout in ("NHD", "HND") for dtype in ("bfloat16", "fp8_e4m3")),
+    _gather_case("bfloat16", torch.bfloat16),
+    _gather_case("fp8", torch.uint8),
 ]
 
 

@@ -70,6 +70,19 @@ def reshape_and_cache_flash(device: torch.device, num_tokens: int, kv_cache_dtyp
                     written=(2, 3), num_bytes=num_bytes)
 
 
+def cp_gather_cache(device: torch.device, batch_size: int, length: int, dtype: torch.dtype = torch.bfloat16,
+                    entry_size: int = 576, block_size: int = 64) -> Workload:
+    """batch_size sequences of one length, from a cache of latent (MLA) entries."""
+    blocks_per_sequence = -(-length // block_size)
+    num_blocks = batch_size * blocks_per_sequence + _SPARE_BLOCKS
+    block_table = torch.randperm(num_blocks, device=device)[:-_SPARE_BLOCKS].view(batch_size, -1).to(torch.int32)
+    cu_seq_lens = torch.arange(batch_size + 1, dtype=torch.int32, device=device) * length
+    src_cache = _random((num_blocks, block_size, entry_size), dtype, device)
+    dst = _random((batch_size * length, entry_size), dtype, device)
+    return Workload("cp_gather_cache", (src_cache, dst, block_table, cu_seq_lens, batch_size), written=(1,),
+                    num_bytes=2 * dst.numel() * dst.element_size())
+
+
 def copy_calls(num_bytes: int, device: torch.device) -> list[Callable[[], object]]:
     """Plain copies that move as much: half of num_bytes read and as much written, rotated likewise."""
     size = max(num_bytes // 2, 1)

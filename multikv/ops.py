@@ -13,6 +13,7 @@ from torch import Tensor
 
 _ops = torch.ops.multikv
 _reshape_and_cache_flash = _ops.reshape_and_cache_flash.default
+_cp_gather_cache = _ops.cp_gather_cache.default
 
 
 def reshape_and_cache_flash(
@@ -55,3 +56,34 @@ def reshape_and_cache_flash(
         IndexError: a slot past the end of the cache (on a GPU only when indices are checked).
     """
     _reshape_and_cache_flash(key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale)
+
+
+def cp_gather_cache(
+    src_cache: Tensor,
+    dst: Tensor,
+    block_table: Tensor,
+    cu_seq_lens: Tensor,
+    batch_size: int,
+    seq_starts: Tensor | None = None,
+) -> None:
+    """Copies the cache entries of sequences, found through their block tables, into consecutive rows.
+
+    Output row i belongs to the sequence s with `cu_seq_lens[s] <= i < cu_seq_lens[s + 1]`; its position there is
+    `p = i - cu_seq_lens[s] + seq_starts[s]`, and `dst[i] = src_cache[block_table[s, p // block_size], p % block_size]`.
+
+    Args:
+        src_cache: [num_blocks, block_size, *entry], any dtype; entries are copied as bytes. Any strides, the innermost being
+            1 (after merging neighbours, an entry may have up to 4 strided dimensions).
+        dst: [num_rows, *entry], dtype of src_cache, written. Rows outside [cu_seq_lens[0], cu_seq_lens[-1]) and rows whose block
+            lies past the table's width are left as they were.
+        block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not looked at.
+        cu_seq_lens: [batch_size + 1], int32 or int64, not decreasing, not negative, at most num_rows.
+        batch_size: number of sequences.
+        seq_starts: [batch_size], int32 or int64: the first position of each sequence to copy; None: 0.
+
+    Raises:
+        RuntimeError: an argument of a wrong rank, size, dtype, device or stride.
+        IndexError: a bound, start or needed block id out of range (on a GPU only when indices are checked; rows with
+            such an index are left as they were).
+    """
+    _cp_gather_cache(src_cache, dst, block_table, cu_seq_lens, batch_size, seq_starts)

@@ -8,17 +8,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+import bad_gather
 import bad_reshape_and_cache
 import reference
 from bad_calls import Bad
 from helpers import assert_same_bytes, check, copy_of, flash_arguments, run
 
-FAMILIES = (bad_reshape_and_cache,)
+FAMILIES = (bad_reshape_and_cache, bad_gather)
 BAD_ARGUMENTS = [bad for family in FAMILIES for bad in family.BAD_ARGUMENTS]
 WRONG_DEVICES = [bad for family in FAMILIES for bad in family.WRONG_DEVICES]
 # What a GPU skips, and bounds, after which it may write to other rows of the output.
-BAD_INDICES = [*bad_reshape_and_cache.BAD_INDICES]
-BAD_BOUNDS: list[Bad] = []
+BAD_INDICES = [*bad_reshape_and_cache.BAD_INDICES, *bad_gather.BAD_BLOCKS]
+BAD_BOUNDS = bad_gather.BAD_BOUNDS
 
 
 def fails(bad: Bad, device: torch.device, exception: type[Exception]) -> None:
@@ -113,3 +114,15 @@ def test_address_between_two_elements(name):
         f"reshape_and_cache_flash: {name}: expected an address that is a multiple of {size}, the element's size, "
         f"got {rest} bytes more"
     )
+
+
+def test_gpu_leaves_rows_of_a_sequence_that_begins_too_early(gpu, check_indices):
+    check_indices(False)
+    call = bad_gather.gather_arguments(gpu)
+    expected = call["dst"].clone()
+    good = copy_of(call)
+    reference.cp_gather_cache(**good)
+    expected[5:54] = good["dst"].to(gpu)[5:54]
+    call["cu_seq_lens"][0] = -3
+    run("cp_gather_cache", call)
+    assert torch.equal(call["dst"].view(torch.int16), expected.view(torch.int16))

@@ -12,16 +12,18 @@ from helpers import (
     copy_of,
     distinct_slots,
     flash_arguments,
+    gather_arguments,
     randomise,
     run,
     storage_bytes,
 )
 
-FLASH = "reshape_and_cache_flash"
+FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"
 
 CALLS = {
     "flash": (FLASH, flash_arguments, {"tokens": 300, "heads": 8}),
     "flash-fp8": (FLASH, flash_arguments, {"tokens": 300, "heads": 8, "format": "fp8", "per_head": True}),
+    "gather": (GATHER, gather_arguments, {"lengths": (300, 1, 77), "starts": (5, 0, 30)}),
 }
 
 

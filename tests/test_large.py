@@ -13,7 +13,7 @@ import torch
 import reference
 from helpers import FORMATS, check, distinct_slots, flash_arguments, random_bytes, randomise, run
 
-FLASH = "reshape_and_cache_flash"
+FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"
 LIMIT = 2**31
 
 
@@ -79,6 +79,41 @@ def test_inputs_past_the_limit(device, format):
         assert_equal_bits(call[name], expected[name])
 
 
+def test_gather_from_past_the_limit(device):
+    entry, block_size = 656, 64
+    blocks = LIMIT // (entry * block_size) + 100
+    cache = torch.empty(blocks, block_size, entry, dtype=torch.uint8, device=device)
+    used = torch.tensor(
+        [0, *(limit // (entry * block_size) + d for limit in (LIMIT // 2, LIMIT) for d in (0, 1)), blocks - 1]
+    )
+    cache[used] = random_bytes(len(used) * block_size * entry, device).view(-1, block_size, entry)
+    output = torch.zeros(len(used) * block_size, entry, dtype=torch.uint8, device=device)
+    bounds = torch.tensor([0, len(output)], device=device)
+    run(GATHER, {"src": cache, "dst": output, "table": used[None].to(device), "bounds": bounds, "batch_size": 1})
+    assert_equal_bits(output, cache[used].flatten(0, 1))
+
+
+def test_gather_to_past_the_limit(device):
+    """Three sequences: the middle one lies past its table, and leaves its rows, nearly all, without memory."""
+    entry, block_size, columns = 656, 16, 3
+    middle, rows = LIMIT // entry, LIMIT // entry + 5000
+    cache = random_bytes(9 * block_size * entry, device).view(9, block_size, entry)
+    output = torch.empty(rows, entry, dtype=torch.uint8, device=device)
+    table = torch.randint(9, (3, columns), device=device)
+    bounds = torch.tensor([middle - 20, middle + 20, rows - 30, rows], device=device)
+    starts = torch.tensor([3, columns * block_size, 5], device=device)
+    windows = [slice(0, 10), slice(middle - 30, middle + 30), slice(rows - 50, rows)]
+    for window in windows:
+        output[window] = 90
+    expected = [output[window].clone() for window in windows]
+    entries = cache[table.long()].flatten(1, 2)
+    expected[1][10:-10] = entries[0, 3 : 3 + 40]
+    expected[2][20:] = entries[2, 5 : 5 + 30]
+    run(GATHER, {"s": cache, "d": output, "t": table, "b": bounds, "batch_size": 3, "starts": starts})
+    for window, wanted in zip(windows, expected):
+        assert_equal_bits(output[window], wanted)
+
+
 # -- more than the CPU's last-level cache holds ------------------------------------------------------------------------
 
 
@@ -94,6 +129,23 @@ def test_more_tokens_than_the_cpu_cache_holds(device, format, head_size):
     values = randomise(torch.empty(tokens + heads * head_size, dtype=torch.bfloat16, device=device))
     windows = values.as_strided((tokens, heads, head_size), (1, head_size, 1))
     check(FLASH, call | {"key": windows, "value": windows, "slot_mapping": slots})
+
+
+@pytest.mark.parametrize("entry", [656, 1152, 512, 100, 33, 7])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_more_rows_than_the_cpu_cache_holds(device, entry, padding):
+    """Of which the first few hundred are written."""
+    rows = last_level_cache_bytes() // entry + 1000
+    cache = random_bytes(30 * 16 * entry, device).view(30, 16, entry)
+    output = torch.empty(rows, entry + padding, dtype=torch.uint8, device=device)
+    output[:400] = 90
+    table = torch.randperm(30, device=device)[None]
+    bounds = torch.tensor([3, 303], device=device)
+    expected = output[:400].cpu().clone()
+    expected[3:303, :entry] = cache[table[0]].flatten(0, 1)[5:305].cpu()
+    starts = torch.tensor([5], device=device)
+    run(GATHER, {"s": cache, "d": output[:, :entry], "t": table, "b": bounds, "batch_size": 1, "starts": starts})
+    assert_equal_bits(output[:400], expected)
 
 
 # -- all of it used, where there is room -------------------------------------------------------------------------------
@@ -112,3 +164,33 @@ def test_writing_more_than_the_limit(gpu):
     for source, cache in zip((key, value), caches):
         for some in torch.arange(tokens, device=gpu).split(2**19):
             assert torch.equal(cache.flatten(0, 1)[slots[some]].view(torch.int16), source[some].view(torch.int16))
+
+
+def test_more_heads_than_a_grid_has_blocks(gpu):
+    heads, size = 70_000, 2048
+    key = torch.randint(-(2**15), 2**15, (1, heads, size), dtype=torch.int16, device=gpu).view(torch.bfloat16)
+    value, one, slot = key[..., :8].contiguous(), torch.ones(1, device=gpu), torch.tensor([1], device=gpu)
+    caches = [torch.zeros(1, 2, heads, x.shape[2], dtype=x.dtype, device=gpu) for x in (key, value)]
+    torch.ops.multikv.reshape_and_cache_flash(key, value, *caches, slot, "auto", one, one)
+    rows = torch.zeros(heads, 2, size, dtype=key.dtype, device=gpu).transpose(0, 1)  # heads apart: a row each
+    table, bounds = torch.zeros(1, 1, dtype=torch.int32, device=gpu), torch.tensor([0, 2], device=gpu)
+    torch.ops.multikv.cp_gather_cache(caches[0], rows, table, bounds, 1)
+    for written, source in zip((*caches, rows[None]), (key, value, key)):
+        assert not written[0, 0].any()
+        assert torch.equal(written[0, 1].view(torch.int16), source[0].view(torch.int16))
+
+
+def test_gathering_more_than_the_limit(gpu):
+    entry, block_size, blocks = 656, 64, 1000
+    rows = LIMIT // entry + 100_000
+    cache = torch.randint(256, (blocks, block_size, entry), dtype=torch.uint8, device=gpu)
+    output = torch.empty(rows, entry, dtype=torch.uint8, device=gpu)
+    lengths = [rows // 2, 1, rows - rows // 2 - 1]
+    columns = rows // block_size + 1
+    table = torch.randint(blocks, (3, columns), dtype=torch.int32, device=gpu)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], device=gpu)
+    torch.ops.multikv.cp_gather_cache(cache, output, table, bounds, 3)
+    for sequence, length in enumerate(lengths):
+        for positions in torch.arange(length, device=gpu).split(2**20):
+            wanted = cache[table[sequence, positions // block_size].long(), positions % block_size]
+            assert torch.equal(output[bounds[sequence] + positions], wanted)

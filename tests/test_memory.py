@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from helpers import Arguments, flash_arguments, run
+from helpers import Arguments, flash_arguments, gather_arguments, run
 
 # A lost string is about 46 bytes, a lost handle of a tensor 32.
 MOST_BYTES_A_CALL = 8
@@ -22,15 +22,23 @@ def tiny_flash(**changes: object) -> Arguments:
     return flash_arguments(tokens=1, heads=1, head_size=1, format="fp8_e4m3fn") | changes
 
 
+def tiny_gather(starts: tuple[int, ...] | None = (0,), **changes: object) -> Arguments:
+    return gather_arguments(entry=(1,), lengths=(1,), starts=starts) | changes
+
+
 # name -> op, a call, how many times
 CALLS: dict[str, tuple[str, Callable[[], Arguments], int]] = {
     "string": ("reshape_and_cache_flash", tiny_flash, 1_000_000),
+    "option": ("cp_gather_cache", tiny_gather, 300_000),
+    "no_option": ("cp_gather_cache", lambda: tiny_gather(starts=None), 300_000),
 }
 FAILING_CALLS: dict[str, tuple[str, Callable[[], Arguments], int]] = {
     "bad_format": ("reshape_and_cache_flash", lambda: tiny_flash(kv_cache_dtype="a format as yet unheard of"), 100_000),
     "bad_dtype": ("reshape_and_cache_flash", lambda: tiny_flash(value=torch.ones(1, 1, 1)), 100_000),
     "none": ("reshape_and_cache_flash", lambda: tiny_flash(v_scale=None), 100_000),
     "bad_slot": ("reshape_and_cache_flash", lambda: tiny_flash(slot_mapping=torch.tensor([10**9])), 100_000),
+    "bad_start": ("cp_gather_cache", lambda: tiny_gather(seq_starts=torch.tensor([-1])), 100_000),
+    "bad_size": ("cp_gather_cache", lambda: tiny_gather(batch_size=2), 100_000),
 }
 
 

@@ -165,3 +165,24 @@ def test_reshape_and_cache_flash_by_hand():
     reference.reshape_and_cache_flash(key, key, cache, values, slots, "fp8", one, two)
     assert reference.decode_fp8(cache, "e4m3fn").tolist() == [[[[3, -448]], [[0, 0]]], [[[0, 0]], [[1, 2]]]]
     assert reference.decode_fp8(values, "e4m3fn").tolist() == [[[[1.5, -448]], [[0, 0]]], [[[0, 0]], [[0.5, 1]]]]
+
+
+def test_cp_gather_cache_by_hand():
+    cache = torch.arange(8).reshape(4, 2, 1)  # block b holds 2b and 2b + 1
+    output = torch.full((6, 1), -1)
+    table = torch.tensor([[3, 1, 9], [0, 9, 9]])
+    reference.cp_gather_cache(cache, output, table, torch.tensor([1, 4, 5]), 2, torch.tensor([0, 1]))
+    assert output.flatten().tolist() == [-1, 6, 7, 2, 1, -1]
+
+
+def test_bad_indices():
+    cache = torch.zeros(1, 2, 1, 1)
+    x, one = torch.ones(2, 1, 1), torch.tensor(1.0)
+    with pytest.raises(IndexError, match=r"slot_mapping\[1\]"):
+        reference.reshape_and_cache_flash(x, x, cache, cache, torch.tensor([0, 2]), "auto", one, one)
+    assert not cache.any()
+    reference.reshape_and_cache_flash(x, x, cache, cache, torch.tensor([0, 2]), "auto", one, one, bad_indices="skip")
+    assert cache.flatten().tolist() == [1, 0]
+    output = torch.zeros(2, 1, 1)
+    with pytest.raises(IndexError, match=r"block_table\[\(0, 0\)\]"):
+        reference.cp_gather_cache(cache, output, torch.tensor([[1]]), torch.tensor([0, 2]), 1)

@@ -13,13 +13,14 @@ from helpers import (
     assert_same_bytes,
     copy_of,
     flash_arguments,
+    gather_arguments,
     random_bytes,
     run,
     short,
 )
 from multikv import platforms
 
-FLASH = "reshape_and_cache_flash"
+FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"
 THREADS = max(2, os.cpu_count() or 1)
 
 
@@ -59,6 +60,14 @@ def test_instruction_sets_of_flash(dtype, format):
                 assert_same_bytes(outcome(FLASH, call, isa=isa), expected)
 
 
+@pytest.mark.parametrize("entry", [(1,), (5,), (64,), (100,), (4, 33)], ids=short)
+def test_instruction_sets_of_gather(entry):
+    call = gather_arguments(dtype=torch.uint8, entry=entry, starts=(3, 0, 17, 2))
+    expected = outcome(GATHER, call, isa="baseline")
+    for isa in platforms.cpu_isas():
+        assert_same_bytes(outcome(GATHER, call, isa=isa), expected)
+
+
 @pytest.mark.parametrize("isa", platforms.cpu_isas())
 @pytest.mark.parametrize("format", FORMATS)
 def test_threads_of_flash(isa, format):
@@ -66,6 +75,15 @@ def test_threads_of_flash(isa, format):
     expected = outcome(FLASH, call, isa=isa, threads=1)
     for threads in (2, 3, THREADS):
         assert_same_bytes(outcome(FLASH, call, isa=isa, threads=threads), expected)
+
+
+@pytest.mark.parametrize("isa", platforms.cpu_isas())
+def test_threads_of_gather(isa):
+    lengths = [1000, 0, 3, 2000, 1, 500]
+    call = gather_arguments(lengths=lengths, starts=[5, 9, 100, 0, 31, 16], blocks=64, entry=(8, 128), first_row=7)
+    expected = outcome(GATHER, call, isa=isa, threads=1)
+    for threads in (2, 3, THREADS):
+        assert_same_bytes(outcome(GATHER, call, isa=isa, threads=threads), expected)
 
 
 # In the last case the slots are so many that a bit for each would cost more than looking at those in use.
@@ -111,3 +129,11 @@ def test_gpu_writes_what_the_cpu_writes_flash(gpu, dtype, format):
             on_gpu = copy_of(call, gpu)
             run(FLASH, on_gpu)
             assert_same_bytes(on_gpu, outcome(FLASH, call))
+
+
+def test_gpu_writes_what_the_cpu_writes_gather(gpu):
+    for dtype, entry in ((torch.uint8, (656,)), (torch.bfloat16, (576,)), (torch.uint8, (7,)), (torch.float32, (4, 9))):
+        call = gather_arguments(dtype=dtype, entry=entry, lengths=[100, 0, 700, 3], starts=[1, 2, 3, 4], blocks=64)
+        on_gpu = copy_of(call, gpu)
+        run(GATHER, on_gpu)
+        assert_same_bytes(on_gpu, outcome(GATHER, call))

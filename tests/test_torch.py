@@ -19,10 +19,11 @@ from helpers import (
     distinct_slots,
     embed,
     flash_arguments,
+    gather_arguments,
     randomise,
 )
 
-FLASH = "reshape_and_cache_flash"
+FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 CALLS = {
@@ -31,6 +32,9 @@ CALLS = {
     # A uint8 cache: opcheck cannot compare float8 tensors.
     "flash-e5m2": (FLASH, flash_arguments, {"format": "fp8_e5m2", "inputs": "projection", "value_head_size": 32}),
     "flash-no_tokens": (FLASH, flash_arguments, {"tokens": 0}),
+    "gather": (GATHER, gather_arguments, {}),
+    "gather-starts": (GATHER, gather_arguments, {"starts": (1, 0, 17, 3), "index_dtype": torch.int64}),
+    "gather-no_sequences": (GATHER, gather_arguments, {"lengths": ()}),
 }
 
 
@@ -49,13 +53,19 @@ def test_inference_mode(any_device, name):
 
 
 def test_keyword_arguments(any_device):
-    for op, make in ((FLASH, flash_arguments),):
+    for op, make in ((FLASH, flash_arguments), (GATHER, gather_arguments)):
         for function in (getattr(multikv, op), getattr(torch.ops.multikv, op)):
             call = make(any_device)
             expected = copy_of(call)
             getattr(reference, op)(**expected)
             function(**call)
             assert_same_bytes(call, expected)
+
+
+def test_seq_starts_may_be_left_out(any_device):
+    call = gather_arguments(any_device)
+    assert call.pop("seq_starts") is None
+    check(GATHER, call)
 
 
 # -- torch.compile -----------------------------------------------------------------------------------------------------
@@ -125,3 +135,20 @@ def test_compiled_without_a_copy_of_the_cache(any_device, function, dynamic, buf
         assert result is got is None or torch.equal(got, result)
     assert "torch.ops.multikv.reshape_and_cache_flash.default(" in code[0]
     assert len(allocations(code)) == buffers, allocations(code)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_gather(any_device, dynamic):
+    def gather(src_cache, dst, block_table, cu_seq_lens, seq_starts):
+        multikv.cp_gather_cache(src_cache, dst, block_table, cu_seq_lens, block_table.shape[0], seq_starts)
+        return dst[0] + 1
+
+    torch._dynamo.reset()
+    call = gather_arguments(any_device, dtype=torch.int32, starts=(1, 0, 17, 3))
+    expected = copy_of(call)
+    reference.cp_gather_cache(**expected)
+    tensors = [x for x in call.values() if isinstance(x, Tensor)]
+    got, code = run_and_get_code(torch.compile(gather, fullgraph=True, dynamic=dynamic), *tensors)
+    assert_same_bytes(call, expected)
+    assert torch.equal(got.cpu(), expected["dst"][0] + 1)
+    assert len(allocations(code)) == 1, allocations(code)

@@ -15,11 +15,12 @@ struct Kernels {
   const char* name;
   bool (*is_supported)();
   decltype(&reshape_and_cache_flash<Isa::kBaseline>) reshape_and_cache_flash;
+  decltype(&cp_gather_cache<Isa::kBaseline>) cp_gather_cache;
 };
 
 template <Isa isa>
 constexpr Kernels kernels_of(const char* name, bool (*is_supported)()) {
-  return {name, is_supported, &reshape_and_cache_flash<isa>};
+  return {name, is_supported, &reshape_and_cache_flash<isa>, &cp_gather_cache<isa>};
 }
 
 // From the plainest to the best. The features named here are the flags in cmake/CpuIsa.cmake.
@@ -94,6 +95,13 @@ void launch(const ReshapeAndCacheFlashParams& p) {
   } else {
     parallel_for(p.num_tokens, bytes_moved, body);
   }
+}
+
+void launch(const CpGatherCacheParams& p) {
+  const int64_t entry_bytes = p.entry.num_rows * p.entry.row_bytes;
+  const Stores stores = stores_for(p.num_tokens * entry_bytes);
+  parallel_for(p.num_tokens, 2 * entry_bytes,
+               [&](int64_t begin, int64_t end) { kernels().cp_gather_cache(p, begin, end, stores); });
 }
 
 }  // namespace multikv::cpu

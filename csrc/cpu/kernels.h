@@ -15,4 +15,7 @@ enum class Stores : uint8_t { kOrdinary, kStreaming };
 template <Isa isa>
 void reshape_and_cache_flash(const ReshapeAndCacheFlashParams& p, int64_t begin, int64_t end, Stores stores);
 
+template <Isa isa>
+void cp_gather_cache(const CpGatherCacheParams& p, int64_t begin, int64_t end, Stores stores);
+
 }  // namespace multikv::cpu

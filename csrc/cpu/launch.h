@@ -6,6 +6,7 @@
 namespace multikv::cpu {
 
 void launch(const ReshapeAndCacheFlashParams& p);
+void launch(const CpGatherCacheParams& p);
 
 const char* isa_name();
 bool set_isa(const char* name);          // false: unknown, not built, or not supported by this CPU

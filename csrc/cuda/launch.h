@@ -13,5 +13,6 @@ struct Context {
 };
 
 void launch(const ReshapeAndCacheFlashParams& p, const Context& context);
+void launch(const CpGatherCacheParams& p, const Context& context);
 
 }  // namespace multikv::gpu

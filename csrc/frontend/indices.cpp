@@ -51,4 +51,37 @@ void check_slots(const Call& call, std::string_view argument, const Indices& slo
   }
 }
 
+void check_sequences(const Call& call, const Sequences& q) {
+  if (!call.backend().checks_indices(call.device_index())) return;
+  const HostIndices bounds(call, q.cu_seq_lens, 1, q.num_sequences + 1);
+  const HostIndices starts(call, q.seq_starts, 1, q.num_sequences);
+  const HostIndices table(call, q.block_table, q.num_sequences, q.blocks_per_sequence);
+
+  int64_t previous = 0;
+  for (int64_t s = 0; s <= q.num_sequences; ++s) {
+    if (bounds[s] < previous || bounds[s] > q.num_tokens) {
+      call.fail_index("cu_seq_lens", std::to_string(s),
+                      "a bound from " + std::to_string(previous) + " to " + std::to_string(q.num_tokens) +
+                          " (rows of the output)",
+                      bounds[s]);
+    }
+    previous = bounds[s];
+  }
+  for (int64_t s = 0; s < q.num_sequences; ++s) {
+    const int64_t start = starts.given() ? starts[s] : 0;
+    if (start < 0) call.fail_index("seq_starts", std::to_string(s), "a position of at least 0", start);
+    const int64_t length = bounds[s + 1] - bounds[s];
+    const int64_t first = start / q.block_size;
+    if (length == 0 || first >= q.blocks_per_sequence) continue;
+    const uint64_t end = static_cast<uint64_t>(start) + static_cast<uint64_t>(length) - 1;
+    const auto last = std::min(static_cast<int64_t>(end / q.block_size), q.blocks_per_sequence - 1);
+    for (int64_t b = first; b <= last; ++b) {
+      const int64_t block = table.at(s, b);
+      if (block >= 0 && block < q.num_blocks) continue;
+      call.fail_index("block_table", std::to_string(s) + ", " + std::to_string(b),
+                      "a block from 0 to " + std::to_string(q.num_blocks - 1), block);
+    }
+  }
+}
+
 }  // namespace multikv
