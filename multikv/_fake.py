@@ -1,8 +1,8 @@
 """Fake kernels: what torch.compile and opcheck run in place of an op while they trace.
 
-No op returns anything and what each writes stands in its schema, so one does for all. Arguments are checked where the op
-really runs, with the same text on every device. One meta tensor among real ones ends here too: that one must not pass in
-silence.
+No op returns anything and what each writes stands in its schema, so one does for all. Arguments are checked where the
+op really runs, with the same text on every device. One meta tensor among real ones ends here too: that one must not
+pass in silence.
 """
 
 from collections.abc import Callable

@@ -78,8 +78,8 @@ def _cuda_time(calls: Sequence[Call]) -> float:
     passes = _passes(calls, seconds)
     run = functools.partial(_wall_time, calls, passes)
     if seconds < _LONG_S:
-        # A CUDA graph of many calls, so that what the host does between them does not count. Not for long calls: they need
-        # none, and a large copy is slower as a node of a graph than it is by itself.
+        # A CUDA graph of many calls, so that what the host does between them does not count. Not for long calls: they
+        # need none, and a large copy is slower as a node of a graph than it is by itself.
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()

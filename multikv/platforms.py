@@ -83,7 +83,7 @@ def set_cpu_isa(name: str) -> None:
 
 
 def set_check_indices(enabled: bool) -> None:
-    """Whether GPU ops check their indices and raise IndexError, as CPU ops always do. Costs a synchronisation per call."""
+    """Whether GPU ops check their indices and raise IndexError, as CPU ops always do; each call then synchronises."""
     for name in _GPU_PLATFORMS:
         if _libraries[name].handle is not None:
             _libraries[name].handle.multikv_set_check_indices(int(enabled))
