@@ -2,7 +2,8 @@
 
 The only place that reads `torch.version` and the environment:
 
-- `MULTIKV_PLATFORM` = auto (default), cpu, cuda or rocm: load this GPU library, or none, whatever is detected.
+- `MULTIKV_PLATFORM` = auto (default), cpu, cuda or rocm: load this GPU library, or none, whatever is detected; it is an
+  ImportError if that one cannot be loaded.
 - `MULTIKV_CPU_ISA` = baseline, avx2 or avx512: the instruction set of the CPU kernels; default: the best the CPU has.
 - `MULTIKV_CHECK_INDICES` = 1: GPU ops check their indices too, at the price of a synchronisation.
 """
@@ -36,6 +37,7 @@ class Library:
 
 
 _libraries: dict[str, Library] = {}
+_registrations: list[torch.library.Library] = []  # kernels that Python registers live as long as these
 
 
 def libraries() -> list[Library]:
@@ -126,6 +128,8 @@ def _load() -> None:
         if wanted == name:
             library.reason = f"MULTIKV_PLATFORM={wanted}"
             _open(library)
+            if not library.loaded:
+                raise ImportError(f"MULTIKV_PLATFORM={wanted}: {library.path.name} cannot be loaded: {library.reason}")
         elif wanted != "auto":
             library.reason = f"MULTIKV_PLATFORM={wanted}"
         elif refusal := _refusal(library):
@@ -176,8 +180,10 @@ def _cuda_refusal(library: Library) -> str:
     driver = _hosts.nvidia_driver_cuda_version()
     capabilities = _hosts.nvidia_compute_capabilities()
     if capabilities is None:  # a host whose management library is missing may still compute
+        if not _hosts.has_nvidia_device():
+            return "no NVIDIA GPU or driver"
         library.reason = f"compiled for {', '.join(library.architectures)}; NVML cannot tell this host's GPUs"
-        return "" if _hosts.has_nvidia_device() else "no NVIDIA GPU or driver"
+        return ""
     if not capabilities:
         return "no NVIDIA GPU"
     if driver is not None and driver[0] < int(library.toolkit.split(".")[0]):
@@ -227,10 +233,10 @@ def _refuse_gpu_tensors() -> None:
 
         return refuse
 
-    global _refusing_library  # its registrations live as long as it does
-    _refusing_library = torch.library.Library("multikv", "IMPL", "CUDA")
+    library = torch.library.Library("multikv", "IMPL", "CUDA")
     for name in op_names():
-        _refusing_library.impl(name, refusing(name))
+        library.impl(name, refusing(name))
+    _registrations.append(library)
 
 
 def _cpu() -> ctypes.CDLL:

@@ -24,6 +24,11 @@ BAD_ARGUMENTS = [
     gather("dst_rank", {"dst": lambda x: x[0]}, "dst: expected 3 dimensions, got shape [2, 64]"),
     gather("dst_dtype", {"dst": lambda x: x.half()}, "dst: expected dtype bfloat16 like src_cache, got float16"),
     gather(
+        "dst_dtype_without_a_name",
+        {"dst": lambda x: x.to(torch.complex64)},
+        "dst: expected dtype bfloat16 like src_cache, got number 9 of torch's dtypes",
+    ),
+    gather(
         "dst_heads",
         {"dst": lambda x: x[:, :1]},
         "dst: expected size 2 (src_cache's entry) in dimension 1, got shape [57, 1, 64]",

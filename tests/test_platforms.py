@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from helpers import check, flash_arguments, serves_gpu
-from multikv import platforms
+from multikv import _hosts, platforms
 
 ISAS = ("baseline", "avx2", "avx512")
 
@@ -176,6 +178,73 @@ for _ in range(2):
 )
 def test_which_gpus_code_runs_on(architectures, capability, runs):
     assert platforms._has_code_for(architectures, capability) is runs
+
+
+@pytest.mark.parametrize("name", ["cuda", "rocm"])
+def test_a_forced_library_that_cannot_be_loaded(name, tmp_path):
+    """A copy of the package that has the CPU's library alone."""
+    package = Path(platforms.__file__).parent
+    others = shutil.ignore_patterns("__pycache__", "*_cuda.*", "*_rocm.*")
+    shutil.copytree(package, tmp_path / "multikv", ignore=others)
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import multikv
+except ImportError as error:
+    print(error)
+"""
+    expected = f"MULTIKV_PLATFORM={name}: libmultikv_{name}.so cannot be loaded: not built"
+    assert output_of(code, MULTIKV_PLATFORM=name) == expected
+
+
+# What a host says of its GPUs: CUDA version of the driver, compute capabilities (None: no NVML), a device file.
+@pytest.mark.parametrize(
+    "driver, capabilities, device_file, refusal",
+    [
+        ((13, 0), [(9, 0)], True, ""),
+        ((13, 1), [(7, 5), (8, 6)], True, ""),
+        ((12, 8), [(9, 0)], True, "the driver supports CUDA 12.8, the library was built with 13.0.88"),
+        ((13, 0), [(7, 5)], True, "no code for this host's sm_75: compiled for 80, 90"),
+        ((13, 0), [], True, "no NVIDIA GPU"),
+        (None, None, False, "no NVIDIA GPU or driver"),
+        (None, None, True, ""),
+    ],
+)
+def test_why_a_cuda_library_is_refused(monkeypatch, driver, capabilities, device_file, refusal):
+    monkeypatch.setattr(_hosts, "nvidia_driver_cuda_version", lambda: driver)
+    monkeypatch.setattr(_hosts, "nvidia_compute_capabilities", lambda: capabilities)
+    monkeypatch.setattr(_hosts, "has_nvidia_device", lambda: device_file)
+    library = platforms.Library("cuda", platforms.libraries()[0].path, toolkit="13.0.88", architectures=["80", "90"])
+    assert platforms._cuda_refusal(library) == refusal
+    assert bool(library.reason) == (refusal == "")
+
+
+@pytest.mark.parametrize(
+    "nodes, names, refusal",
+    [
+        ([0, 90010], ["gfx90a"], ""),
+        ([0, 100300, 90402], ["gfx1030", "gfx942"], ""),
+        ([0, 110000], ["gfx1100"], "no code for this host's gfx1100: compiled for gfx90a, gfx1030"),
+        ([0], [], "no AMD GPU"),
+    ],
+)
+def test_why_a_rocm_library_is_refused(monkeypatch, tmp_path, nodes, names, refusal):
+    """The kernel driver's topology: a directory per node, a CPU's with version 0."""
+    for number, version in enumerate(nodes):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "properties").write_text(f"cpu_cores_count 8\ngfx_target_version {version}\n")
+    found = _hosts.amd_architectures(tmp_path)
+    assert found == names
+    monkeypatch.setattr(_hosts, "amd_architectures", lambda: found)
+    library = platforms.Library("rocm", platforms.libraries()[0].path, architectures=["gfx90a", "gfx1030"])
+    assert platforms._rocm_refusal(library) == refusal
+
+
+def test_a_library_without_its_manifest_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    library = platforms.Library("cuda", platforms.libraries()[0].path)
+    assert platforms._refusal(library) == "multikv_cuda.json is missing beside it"
 
 
 def test_platform_cpu_loads_no_gpu_library():
