@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bad_calls import STRIDE, Bad, every_second, on_cpu, with_value
-from helpers import gather_arguments
+from calls.gather import gather_arguments
 
 
 def gather(what: str, changes: dict[str, object], message: str, **options: object) -> Bad:

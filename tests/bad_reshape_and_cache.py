@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bad_calls import STRIDE, Bad, every_second, on_cpu, to, with_value
-from helpers import flash_arguments
+from calls.reshape_and_cache import flash_arguments
 
 
 def flash(what: str, changes: dict[str, object], message: str, **options: object) -> Bad:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import INDEX_DTYPES, check, embed, gather_arguments, run, short
+from calls.gather import gather_arguments
+from helpers import INDEX_DTYPES, check, embed, run, short
 
 OP = "cp_gather_cache"
 

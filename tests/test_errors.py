@@ -12,7 +12,8 @@ import bad_gather
 import bad_reshape_and_cache
 import reference
 from bad_calls import Bad
-from helpers import assert_same_bytes, check, copy_of, flash_arguments, run
+from calls.reshape_and_cache import flash_arguments
+from helpers import assert_same_bytes, check, copy_of, run
 
 FAMILIES = (bad_reshape_and_cache, bad_gather)
 BAD_ARGUMENTS = [bad for family in FAMILIES for bad in family.BAD_ARGUMENTS]

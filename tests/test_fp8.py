@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import reference
-from helpers import FP8_FORMATS, assert_same_bytes, check, copy_of, flash_arguments, random_bytes, run
+from calls.reshape_and_cache import flash_arguments
+from helpers import FP8_FORMATS, assert_same_bytes, check, copy_of, random_bytes, run
 
 OP = "reshape_and_cache_flash"
 HEADS, HEAD_SIZE = 8, 128

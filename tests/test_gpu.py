@@ -6,17 +6,9 @@ import pytest
 import torch
 
 import reference
-from helpers import (
-    assert_same_bytes,
-    check,
-    copy_of,
-    distinct_slots,
-    flash_arguments,
-    gather_arguments,
-    randomise,
-    run,
-    storage_bytes,
-)
+from calls.gather import gather_arguments
+from calls.reshape_and_cache import flash_arguments
+from helpers import assert_same_bytes, check, copy_of, distinct_slots, randomise, run, storage_bytes
 
 FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import reference
-from helpers import FORMATS, check, distinct_slots, flash_arguments, random_bytes, randomise, run
+from calls.reshape_and_cache import flash_arguments
+from helpers import FORMATS, check, distinct_slots, random_bytes, randomise, run
 
 FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"
 LIMIT = 2**31

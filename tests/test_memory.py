@@ -12,7 +12,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from helpers import Arguments, flash_arguments, gather_arguments, run
+from calls.gather import gather_arguments
+from calls.reshape_and_cache import flash_arguments
+from helpers import Arguments, run
 
 # A lost string is about 46 bytes, a lost handle of a tensor 32.
 MOST_BYTES_A_CALL = 8

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import check, flash_arguments, serves_gpu
+from calls.reshape_and_cache import flash_arguments
+from helpers import check, serves_gpu
 from multikv import _hosts, platforms
 
 ISAS = ("baseline", "avx2", "avx512")

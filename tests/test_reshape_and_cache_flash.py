@@ -7,18 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calls.reshape_and_cache import CACHE_LAYOUTS, INPUT_LAYOUTS, flash_arguments
 from helpers import (
-    CACHE_LAYOUTS,
     FLOATS,
     FORMATS,
     INDEX_DTYPES,
-    INPUT_LAYOUTS,
     cache_dtype,
     check,
     distinct_slots,
     e4m3_of_bytes,
     embed,
-    flash_arguments,
     randomise,
     short,
     storage_bytes,

@@ -7,17 +7,9 @@ import os
 import pytest
 import torch
 
-from helpers import (
-    FLOATS,
-    FORMATS,
-    assert_same_bytes,
-    copy_of,
-    flash_arguments,
-    gather_arguments,
-    random_bytes,
-    run,
-    short,
-)
+from calls.gather import gather_arguments
+from calls.reshape_and_cache import flash_arguments
+from helpers import FLOATS, FORMATS, assert_same_bytes, copy_of, random_bytes, run, short
 from multikv import platforms
 
 FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"

@@ -12,7 +12,8 @@ import torch
 
 import multikv
 import reference
-from helpers import OPS, ROOT, flash_arguments, serves_gpu
+from calls.reshape_and_cache import flash_arguments
+from helpers import OPS, ROOT, serves_gpu
 from multikv import platforms
 
 ALL_OPS = platforms.op_names()

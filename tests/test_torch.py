@@ -12,16 +12,9 @@ from torch._inductor.utils import run_and_get_code
 
 import multikv
 import reference
-from helpers import (
-    assert_same_bytes,
-    check,
-    copy_of,
-    distinct_slots,
-    embed,
-    flash_arguments,
-    gather_arguments,
-    randomise,
-)
+from calls.gather import gather_arguments
+from calls.reshape_and_cache import flash_arguments
+from helpers import assert_same_bytes, check, copy_of, distinct_slots, embed, randomise
 
 FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])

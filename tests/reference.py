@@ -1,1 +1,0 @@
-../multikv/reference.py
