@@ -1,6 +1,7 @@
 """What a benchmark case is: one op at one size, what it must write, and the other ways to do the same."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,14 +22,35 @@ class Baseline:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    op: str
     name: str
     make: Callable[[torch.device], Workload]  # fresh random inputs at every call
-    expect: Callable[[Workload], None]  # writes what the op must write, slowly, without the op
-    baselines: tuple[Baseline, ...]
-    num_bytes: int
-    quick: bool  # part of --quick
+    expect: Callable[[Workload], None]  # writes what the op must write, whole tensors at once, without the op
+    baselines: tuple[Baseline, ...] = ()
+    quick: bool = False  # part of --quick
+
+    @classmethod
+    def of(cls, make: Callable[..., Workload], name: str, expect: Callable[[Workload], None],
+           baselines: tuple[Baseline, ...] = (), quick: bool = False, **sizes: Any) -> "Case":
+        """With the arguments of `make`, one of multikv._cases."""
+        return cls(name, functools.partial(make, **sizes), expect, baselines, quick)
+
+    @functools.cached_property
+    def _plan(self) -> Workload:
+        return self.make(torch.device("meta"))
+
+    @property
+    def op(self) -> str:
+        return self._plan.op
+
+    @property
+    def num_bytes(self) -> int:
+        return self._plan.num_bytes
 
     @property
     def full_name(self) -> str:
         return f"{self.op}/{self.name}"
+
+    @property
+    def of_model(self) -> bool:
+        """Part of --shapes, and not of other runs."""
+        return self.name.startswith("shapes/")

@@ -1,57 +1,62 @@
 """Cases of the ops that read sequences out of a paged cache."""
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from benchmarks import numbers
 from benchmarks.case import Baseline, Case
-from multikv._cases import Workload, cp_gather_cache
+from benchmarks.sizes import BATCHES, QUICK_BATCHES, dtype_name
+from multikv import _cases
+from multikv._cases import Workload
+from multikv.reference.indexer import values_and_scales
+from multikv.reference.tiles import NOPE, ROPE_BYTES, TILE
 
-BATCHES = ((1, 128), (1, 4096), (256, 128), (1, 131072), (256, 512))  # sequences x tokens of each
-QUICK_BATCHES = ((1, 128), (1, 4096), (256, 128))
-COMPILED_BATCHES = ((1, 128), (1, 131072))
-ENTRY_SIZE, BLOCK_SIZE = 576, 64
-DTYPES = {"bf16": torch.bfloat16, "fp8": torch.uint8}
-
-
-def cases() -> Iterator[Case]:
-    for dtype_name, dtype in DTYPES.items():
-        for batch in BATCHES:
-            yield _case(dtype_name, dtype, *batch)
+COPIED = {"bf16": torch.bfloat16, "fp8": torch.uint8}
+CONVERTED = ("bfloat16", "fp8_e4m3")
+HOST_SHARE = 1 / 64
+SHAPES = {"llama-3-8b": ((8, 128), 16), "llama-3-70b-tp8": ((1, 128), 16)}  # entries and block size of keys
 
 
-def _case(dtype_name: str, dtype: torch.dtype, batch_size: int, length: int) -> Case:
-    baselines = [
-        Baseline("index_select blocks", _select, _blocks),
-        Baseline("index_select rows", _select, _rows),
-    ]
-    if (batch_size, length) in COMPILED_BATCHES:
-        baselines.append(Baseline("torch.compile", _index, _rows, compiled=True))
-    return Case(
-        op="cp_gather_cache",
-        name=f"{dtype_name}/{batch_size}x{length}",
-        make=functools.partial(cp_gather_cache, batch_size=batch_size, length=length, dtype=dtype,
-                               entry_size=ENTRY_SIZE, block_size=BLOCK_SIZE),
-        expect=_expect,
-        baselines=tuple(baselines),
-        num_bytes=2 * batch_size * length * ENTRY_SIZE * dtype.itemsize,
-        quick=(batch_size, length) in QUICK_BATCHES,
-    )
+def cases(device: torch.device) -> Iterator[Case]:
+    rows, blocks = Baseline("index_select rows", _select, _rows), Baseline("index_select blocks", _select, _blocks)
+    for name, dtype in COPIED.items():
+        yield from _batches(_cases.cp_gather_cache, f"{name}/", _expect_copy, rows, blocks, dtype=dtype)
+    for dtype in CONVERTED:
+        baselines = (rows, blocks) if dtype == "bfloat16" else (Baseline("index_select, mul", _scale_rows, _scaled),)
+        yield from _batches(_cases.gather_and_maybe_dequant_cache, f"{dtype_name(dtype)}/", _expect_scaled, *baselines,
+                            kv_cache_dtype=dtype)
+    upconvert = Baseline("index_select, mul", _upconvert, _entries)
+    yield from _batches(_cases.cp_gather_and_upconvert_fp8_kv_cache, "", _expect_upconverted, upconvert)
+    for case in _batches(_cases.cp_gather_and_upconvert_fp8_kv_cache, "host-1-in-64/", _expect_upconverted,
+                         host_share=HOST_SHARE):
+        if case.quick:
+            yield case
+    yield from _batches(_cases.cp_gather_indexer_k_quant_cache, "", _expect_indexer,
+                        Baseline("index", _index, _indexer_parts))
+    for model, (entry, block_size) in SHAPES.items():
+        yield Case.of(_cases.cp_gather_cache, f"shapes/{model}/bf16", _expect_copy, (rows, blocks), batch_size=32,
+                      length=512, entry=entry, block_size=block_size)
 
 
-def _select(dst: torch.Tensor, src: torch.Tensor, index: torch.Tensor) -> None:
-    torch.index_select(src, 0, index, out=dst)
+def _batches(make: Callable[..., Workload], prefix: str, expect: Callable[[Workload], None], *baselines: Baseline,
+             **options: Any) -> Iterator[Case]:
+    for batch in BATCHES:
+        batch_size, length = batch
+        yield Case.of(make, f"{prefix}{batch_size}x{length}", expect, baselines, batch in QUICK_BATCHES,
+                      batch_size=batch_size, length=length, **options)
 
 
-def _index(dst: torch.Tensor, src: torch.Tensor, index: torch.Tensor) -> None:
-    dst.copy_(src[index])
+def _slots(block_table: Tensor, block_size: int, num_rows: int) -> Tensor:
+    position = torch.arange(num_rows // block_table.size(0), device=block_table.device)
+    return (block_table.long()[:, position // block_size] * block_size + position % block_size).flatten()
 
 
 def _rows(w: Workload) -> tuple[Any, ...]:
-    src_cache, dst, *_ = w.arguments
-    return dst, src_cache.flatten(0, 1), _slots(w)
+    src_cache, dst, block_table, *_ = w.arguments
+    return dst, src_cache.flatten(0, 1), _slots(block_table, src_cache.size(1), dst.size(0))
 
 
 def _blocks(w: Workload) -> tuple[Any, ...]:
@@ -60,13 +65,68 @@ def _blocks(w: Workload) -> tuple[Any, ...]:
     return dst.view(-1, *src_cache.shape[1:]), src_cache, block_table.flatten().long()
 
 
-def _slots(w: Workload) -> torch.Tensor:
-    src_cache, dst, block_table, *_ = w.arguments
-    position = torch.arange(dst.size(0) // block_table.size(0), device=dst.device)
-    block = block_table.long()[:, position // src_cache.size(1)]
-    return (block * src_cache.size(1) + position % src_cache.size(1)).flatten()
+def _select(dst: Tensor, src: Tensor, index: Tensor) -> None:
+    torch.index_select(src, 0, index, out=dst)
 
 
-def _expect(w: Workload) -> None:
-    src_cache, dst, *_ = w.arguments
-    dst.view(torch.uint8)[:] = src_cache.view(torch.uint8).flatten(0, 1)[_slots(w)]
+def _expect_copy(w: Workload) -> None:
+    dst, src, index = _rows(w)
+    dst.view(torch.uint8)[:] = src.view(torch.uint8)[index]
+
+
+def _scaled(w: Workload) -> tuple[Any, ...]:
+    dst, src, index = _rows(w)
+    return dst, src.view(torch.uint8), index, src.dtype, w.arguments[7]
+
+
+def _scale_rows(dst: Tensor, src: Tensor, index: Tensor, dtype: torch.dtype, scale: Tensor,
+                decode: Callable[[Tensor, torch.dtype], Tensor] = numbers.uncast) -> None:
+    dst.copy_(decode(src.index_select(0, index), dtype) * scale)
+
+
+def _expect_scaled(w: Workload) -> None:
+    if w.arguments[0].dtype == w.arguments[1].dtype:
+        _expect_copy(w)
+    else:
+        _scale_rows(*_scaled(w), decode=numbers.decode)
+
+
+def _entries(w: Workload) -> tuple[Any, ...]:
+    dst, src, index = _rows(w)
+    return dst, src.view(torch.uint8), index
+
+
+def _upconvert(dst: Tensor, src: Tensor, index: Tensor,
+               decode: Callable[[Tensor, torch.dtype], Tensor] = numbers.uncast) -> None:
+    codes, scales, rope = src.index_select(0, index).split([NOPE, NOPE // TILE * 4, ROPE_BYTES], 1)
+    tiles = decode(codes.unflatten(1, (-1, TILE)), numbers.E4M3) * scales.view(torch.float32)[..., None]
+    dst[:, :NOPE] = tiles.flatten(1)
+    dst.view(torch.int16)[:, NOPE:] = rope.view(torch.int16)
+
+
+def _expect_upconverted(w: Workload) -> None:
+    dst, src, index = _entries(w)
+    if len(w.arguments) > 5:
+        host_cache, host_row_ids, device_row_ids = w.arguments[6:]
+        on_host = device_row_ids < 0
+        logical = src.index_select(0, device_row_ids.clamp(min=0))
+        logical[on_host] = host_cache.to(src.device)[host_row_ids[on_host].long()]
+        src = logical
+    _upconvert(dst, src, index, decode=numbers.decode)
+
+
+def _indexer_parts(w: Workload) -> tuple[Any, ...]:
+    kv_cache, dst_k, dst_scale, block_table, _ = w.arguments
+    slots = _slots(block_table, kv_cache.size(1), dst_k.size(0))
+    values, scales = values_and_scales(kv_cache, dst_k.size(1))
+    where = slots // kv_cache.size(1), slots % kv_cache.size(1)
+    return (dst_k, values, where), (dst_scale, scales, where)
+
+
+def _index(*parts: tuple[Tensor, Tensor, tuple[Tensor, Tensor]]) -> None:
+    for dst, src, where in parts:
+        dst.copy_(src[where])
+
+
+def _expect_indexer(w: Workload) -> None:
+    _index(*_indexer_parts(w))

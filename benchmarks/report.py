@@ -19,13 +19,23 @@ def save(path: Path, machine: dict[str, Any], results: list[Result]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def print_results(console: Console, machine: dict[str, Any], results: list[Result]) -> None:
-    table = Table(title=f"{machine.get('gpu') or machine['cpu']}; copy: {machine['copy']}", title_justify="left",
-                  box=rich.box.SIMPLE_HEAD)
-    for name in ("op and case", "contender", "bytes"):
-        table.add_column(name, no_wrap=True)
-    for name in ("device us", "host us", "GB/s", "% copy"):
-        table.add_column(name, justify="right", no_wrap=True)
+def print_cases(console: Console, machine: dict[str, Any], results: list[Result]) -> None:
+    """A row for each case: multikv, and the fastest of the others."""
+    table = _table(machine, ("op and case",), ("us", "% copy", "host us"), ("best baseline",), ("us",))
+    for op, of_op in itertools.groupby(results, lambda r: r.op):
+        table.add_row(f"[bold]{op}")
+        for case, of_case in itertools.groupby(of_op, lambda r: r.case):
+            ours, *others = of_case
+            best = min((r for r in others if r.device_us), key=lambda r: r.device_us or 0.0, default=None)
+            table.add_row(f"  {case}", "[red]failed[/]" if ours.error else _text(ours.device_us, ".2f"),
+                          _percent(ours.share_of_copy), _text(ours.host_us, ".1f"),
+                          *((best.contender, _text(best.device_us, ".2f")) if best else ()))
+    console.print(table)
+    _print_errors(console, results)
+
+
+def print_contenders(console: Console, machine: dict[str, Any], results: list[Result]) -> None:
+    table = _table(machine, ("op and case", "contender", "bytes"), ("device us", "host us", "GB/s", "% copy"))
     for op, rows in itertools.groupby(results, lambda r: r.op):
         table.add_row(f"[bold]{op}")
         for r in rows:
@@ -33,9 +43,22 @@ def print_results(console: Console, machine: dict[str, Any], results: list[Resul
             equal = {True: "equal", False: "[red]differ[/]", None: ""}[r.bit_equal]
             table.add_row(f"  {r.case}" if first else "", r.contender, "[red]failed[/]" if r.error else equal,
                           _text(r.device_us, ".2f"), _text(r.host_us, ".2f"), _text(r.gb_per_s, ".1f"),
-                          _text(None if r.share_of_copy is None else 100 * r.share_of_copy, ".0f"),
-                          style="bold" if first else None)
+                          _percent(r.share_of_copy), style="bold" if first else None)
     console.print(table)
+    _print_errors(console, results)
+
+
+def _table(machine: dict[str, Any], *columns: tuple[str, ...]) -> Table:
+    """Columns of text and columns of numbers take turns."""
+    table = Table(title=f"{machine.get('gpu') or machine['cpu']}; copy: {machine['copy']}", title_justify="left",
+                  box=rich.box.SIMPLE_HEAD)
+    for names, justify in zip(columns, itertools.cycle(("left", "right"))):
+        for name in names:
+            table.add_column(name, justify=justify, no_wrap=True)
+    return table
+
+
+def _print_errors(console: Console, results: list[Result]) -> None:
     for r in results:
         if r.error:
             lines = r.error.strip().splitlines()
@@ -68,6 +91,10 @@ def _times(path: Path) -> dict[str, tuple[float, float]]:
     results = json.loads(path.read_text())["results"]
     return {f"{r['op']}/{r['case']}": (r["device_us"], r["share_of_copy"]) for r in results
             if r["contender"] == "multikv" and r["device_us"] is not None}
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f}"
 
 
 def _text(number: float | None, form: str) -> str:

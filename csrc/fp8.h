@@ -9,6 +9,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "float16.h"
 #include "params.h"
 
 namespace multikv {
@@ -53,19 +54,20 @@ constexpr uint8_t encode_fp8(float x, const Fp8Layout& layout) {
   return static_cast<uint8_t>(unclamped > 0x7f800000 ? (layout.fnuz ? 0x80 : 0x7f) : signed_code);
 }
 
-// float16 bits -> float32, exact; no step reads a subnormal float32, so that flush-to-zero modes change nothing.
-constexpr float float_from_half(uint16_t half) {
-  const int32_t magnitude = (half & 0x7fff) << 13;
-  const auto sign = static_cast<int32_t>(static_cast<uint32_t>(half & 0x8000) << 16);
-  constexpr int32_t kRebias = 112 << 23;
-  constexpr int32_t kSmallestNormal = 113 << 23;  // 2^-14
-  const int32_t special = magnitude >= (31 << 23) ? kRebias : 0;
-  const int32_t normal = magnitude + kRebias + special;
-  const auto subnormal = std::bit_cast<int32_t>(std::bit_cast<float>(magnitude + kSmallestNormal) -
-                                                std::bit_cast<float>(kSmallestNormal));
-  return std::bit_cast<float>((magnitude < (1 << 23) ? subnormal : normal) | sign);
+// fp8 -> float32, exact; like encode_fp8 without branches, and without reading a subnormal float32.
+constexpr float decode_fp8(uint8_t code, const Fp8Layout& layout) {
+  const int32_t magnitude = (code & 0x7f) << (23 - layout.mantissa_bits);
+  const int32_t smallest_normal = (128 - layout.bias) << 23;
+  const int32_t normal = magnitude + ((127 - layout.bias) << 23);
+  const auto subnormal = std::bit_cast<int32_t>(std::bit_cast<float>(magnitude + smallest_normal) -
+                                                std::bit_cast<float>(smallest_normal));
+  const int32_t finite = magnitude < (1 << 23) ? subnormal : normal;
+  // e5m2 has codes for infinity (0x7c) and three for NaN above it, e4m3fn one for NaN, fnuz one where -0 would be.
+  const int32_t first_special = layout.fnuz ? 0x80 : layout.mantissa_bits == 2 ? 0x7c : 0x7f;
+  const int32_t special = layout.mantissa_bits == 2 && (code & 0x7f) == 0x7c ? 0x7f800000 : 0x7fc00000;
+  const int32_t bits = (code & 0x7f) >= first_special ? special : finite;
+  const auto sign = static_cast<int32_t>(static_cast<uint32_t>(code & 0x80) << 24);
+  return std::bit_cast<float>(layout.fnuz && code == 0x80 ? 0x7fc00000 : bits | sign);
 }
-
-constexpr float float_from_bfloat16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
 }  // namespace multikv

@@ -40,8 +40,7 @@ class Quotient {
     if constexpr (kSteps == 2) q = fma(fma(-q, scale_, scaled), reciprocal_, q);
     // Infinities and NaN, and what fp8 saturates, keep the estimate: their remainder may have overflowed. A zero
     // remainder has lost the sign of a zero quotient.
-    const auto magnitude = std::bit_cast<int32_t>(estimate) & 0x7fffffff;
-    const auto result = std::bit_cast<int32_t>(magnitude < 0x49800000 ? q : estimate);  // 2^20
+    const auto result = std::bit_cast<int32_t>(__builtin_fabsf(estimate) < 0x1p20f ? q : estimate);
     return std::bit_cast<float>((result & 0x7fffffff) | static_cast<int32_t>(std::bit_cast<uint32_t>(scaled) & 0x80000000u));
   }
 

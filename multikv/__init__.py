@@ -11,11 +11,40 @@ from . import platforms
 platforms.load()
 
 from . import _fake  # noqa: E402,F401  needs the schemas that load() registered
-from .ops import cp_gather_cache, reshape_and_cache_flash  # noqa: E402
+from .ops import (  # noqa: E402
+    concat_and_cache_mla,
+    concat_and_cache_mla_grouped,
+    concat_and_cache_mla_rope_fused,
+    concat_mla_q,
+    convert_fp8,
+    cp_gather_and_upconvert_fp8_kv_cache,
+    cp_gather_cache,
+    cp_gather_indexer_k_quant_cache,
+    gather_and_maybe_dequant_cache,
+    indexer_k_quant_and_cache,
+    reshape_and_cache,
+    reshape_and_cache_flash,
+    swap_blocks,
+)
 
 try:
     __version__ = version("multikv")
 except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+unknown"
 
-__all__ = ["cp_gather_cache", "platforms", "reshape_and_cache_flash"]
+__all__ = [
+    "concat_and_cache_mla",
+    "concat_and_cache_mla_grouped",
+    "concat_and_cache_mla_rope_fused",
+    "concat_mla_q",
+    "convert_fp8",
+    "cp_gather_and_upconvert_fp8_kv_cache",
+    "cp_gather_cache",
+    "cp_gather_indexer_k_quant_cache",
+    "gather_and_maybe_dequant_cache",
+    "indexer_k_quant_and_cache",
+    "platforms",
+    "reshape_and_cache",
+    "reshape_and_cache_flash",
+    "swap_blocks",
+]

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import itertools
 import json
 import platform as host
@@ -20,31 +19,55 @@ from multikv import _cases, _timing, platforms, reference
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row: `small` is checked against the slow reference, `large` is timed."""
+    """One row: `make` with the sizes `small` is checked against the slow reference, with `large` it is timed."""
 
-    op: str
     name: str
-    small: Callable[[torch.device], _cases.Workload]
-    large: Callable[[torch.device], _cases.Workload]
+    make: Callable[..., _cases.Workload]  # named as the op
+    small: dict[str, Any]
+    large: dict[str, Any]
+
+    @property
+    def op(self) -> str:
+        return self.make.__name__
 
 
-def _write_case(layout: str, kv_cache_dtype: str) -> Case:
-    make = functools.partial(_cases.reshape_and_cache_flash, kv_cache_dtype=kv_cache_dtype, layout=layout)
-    return Case("reshape_and_cache_flash", f"{layout} {kv_cache_dtype}, 4,096 tokens",
-                small=functools.partial(make, num_tokens=37), large=functools.partial(make, num_tokens=4096))
+def _case(make: Callable[..., _cases.Workload], name: str, small: dict[str, Any], large: dict[str, Any],
+          **options: Any) -> Case:
+    return Case(name, make, small | options, large | options)
 
 
-def _gather_case(name: str, dtype: torch.dtype) -> Case:
-    make = functools.partial(_cases.cp_gather_cache, dtype=dtype)
-    return Case("cp_gather_cache", f"MLA {name}, 16 x 1,024 tokens",
-                small=functools.partial(make, batch_size=3, length=100),
-                large=functools.partial(make, batch_size=16, length=1024))
+def _write(make: Callable[..., _cases.Workload], name: str, num_tokens: int = 4096, **options: Any) -> Case:
+    return _case(make, f"{name}, {num_tokens:,} tokens", {"num_tokens": 37}, {"num_tokens": num_tokens}, **options)
+
+
+def _gather(make: Callable[..., _cases.Workload], name: str, **options: Any) -> Case:
+    return _case(make, f"{name}, 16 x 1,024 tokens", {"batch_size": 3, "length": 100},
+                 {"batch_size": 16, "length": 1024}, **options)
 
 
 CASES = [
-    *(_write_case(layout, dtype) for layout in ("NHD", "HND") for dtype in ("bfloat16", "fp8_e4m3")),
-    _gather_case("bfloat16", torch.bfloat16),
-    _gather_case("fp8", torch.uint8),
+    _write(_cases.reshape_and_cache_flash, "NHD bfloat16"),
+    _write(_cases.reshape_and_cache_flash, "HND fp8_e4m3", kv_cache_dtype="fp8_e4m3", layout="HND"),
+    _write(_cases.reshape_and_cache, "bfloat16"),
+    _write(_cases.reshape_and_cache, "interleaved V, fp8_e4m3", kv_cache_dtype="fp8_e4m3", interleaved_v=True),
+    *(_write(_cases.concat_and_cache_mla, dtype, kv_cache_dtype=dtype)
+      for dtype in ("bfloat16", "fp8_e4m3", "fp8_ds_mla")),
+    *(_write(_cases.concat_and_cache_mla_rope_fused, f"16 heads, {dtype}", kv_cache_dtype=dtype, num_heads=16)
+      for dtype in ("bfloat16", "fp8_e4m3")),
+    _write(_cases.concat_and_cache_mla_grouped, "4 layers, fp8_e4m3", 1024, kv_cache_dtype="fp8_e4m3"),
+    _write(_cases.concat_mla_q, "128 heads", 128),
+    *(_case(_cases.convert_fp8, name, {"num_elements": 1000}, {"num_elements": 1 << 22}, to_fp8=to_fp8)
+      for name, to_fp8 in (("bfloat16 to fp8_e4m3, 4 Mi", True), ("fp8_e4m3 to bfloat16, 4 Mi", False))),
+    _gather(_cases.cp_gather_cache, "bfloat16"),
+    _gather(_cases.gather_and_maybe_dequant_cache, "bfloat16"),
+    _gather(_cases.gather_and_maybe_dequant_cache, "fp8_e4m3", kv_cache_dtype="fp8_e4m3"),
+    _gather(_cases.cp_gather_and_upconvert_fp8_kv_cache, "fp8_ds_mla"),
+    _gather(_cases.cp_gather_and_upconvert_fp8_kv_cache, "1/64 on the host", host_share=1 / 64),
+    _write(_cases.indexer_k_quant_and_cache, "fp8_e4m3"),
+    _gather(_cases.cp_gather_indexer_k_quant_cache, "fp8_e4m3"),
+    *(_case(_cases.swap_blocks, f"{name}, 256 x 32 KiB", {"num_blocks": 8, "block_bytes": 4096},
+            {"num_blocks": 256, "block_bytes": 32768}, direction=direction)
+      for name, direction in (("to the host", "d2h"), ("from the host", "h2d"))),
 ]
 
 
@@ -63,18 +86,19 @@ def run(case: Case, device: torch.device) -> Result:
     """Checks and times one case; whatever goes wrong is part of the result."""
     result = Result(case.op, case.name)
     try:
-        small = case.small(device)
+        small = case.make(device, **case.small)
         expected = small.copy("cpu")
         expected.bind(reference)()
         small.bind()()
+        _timing.wait(device)  # it may write to the host's memory
         result.ok = _cases.same_bytes(small.outputs(), expected.outputs())
         if not result.ok:
             result.error = "bytes differ from multikv.reference"
             return result
-        num_bytes = case.large(device).num_bytes
-        workloads = [case.large(device) for _ in range(_cases.rotation(num_bytes, device))]
-        calls = [workload.bind() for workload in workloads]
-        seconds, copy_seconds = _timing.device_times([calls, _cases.copy_calls(num_bytes, device)], device)
+        num_bytes = case.make(torch.device("meta"), **case.large).num_bytes
+        workloads = [case.make(device, **case.large) for _ in range(_cases.rotation(num_bytes, device))]
+        contenders = [[workload.bind() for workload in workloads], _cases.copy_calls(workloads[0], device)]
+        seconds, copy_seconds = _timing.device_times(contenders, device, graph=workloads[0].graph)
         result.time_us = seconds * 1e6
         result.gb_per_s = num_bytes / seconds * 1e-9
         result.share_of_copy = copy_seconds / seconds
@@ -132,6 +156,8 @@ def main() -> int:
 
     about = describe(device)
     console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no edge to wrap at
     if not arguments.json:
         console.print(f"[bold]multikv {about['multikv']}[/], torch {about['torch']}, Python {about['python']}")
         console.print(f"platform: [bold]{about['platform']}[/]; ops run on {about['device_name']}, "

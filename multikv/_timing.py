@@ -11,32 +11,46 @@ import torch
 Call = Callable[[], object]
 
 _SAMPLES = 20
-_CPU_SAMPLES = 9  # at least, and for at least _CPU_S seconds: longer than a short disturbance
-_CPU_S = 0.4
+_FEW_SAMPLES = 9
+_CPU_S = 0.4  # of samples at least: longer than a short disturbance
 _SAMPLE_S = 2e-3  # one sample covers at least about this much work, so that clocks and launch gaps do not show
 _LONG_S = 100e-6  # a call that runs so long on a GPU hides the launch of the next
 _HOST_BURST = 50  # kernels in flight stay well below the depth of a launch queue, where a launch would block
+_HOST_BURST_S = 5e-3  # and the device is done with them about this soon
+_QUEUED_S = 1.0  # of samples of calls that no graph holds, if that makes enough samples
+_CYCLES_PER_S = 2e9  # of a GPU, at most
 
 
-def device_times(contenders: Sequence[Sequence[Call]], device: torch.device) -> list[float]:
+def device_times(contenders: Sequence[Sequence[Call]], device: torch.device, graph: bool = True) -> list[float]:
     """For each contender, the time of one of its calls on the device.
 
     The calls of a contender differ in their tensors only (see `_cases.rotation`). On a CPU the contenders take turns,
-    so that whatever else the machine does slows all of them: their ratios hold even where the times move.
+    so that whatever else the machine does slows all of them: their ratios hold even where the times move. Without
+    `graph`, which is for calls of ever the same kernels, a GPU runs what was queued while it was kept busy.
     """
-    return [_cuda_time(calls) for calls in contenders] if device.type == "cuda" else _cpu_times(contenders)
+    return [_cuda_time(calls, graph) for calls in contenders] if device.type == "cuda" else _cpu_times(contenders)
 
 
-def host_time(call: Call, device: torch.device) -> float:
-    """Time until an eager call returns. On a GPU nothing is waited for; on a CPU this is the call's own time."""
+def host_time(call: Call, device: torch.device, device_s: float = 0.0) -> float:
+    """Time until an eager call returns. On a GPU nothing is waited for; on a CPU this is the call's own time.
+
+    Calls that are known to take long on the device are made in shorter bursts.
+    """
     if device.type != "cuda":
         return _cpu_times([[call]])[0]
+    burst = max(1, min(_HOST_BURST, round(_HOST_BURST_S / max(device_s, 1e-9))))
     samples = []
     for _ in range(_SAMPLES):
         torch.cuda.synchronize()
-        samples.append(_wall_time([call], _HOST_BURST))
+        samples.append(_wall_time([call], burst))
     torch.cuda.synchronize()
     return statistics.median(samples[1:])
+
+
+def wait(device: torch.device) -> None:
+    """Until what was launched on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _wall_time(calls: Sequence[Call], passes: int) -> float:
@@ -53,7 +67,7 @@ def _cpu_times(contenders: Sequence[Sequence[Call]]) -> list[float]:
     passes = [_passes(calls, _wall_time(calls, 1)) for calls in contenders]
     samples: list[list[float]] = [[] for _ in contenders]
     end = time.perf_counter() + _CPU_S
-    while time.perf_counter() < end or len(samples[0]) < _CPU_SAMPLES:
+    while time.perf_counter() < end or len(samples[0]) < _FEW_SAMPLES:
         for calls, count, times in zip(contenders, passes, samples, strict=True):
             if count > 1:
                 _wall_time(calls, 1)  # the contender before may have emptied the caches
@@ -61,7 +75,7 @@ def _cpu_times(contenders: Sequence[Sequence[Call]]) -> list[float]:
     return [statistics.median(times) for times in samples]
 
 
-def _cuda_time(calls: Sequence[Call]) -> float:
+def _cuda_time(calls: Sequence[Call], graph: bool) -> float:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -76,14 +90,17 @@ def _cuda_time(calls: Sequence[Call]) -> float:
     torch.cuda.current_stream().wait_stream(side)
 
     passes = _passes(calls, seconds)
-    run = functools.partial(_wall_time, calls, passes)
+    if not graph:
+        passes = min(passes, max(1, _HOST_BURST // len(calls)))
+        return _queued_time(functools.partial(_wall_time, calls, passes)) / (passes * len(calls))
+    run: Call = functools.partial(_wall_time, calls, passes)
     if seconds < _LONG_S:
         # A CUDA graph of many calls, so that what the host does between them does not count. Not for long calls: they
         # need none, and a large copy is slower as a node of a graph than it is by itself.
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        cuda_graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(cuda_graph):
             run()
-        run = graph.replay
+        run = cuda_graph.replay
     # Marks between runs that are queued together: the device never waits for the host to launch the next one.
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(_SAMPLES + 1)]
     run()
@@ -94,6 +111,25 @@ def _cuda_time(calls: Sequence[Call]) -> float:
     torch.cuda.synchronize()
     milliseconds = statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
     return milliseconds * 1e-3 / (passes * len(calls))
+
+
+def _queued_time(run: Call) -> float:
+    """Time of a run on a device that is kept busy until all of it has been launched."""
+    start = time.perf_counter()
+    run()
+    launch_s = time.perf_counter() - start
+    torch.cuda.synchronize()
+    count = round(_QUEUED_S / (time.perf_counter() - start))
+    samples = []
+    for _ in range(min(_SAMPLES, max(_FEW_SAMPLES, count))):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
+        torch.cuda._sleep(round(2 * launch_s * _CYCLES_PER_S))
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        samples.append(begin.elapsed_time(end) * 1e-3)
+    return statistics.median(samples)
 
 
 def _passes(calls: Sequence[Call], estimate_s: float) -> int:

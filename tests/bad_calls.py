@@ -34,11 +34,20 @@ class Bad(NamedTuple):
 
 
 STRIDE = "{}: expected stride 1 in the innermost dimension, got stride 2"
+NONE = "{}: expected a tensor, got None"
+EXPANDED = "{}: expected a tensor to write to, each element in a place of its own, got stride 0 in dimension {}"
+ON_CPU = "{}: expected device {{device}} like {}, got cpu"  # and the device of the call is to be filled in
+FORMAT_NAMES = "auto, float16, bfloat16, float32, fp8, fp8_e4m3, fp8_e5m2, fp8_e4m3fn, fp8_e4m3fnuz, fp8_e5m2fnuz"
 
 
 def every_second(x: torch.Tensor) -> torch.Tensor:
     """The same values, two elements apart in the innermost dimension."""
     return x.repeat_interleave(2, -1)[..., ::2]
+
+
+def expanded(dim: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """All elements of a dimension in one place."""
+    return lambda x: x.narrow(dim, 0, 1).expand(x.shape)
 
 
 def with_value(position: object, value: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -56,3 +65,7 @@ def to(dtype: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def on_cpu(x: torch.Tensor) -> torch.Tensor:
     return x.cpu()
+
+
+def on_gpu(x: torch.Tensor) -> torch.Tensor:
+    return x.cuda()

@@ -50,9 +50,9 @@ BAD_ARGUMENTS = [
     ),
     gather(
         "scattered_entries",
-        {"src_cache": lambda x: torch.nn.functional.pad(x, (0, 1) * 6)[..., :2, :2, :2, :2, :2, :2]},
-        "src_cache: expected entries of at most 4 strided dimensions, got shape [9, 16, 2, 2, 2, 2, 2, 2]",
-        entry=(2,) * 6,
+        {"src_cache": lambda x: torch.nn.functional.pad(x, (0, 1) * 10)[(..., *[slice(2)] * 10)]},
+        "src_cache: expected entries of at most 8 strided dimensions, got shape [9, 16, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]",
+        entry=(2,) * 10,
     ),
     gather("table_rank", {"block_table": lambda x: x[0]}, "block_table: expected 2 dimensions, got shape [4]"),
     gather("table_dtype", {"block_table": lambda x: x.bool()}, "block_table: expected dtype int32 or int64, got bool"),
@@ -101,7 +101,7 @@ WRONG_DEVICES = [
     for name in ("dst", "block_table", "cu_seq_lens", "seq_starts")
 ]
 
-BAD_BLOCKS = [
+BAD_INDICES = [
     gather(
         "block_past_the_end",
         {"block_table": with_value((3, 1), 9)},

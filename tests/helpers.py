@@ -13,6 +13,7 @@ from torch import Tensor
 import multikv
 import reference
 from multikv import platforms
+from reference.formats import bits
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,7 +22,21 @@ INDEX_DTYPES = (torch.int32, torch.int64)
 FP8_FORMATS = tuple(reference.FP8_FORMATS)
 # One name per way of storing: as it comes, and the four fp8 formats.
 FORMATS = ("auto", "fp8_e4m3fn", "fp8_e5m2", "fp8_e4m3fnuz", "fp8_e5m2fnuz")
-OPS = ("reshape_and_cache_flash", "cp_gather_cache")
+OPS = (
+    "reshape_and_cache_flash",
+    "reshape_and_cache",
+    "concat_and_cache_mla",
+    "concat_and_cache_mla_rope_fused",
+    "convert_fp8",
+    "gather_and_maybe_dequant_cache",
+    "cp_gather_cache",
+    "cp_gather_and_upconvert_fp8_kv_cache",
+    "indexer_k_quant_and_cache",
+    "cp_gather_indexer_k_quant_cache",
+    "swap_blocks",
+    "concat_mla_q",
+    "concat_and_cache_mla_grouped",
+)
 
 # The arguments of a call by name, in the order of the schema.
 Arguments = dict[str, object]
@@ -74,6 +89,15 @@ def e4m3_of_bytes(device: torch.device) -> str:
     return "e4m3fn"
 
 
+def last_level_cache_bytes() -> int:
+    """The CPU's. An op that writes more than that stores past the cache."""
+    try:
+        kilobytes = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip().removesuffix("K")
+    except OSError:
+        kilobytes = "0"
+    return max(int(kilobytes), 32 << 10) << 10
+
+
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
 
@@ -119,27 +143,57 @@ def storage_bytes(x: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
 
 
-def copy_of(arguments: Arguments, device: torch.device | str = "cpu") -> Arguments:
-    """The same tensors elsewhere: same strides, same surroundings, and what shared memory shares it again."""
+def move_addresses(name: str, copied: Tensor, original: Tensor) -> None:
+    """kv_cache_ptrs holds addresses of the memory that it lies in: those of a copy shall be of the copy's memory."""
+    if name == "kv_cache_ptrs":
+        copied += storage_bytes(copied).data_ptr() - storage_bytes(original).data_ptr()
+
+
+def overwrite(arguments: Arguments, others: Arguments) -> None:
+    """Gives the memory of every tensor the contents of the other's, which is as large."""
+    for name, x in arguments.items():
+        if isinstance(x, Tensor):
+            storage_bytes(x).copy_(storage_bytes(others[name]))
+            move_addresses(name, x, others[name])
+
+
+def copy_of(arguments: Arguments, device: torch.device | str | None = "cpu") -> Arguments:
+    """The same tensors elsewhere: same strides, same surroundings, and what shared memory shares it again.
+
+    Without a device, each where it is, in pinned memory if it is there.
+    """
     storages: dict[int, torch.UntypedStorage] = {}
 
-    def copy(x: object) -> object:
+    def copy(name: str, x: object) -> object:
         if not isinstance(x, Tensor):
             return x
-        bytes = storage_bytes(x)
+        bytes, place = storage_bytes(x), x.device if device is None else device
         if bytes.data_ptr() not in storages:
-            storages[bytes.data_ptr()] = bytes.to(device, copy=True).untyped_storage()
-        empty = torch.empty(0, dtype=x.dtype, device=device)
-        return empty.set_(storages[bytes.data_ptr()], x.storage_offset(), x.shape, x.stride())
+            copied = bytes.to(place, copy=True)
+            if device is None and x.is_pinned():
+                copied = copied.pin_memory()
+            storages[bytes.data_ptr()] = copied.untyped_storage()
+        empty = torch.empty(0, dtype=x.dtype, device=place)
+        result = empty.set_(storages[bytes.data_ptr()], x.storage_offset(), x.shape, x.stride())
+        move_addresses(name, result, x)
+        return result
 
-    return {name: copy(x) for name, x in arguments.items()}
+    return {name: copy(name, x) for name, x in arguments.items()}
 
 
-def assert_same_bytes(actual: Arguments, expected: Arguments) -> None:
-    """Compares the memory of every tensor with all that surrounds it; inputs are thereby seen to be unchanged."""
+def assert_same_bytes(actual: Arguments, expected: Arguments, nan_outputs: Sequence[str] = ()) -> None:
+    """Compares the memory of every tensor with all that surrounds it; inputs are thereby seen to be unchanged.
+
+    `nan_outputs` names tensors of floats in which one NaN is as good as another; what surrounds them is still compared
+    byte for byte.
+    """
+    for device in {x.device for x in actual.values() if isinstance(x, Tensor) and x.is_cuda}:
+        torch.cuda.synchronize(device)  # for the end of a copy to pinned memory, nothing below waits
     for name, x in actual.items():
         if isinstance(x, Tensor):
-            got, wanted = storage_bytes(x).cpu(), storage_bytes(expected[name]).cpu()
+            got, wanted = _memory(name, x), _memory(name, expected[name])
+            if name in nan_outputs:
+                got = _with_nans_of(wanted, got, x)
             if not torch.equal(got, wanted):
                 where = (got != wanted).nonzero().flatten()
                 first = where[0].item()
@@ -149,16 +203,35 @@ def assert_same_bytes(actual: Arguments, expected: Arguments) -> None:
                 )
 
 
+def _memory(name: str, x: Tensor) -> Tensor:
+    if name != "kv_cache_ptrs":
+        return storage_bytes(x).cpu()
+    x = copy_of({name: x})[name]
+    x -= storage_bytes(x).data_ptr()
+    return storage_bytes(x)
+
+
+def _with_nans_of(wanted: Tensor, got: Tensor, x: Tensor) -> Tensor:
+    """The bytes `got`, with the NaNs among the elements of x replaced by those that `wanted` has there."""
+    got = got.clone()
+    ours, theirs = (
+        torch.empty(0, dtype=x.dtype).set_(bytes.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+        for bytes in (got, wanted)
+    )
+    bits(ours).copy_(torch.where(ours.isnan() & theirs.isnan(), bits(theirs), bits(ours)))
+    return got
+
+
 def run(op: str, arguments: Arguments) -> None:
     assert getattr(multikv, op)(*arguments.values()) is None
 
 
-def check(op: str, arguments: Arguments, **reference_options: object) -> None:
+def check(op: str, arguments: Arguments, *, nan_outputs: Sequence[str] = (), **reference_options: object) -> None:
     """Runs the op, and the reference on a copy, and compares all memory."""
     expected = copy_of(arguments)
     getattr(reference, op)(**expected, **reference_options)
     run(op, arguments)
-    assert_same_bytes(arguments, expected)
+    assert_same_bytes(arguments, expected, nan_outputs)
 
 
 # -- parts of calls ---------------------------------------------------------------------------------------------------------

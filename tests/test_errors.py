@@ -8,19 +8,53 @@ from __future__ import annotations
 import pytest
 import torch
 
+import bad_convert
+import bad_dequant
 import bad_gather
+import bad_indexer
+import bad_mla
 import bad_reshape_and_cache
+import bad_rope
+import bad_swap
 import reference
 from bad_calls import Bad
+from calls import CALLS
+from calls.gather import gather_arguments
 from calls.reshape_and_cache import flash_arguments
-from helpers import assert_same_bytes, check, copy_of, run
+from calls.swap import swap_arguments
+from helpers import OPS, assert_same_bytes, check, copy_of, run
 
-FAMILIES = (bad_reshape_and_cache, bad_gather)
-BAD_ARGUMENTS = [bad for family in FAMILIES for bad in family.BAD_ARGUMENTS]
-WRONG_DEVICES = [bad for family in FAMILIES for bad in family.WRONG_DEVICES]
+FAMILIES = (
+    bad_reshape_and_cache,
+    bad_mla,
+    bad_rope,
+    bad_convert,
+    bad_gather,
+    bad_dequant,
+    bad_indexer,
+    bad_swap,
+)
+
+
+def bad_calls(kind: str) -> list[Bad]:
+    return [bad for family in FAMILIES for bad in getattr(family, kind, [])]
+
+
+BAD_ARGUMENTS = bad_calls("BAD_ARGUMENTS")
+WRONG_DEVICES = bad_calls("WRONG_DEVICES")
 # What a GPU skips, and bounds, after which it may write to other rows of the output.
-BAD_INDICES = [*bad_reshape_and_cache.BAD_INDICES, *bad_gather.BAD_BLOCKS]
-BAD_BOUNDS = bad_gather.BAD_BOUNDS
+BAD_INDICES = bad_calls("BAD_INDICES")
+BAD_BOUNDS = bad_calls("BAD_BOUNDS")
+
+# One of each op, of which every tensor is read or written.
+NAMES = ("flash-fp8", "packed-fp8", "mla-fp8", "rope-neox", "grouped-fp8", "concat_q", "to_fp8", "gather-starts")
+NAMES += ("dequant-starts", "upconvert-host", "indexer_write", "indexer_gather", "swap")
+GOOD_CALLS = {CALLS[name].op: CALLS[name] for name in NAMES}
+
+
+def written_by(op: str) -> list[str]:
+    schema = getattr(torch.ops.multikv, op).default._schema
+    return [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
 
 
 def fails(bad: Bad, device: torch.device, exception: type[Exception]) -> None:
@@ -33,9 +67,13 @@ def fails(bad: Bad, device: torch.device, exception: type[Exception]) -> None:
     check(bad.op, bad.good_call(device))
 
 
+def test_these_tests_know_all_ops():
+    assert sorted({bad.op for bad in BAD_ARGUMENTS}) == sorted(GOOD_CALLS) == sorted(OPS)
+
+
 @pytest.mark.parametrize("bad", BAD_ARGUMENTS, ids=str)
-def test_bad_arguments(device, bad):
-    fails(bad, device, RuntimeError)
+def test_bad_arguments(any_device, bad):
+    fails(bad, any_device, RuntimeError)
 
 
 @pytest.mark.parametrize("bad", WRONG_DEVICES, ids=str)
@@ -44,9 +82,9 @@ def test_wrong_devices(gpu, bad):
 
 
 @pytest.mark.parametrize("bad", BAD_INDICES + BAD_BOUNDS, ids=str)
-def test_bad_indices(device, bad, check_indices):
+def test_bad_indices(any_device, bad, check_indices):
     check_indices(True)
-    fails(bad, device, IndexError)
+    fails(bad, any_device, IndexError)
 
 
 @pytest.mark.parametrize("bad", BAD_INDICES, ids=str)
@@ -62,22 +100,29 @@ def test_gpu_stays_inside_with_bad_bounds(gpu, bad, check_indices):
     call = bad.call(gpu)
     before = copy_of(call)
     run(bad.op, call)
-    before["dst"].copy_(call["dst"])
+    for name in written_by(bad.op):
+        before[name].copy_(call[name])
     assert_same_bytes(call, before)
 
 
-def test_wrong_number_and_kind_of_arguments(device):
+@pytest.mark.parametrize("bad", bad_swap.BAD_BLOCKS, ids=str)
+def test_bad_blocks_of_a_swap(any_device, bad, check_indices):
+    check_indices(False)
+    fails(bad, any_device, IndexError)
+
+
+@pytest.mark.parametrize("op", GOOD_CALLS)
+def test_wrong_number_and_kind_of_arguments(any_device, op):
     """What the dispatcher checks itself, by the schema."""
-    call = list(flash_arguments(device).values())
-    op = torch.ops.multikv.reshape_and_cache_flash
-    for wrong in (call[:-1], [*call, 1], [call[0], 1, *call[2:]], [*call[:5], 8, *call[6:]]):
-        with pytest.raises(RuntimeError, match=r"multikv::reshape_and_cache_flash\(\) "):
-            op(*wrong)
+    call = list(GOOD_CALLS[op].arguments(any_device).values())
+    for wrong in (call[:1], [*call, 1], [1, *call[1:]], [*call[:-1], object()]):
+        with pytest.raises(RuntimeError, match=rf"multikv::{op}\(\) "):
+            getattr(torch.ops.multikv, op)(*wrong)
 
 
-def test_first_bad_index_is_named(device, check_indices):
+def test_first_bad_index_is_named(any_device, check_indices):
     check_indices(True)
-    call = flash_arguments(device, tokens=500)
+    call = flash_arguments(any_device, tokens=500)
     call["slot_mapping"][[77, 400]] = 10**9
     with pytest.raises(IndexError, match=r"slot_mapping\[77\]"):
         run("reshape_and_cache_flash", call)
@@ -89,37 +134,51 @@ def test_reference_rejects_the_same_indices():
             getattr(reference, bad.op)(**bad.call(torch.device("cpu")))
 
 
-def test_one_meta_tensor_among_others(device):
+@pytest.mark.parametrize("op", GOOD_CALLS)
+def test_one_meta_tensor_among_others(any_device, op):
     """Dispatched to the fake kernels, which write nothing: it must not pass in silence."""
-    call = flash_arguments(device)
-    call["slot_mapping"] = call["slot_mapping"].to("meta")
+    call = GOOD_CALLS[op].arguments(any_device)
+    for name, x in call.items():
+        if not isinstance(x, torch.Tensor):
+            continue
+        wrong = call | {name: x.to("meta")}
+        with pytest.raises(RuntimeError) as caught:
+            run(op, wrong)
+        types = sorted({x.device.type for x in wrong.values() if isinstance(x, torch.Tensor)})
+        assert str(caught.value) == f"{op}: expected all tensors on one device, got {', '.join(types)}"
+
+
+def test_swap_between_two_gpus(gpu):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    call = swap_arguments(torch.device("cuda", 0))
+    call["dst"] = call["dst"].to("cuda:1")
     with pytest.raises(RuntimeError) as caught:
-        run("reshape_and_cache_flash", call)
-    expected = f"expected all tensors on one device, got {', '.join(sorted([device.type, 'meta']))}"
-    assert str(caught.value) == f"reshape_and_cache_flash: {expected}"
+        run("swap_blocks", call)
+    assert str(caught.value) == "swap_blocks: dst: expected device cuda:0 like src, got cuda:1"
 
 
-@pytest.mark.parametrize("name", ["key", "value_cache", "slot_mapping", "k_scale"])
-def test_address_between_two_elements(name):
+@pytest.mark.parametrize("op", GOOD_CALLS)
+def test_address_between_two_elements(op):
     """As tensors of other libraries may have: GPUs cannot read there, so it is an error on every device."""
-    call = flash_arguments(format="fp8_e4m3" if name == "k_scale" else "auto")
-    x = call[name]
-    buffer = bytearray(x.nbytes + 1)
-    shifted = torch.frombuffer(buffer, dtype=x.dtype, offset=1, count=x.numel()).view(x.shape)
-    shifted.copy_(x)
-    with pytest.raises(RuntimeError) as caught:
-        run("reshape_and_cache_flash", call | {name: shifted})
-    size = x.element_size()
-    rest = shifted.data_ptr() % size
-    assert str(caught.value) == (
-        f"reshape_and_cache_flash: {name}: expected an address that is a multiple of {size}, the element's size, "
-        f"got {rest} bytes more"
-    )
+    call = GOOD_CALLS[op].arguments()
+    for name, x in call.items():
+        if not isinstance(x, torch.Tensor) or x.element_size() == 1:
+            continue
+        buffer = bytearray(x.nbytes + 1)
+        shifted = torch.frombuffer(buffer, dtype=x.dtype, offset=1, count=x.numel()).view(x.shape)
+        shifted.copy_(x)
+        with pytest.raises(RuntimeError) as caught:
+            run(op, call | {name: shifted})
+        size = x.element_size()
+        rest = shifted.data_ptr() % size
+        expected = f"an address that is a multiple of {size}, the element's size"
+        assert str(caught.value) == f"{op}: {name}: expected {expected}, got {rest} bytes more"
 
 
 def test_gpu_leaves_rows_of_a_sequence_that_begins_too_early(gpu, check_indices):
     check_indices(False)
-    call = bad_gather.gather_arguments(gpu)
+    call = gather_arguments(gpu)
     expected = call["dst"].clone()
     good = copy_of(call)
     reference.cp_gather_cache(**good)

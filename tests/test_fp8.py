@@ -1,4 +1,4 @@
-"""Quantisation by the op, bit for bit, wherever a mistake could hide: every 16-bit float, every rounding boundary."""
+"""fp8 by the ops, bit for bit, wherever a mistake could hide: every 16-bit float, every rounding boundary, every code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import reference
+from calls.convert import convert_arguments
 from calls.reshape_and_cache import flash_arguments
-from helpers import FP8_FORMATS, assert_same_bytes, check, copy_of, random_bytes, run
+from helpers import FLOATS, FP8_FORMATS, assert_same_bytes, check, copy_of, random_bytes, run, short
 
-OP = "reshape_and_cache_flash"
+OP, CONVERT = "reshape_and_cache_flash", "convert_fp8"
 HEADS, HEAD_SIZE = 8, 128
 
 SCALES = (
@@ -36,6 +37,48 @@ def quantising_call(key, format, k_scale, v_scale, device, **options):
 def test_every_16_bit_float(device, dtype, format, scale):
     key = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).reshape(-1, HEADS, HEAD_SIZE)
     check(OP, quantising_call(key, format, torch.tensor(scale), torch.tensor([0.75]), device))
+
+
+@pytest.mark.parametrize("format", FP8_FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=short)
+def test_every_16_bit_float_by_convert_fp8(device, dtype, format):
+    floats = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    for scale in SCALES[::3]:
+        # As a whole, and in rows of an odd length: each float then stands at another place of a vector.
+        for shape in ((2**16,), (2**16 // 33, 33)):
+            call = convert_arguments(device, format=f"fp8_{format}", dtype=dtype, shape=shape, scale=scale)
+            call["src_cache"].copy_(floats[: call["src_cache"].numel()].view(shape))
+            check(CONVERT, call)
+
+
+# Beside SCALES: what is no float32 (becoming 0, infinite, another number), and products that are a tie between two
+# numbers of 16 bits, or next to one, and the largest of them, or next to it.
+DOUBLES = [1 / 3, 1e-60, 1e60, 1 + 2.0**-30, -1e-50]
+TIES = [1 + 2.0**-8, 1 + 2.0**-8 + 2.0**-23, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 2.0**-11 - 2.0**-24, 1 + 3 * 2.0**-11]
+ENDS = [2.0**-33 / 3, 2.0**-140 / 3, 65504 / 448, 65520 / 448, 65519.99 / 57344, 3.39e38 / 57344, 3.4e38 / 240]
+
+
+@pytest.mark.parametrize("scale", SCALES + DOUBLES + TIES + ENDS, ids=str)
+@pytest.mark.parametrize("format", FP8_FORMATS)
+def test_every_code(device, format, scale):
+    for dtype in FLOATS:
+        for shape in ((256,), (65, 255)):  # the second: every code at every place of a vector
+            options = {"dtype": dtype, "scale": scale, "shape": shape, "nans": True}
+            call = convert_arguments(device, format=f"fp8_{format}", to_fp8=False, **options)
+            codes = call["src_cache"]
+            codes.copy_((torch.arange(codes.numel()) % 256).view(shape))
+            check(CONVERT, call, nan_outputs=("dst_cache",))
+
+
+@pytest.mark.parametrize("format", FP8_FORMATS)
+def test_scale_of_convert_fp8_is_rounded_to_float32_first(device, format):
+    """A quotient by the double would lie on the other side of a tie."""
+    for scale in DOUBLES:
+        key = nearby(boundaries(format)[:, None] * torch.tensor([scale])).flatten().nan_to_num(nan=1.0)
+        shape = (len(key),)
+        call = convert_arguments(device, format=f"fp8_{format}", dtype=torch.float32, shape=shape, scale=scale)
+        call["src_cache"].copy_(key)
+        check(CONVERT, call)
 
 
 def boundaries(format: str) -> torch.Tensor:
@@ -119,3 +162,28 @@ def test_flushed_subnormals(device):
     finally:
         torch.set_flush_denormal(False)
     assert_same_bytes(call, expected)
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-40])
+def test_flushed_subnormals_of_convert_fp8(device, scale):
+    """In either direction; the scale too may be one."""
+    codes = torch.arange(0x70, dtype=torch.uint8)
+    calls = [
+        convert_arguments(device, to_fp8=False, dtype=dtype, shape=codes.shape, scale=scale)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    for call in calls:
+        call["src_cache"].copy_(codes)
+    calls.append(convert_arguments(device, dtype=torch.float32, shape=(4,), scale=scale))
+    calls[-1]["src_cache"].copy_(torch.tensor([1e-40, -3e-39, 1e-38, 1e-45]))
+    expected = [copy_of(call) for call in calls]
+    for call in expected:
+        reference.convert_fp8(**call)
+    torch.set_flush_denormal(True)
+    try:
+        for call in calls:
+            run(CONVERT, call)
+    finally:
+        torch.set_flush_denormal(False)
+    for call, wanted in zip(calls, expected):
+        assert_same_bytes(call, wanted)

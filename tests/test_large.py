@@ -5,25 +5,29 @@ Of such tensors only what is used gets memory: a large torch.empty has none unti
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 import reference
-from calls.reshape_and_cache import flash_arguments
-from helpers import FORMATS, check, distinct_slots, random_bytes, randomise, run
+from calls import CALLS
+from calls.convert import convert_arguments
+from calls.mla import grouped_arguments
+from calls.reshape_and_cache import flash_arguments, packed_arguments
+from helpers import (
+    FORMATS,
+    assert_same_bytes,
+    check,
+    copy_of,
+    distinct_slots,
+    last_level_cache_bytes,
+    random_bytes,
+    randomise,
+    run,
+    short,
+)
 
-FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"
+FLASH, PACKED, GATHER = "reshape_and_cache_flash", "reshape_and_cache", "cp_gather_cache"
 LIMIT = 2**31
-
-
-def last_level_cache_bytes() -> int:
-    try:
-        kilobytes = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip().removesuffix("K")
-    except OSError:
-        kilobytes = "0"
-    return max(int(kilobytes), 32 << 10) << 10
 
 
 def assert_equal_bits(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -61,23 +65,74 @@ def test_cache_past_the_limit(device, layout, format, dtype):
     )
 
 
-@pytest.mark.parametrize("format", ["auto", "fp8_e5m2"])
-def test_inputs_past_the_limit(device, format):
-    tokens, heads, size = 4, 2, 64
-    stride = LIMIT // (tokens - 1) + 64
-    call = flash_arguments(device, tokens=tokens, heads=heads, head_size=size, format=format)
-    memory = torch.empty(stride * (tokens - 1) + 2 * heads * size, dtype=torch.bfloat16, device=device)
-    far = {
-        "key": memory.as_strided((tokens, heads, size), (stride, size, 1)),
-        "value": memory.as_strided((tokens, heads, size), (stride, size, 1), heads * size),
-    }
-    for name, x in far.items():
-        x.copy_(call[name])
-    expected = {name: x.cpu().clone() if isinstance(x, torch.Tensor) else x for name, x in call.items()}
-    reference.reshape_and_cache_flash(**expected)
-    run(FLASH, call | far)
-    for name in ("key_cache", "value_cache"):
-        assert_equal_bits(call[name], expected[name])
+def spread(x: torch.Tensor) -> torch.Tensor:
+    """The same values, the last of the first dimension more than the limit after the first."""
+    stride = LIMIT // (len(x) - 1) + 64
+    memory = torch.empty(stride * (len(x) - 1) + x[0].numel(), dtype=x.dtype, device=x.device)
+    inner = torch.empty(x.shape[1:], dtype=x.dtype, device="meta").stride()
+    return memory.as_strided(x.shape, (stride, *inner)).copy_(x)
+
+
+def shares_memory(a: object, b: torch.Tensor) -> bool:
+    return isinstance(a, torch.Tensor) and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+# All that do something and whose tensors need not be contiguous; NaNs would be free, in some.
+SPREAD = [
+    name
+    for name, call in CALLS.items()
+    if call.op != "swap_blocks"
+    and not call.nan_outputs
+    and not name.endswith(("no_tokens", "no_sequences", "nothing"))
+]
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_each_tensor_past_the_limit(device, name):
+    """One at a time: inputs, outputs, tables of indices."""
+    op, good = CALLS[name].op, CALLS[name].arguments(device)
+    expected = copy_of(good)
+    getattr(reference, op)(**expected)
+    tensors = [name for name, x in good.items() if isinstance(x, torch.Tensor) and x.dim() > 1 and len(x) > 1]
+    assert tensors
+    for far in tensors:
+        call = copy_of(good, None)
+        call[far] = spread(call[far])
+        run(op, call)
+        assert_equal_bits(call[far], expected[far])
+        beside = [name for name, x in good.items() if shares_memory(x, good[far])]  # itself, and slices of one tensor
+        assert_same_bytes({name: x for name, x in call.items() if name not in beside}, expected)
+
+
+def test_caches_of_layers_past_the_limit(device):
+    """Known by their addresses: far apart, and with blocks far apart."""
+    layers, blocks, block_size, columns = 2, 3, 4, 40
+    call = grouped_arguments(device, layers=layers, blocks=blocks, block_size=block_size, latent_size=32, rope_size=8)
+    block_stride = LIMIT // 2 + 64
+    memory = torch.empty(layers * blocks * block_stride, dtype=torch.bfloat16, device=device)
+    caches = memory.as_strided(
+        (layers, blocks, block_size, columns), (blocks * block_stride, block_stride, columns, 1)
+    )
+    caches.fill_(7)
+    expected = torch.full(caches.shape, 7, dtype=caches.dtype)
+    one = torch.ones(1)
+    for layer, cache in enumerate(expected):
+        kv_c, k_pe, slots = (call[name][layer].cpu() for name in ("kv_c", "k_pe", "slot_mapping"))
+        reference.concat_and_cache_mla(kv_c, k_pe, cache, slots, "auto", one)
+    addresses = torch.tensor([cache.data_ptr() for cache in caches], device=device)
+    run("concat_and_cache_mla_grouped", call | {"kv_cache_ptrs": addresses, "block_stride": block_stride})
+    assert_equal_bits(caches, expected)
+
+
+def test_swapped_blocks_past_the_limit(device):
+    block_bytes = 1000
+    blocks = LIMIT // block_bytes + 5
+    src, dst = (torch.empty(blocks * block_bytes, dtype=torch.uint8, device=device) for _ in range(2))
+    pairs = torch.tensor([(blocks - 1, 3), (2, blocks - 2), (3, blocks - 1), (blocks - 3, blocks - 4)])
+    chosen = src.view(-1, block_bytes)
+    chosen[pairs[:, 0]] = random_bytes(len(pairs) * block_bytes, device).view(-1, block_bytes)
+    run("swap_blocks", {"src": src, "dst": dst, "block_size_in_bytes": block_bytes, "block_mapping": pairs})
+    assert torch.equal(dst.view(-1, block_bytes)[pairs[:, 1]], chosen[pairs[:, 0]])
 
 
 def test_gather_from_past_the_limit(device):
@@ -118,18 +173,59 @@ def test_gather_to_past_the_limit(device):
 # -- more than the CPU's last-level cache holds ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head_size", [128, 20, 33])
+@pytest.mark.parametrize("head_size, x", [(128, 8), (20, 4), (33, 11)])
 @pytest.mark.parametrize("format", FORMATS)
-def test_more_tokens_than_the_cpu_cache_holds(device, format, head_size):
+def test_more_tokens_than_the_cpu_cache_holds(device, format, head_size, x):
     """Nearly all of them padding, and each token's input starts one element after the one before."""
     heads = 16
     tokens = last_level_cache_bytes() // (2 * heads * head_size) + 1000
-    call = flash_arguments(device, tokens=300, heads=heads, head_size=head_size, format=format)
     slots = torch.full((tokens,), -1, device=device)
-    slots[torch.randperm(tokens, device=device)[:300]] = call["slot_mapping"]
+    used = torch.randperm(tokens - 8, device=device)[:300]
+    used[:8] = used[0] + torch.arange(8, device=device)
+    slots[used] = distinct_slots(300, 320).sort().values.to(device)
     values = randomise(torch.empty(tokens + heads * head_size, dtype=torch.bfloat16, device=device))
     windows = values.as_strided((tokens, heads, head_size), (1, head_size, 1))
-    check(FLASH, call | {"key": windows, "value": windows, "slot_mapping": slots})
+    sizes = {"tokens": 300, "heads": heads, "head_size": head_size, "format": format, "blocks": 20}
+    inputs = {"key": windows, "value": windows, "slot_mapping": slots}
+    check(FLASH, flash_arguments(device, **sizes) | inputs)
+    for value_x in (None, 4):
+        check(PACKED, packed_arguments(device, x=x, value_x=value_x, **sizes) | inputs)
+
+
+@pytest.mark.parametrize("to_fp8", [True, False], ids=["to_fp8", "from_fp8"])
+@pytest.mark.parametrize(
+    "format, dtype",
+    [("fp8_e4m3fn", torch.bfloat16), ("fp8_e5m2", torch.float32), ("fp8_e4m3fnuz", torch.float16)],
+    ids=short,
+)
+def test_converting_more_than_the_cpu_cache_holds(device, format, dtype, to_fp8):
+    """The same row again and again, so that it is the same result, from an odd start; without gaps, and with."""
+    columns = 100_003
+    row = convert_arguments("cpu", to_fp8=to_fp8, dtype=dtype, format=format, shape=(columns,))
+    once = copy_of(row)
+    reference.convert_fp8(**once)
+    once = once["dst_cache"].view(torch.uint8)
+    rows = last_level_cache_bytes() // len(once) + 10
+    src = row["src_cache"].to(device).expand(rows, columns)
+    for gap in (0, 5):
+        dst = torch.zeros(1 + rows * (columns + gap), dtype=row["dst_cache"].dtype, device=device)
+        whole = dst[1:].view(rows, columns + gap)
+        run("convert_fp8", row | {"src_cache": src, "dst_cache": whole[:, :columns]})
+        whole = whole.view(torch.uint8)
+        assert (whole[:, : len(once)] == once.to(device)).all()
+        assert not whole[:, len(once) :].any() and dst[0] == 0
+
+
+def test_swapping_more_than_the_cpu_cache_holds(device):
+    block_bytes = last_level_cache_bytes() // 4 + 1
+    src = random_bytes(2**20, device).repeat(6 * block_bytes // 2**20 + 1)
+    dst = torch.zeros_like(src)
+    pairs = torch.tensor([(1, 0), (2, 1), (3, 2), (5, 4), (0, 5)])
+    run("swap_blocks", {"src": src, "dst": dst, "block_size_in_bytes": block_bytes, "block_mapping": pairs})
+    source, target = (x[: 6 * block_bytes].view(6, block_bytes) for x in (src, dst))
+    for s, d in pairs.tolist():
+        assert torch.equal(target[d], source[s])
+    assert not target[3].any() and not dst[6 * block_bytes :].any()
 
 
 @pytest.mark.parametrize("entry", [656, 1152, 512, 100, 33, 7])
@@ -165,6 +261,45 @@ def test_writing_more_than_the_limit(gpu):
     for source, cache in zip((key, value), caches):
         for some in torch.arange(tokens, device=gpu).split(2**19):
             assert torch.equal(cache.flatten(0, 1)[slots[some]].view(torch.int16), source[some].view(torch.int16))
+
+
+def test_writing_more_than_the_limit_packed(gpu):
+    heads, size, block_size, x = 8, 128, 16, 8
+    tokens = LIMIT // (heads * size) + 1000
+    blocks = tokens // block_size + 1
+    key = torch.randint(-(2**15), 2**15, (tokens, heads, size), dtype=torch.int16, device=gpu).view(torch.bfloat16)
+    slots = distinct_slots(tokens, blocks * block_size).to(gpu)
+    key_cache = torch.empty(blocks, heads, size // x, block_size, x, dtype=key.dtype, device=gpu)
+    value_cache = torch.empty(blocks, heads, size, block_size, dtype=key.dtype, device=gpu)
+    one = torch.ones(1, device=gpu)
+    torch.ops.multikv.reshape_and_cache(key, key, key_cache, value_cache, slots, "auto", one, one)
+    for some in torch.arange(tokens, device=gpu).split(2**17):
+        block, offset = slots[some] // block_size, slots[some] % block_size
+        for written in (key_cache[block, :, :, offset].flatten(2), value_cache[block, :, :, offset]):
+            assert torch.equal(written.view(torch.int16), key[some].view(torch.int16))
+
+
+@pytest.mark.parametrize("to_fp8", [True, False], ids=["to_fp8", "from_fp8"])
+def test_converting_more_than_the_limit(gpu, to_fp8):
+    columns = 2**16 + 1
+    rows = LIMIT // columns + 100
+    row = convert_arguments(gpu, to_fp8=to_fp8, shape=(columns,))
+    dst = torch.empty(rows, columns, dtype=row["dst_cache"].dtype, device=gpu)
+    run("convert_fp8", row | {"src_cache": row["src_cache"].repeat(rows, 1), "dst_cache": dst})
+    reference.convert_fp8(**row)
+    for some in dst.split(2000):
+        assert_equal_bits(some, row["dst_cache"].expand(len(some), columns))
+
+
+def test_swapping_more_than_the_limit_at_once(gpu):
+    """All blocks but one, in order: one run, or nearly."""
+    block_bytes = 2**20 + 3
+    blocks = 2 * LIMIT // block_bytes + 10
+    src = torch.randint(256, (blocks, block_bytes), dtype=torch.uint8, device=gpu)
+    dst = torch.zeros_like(src)
+    pairs = torch.stack([torch.arange(1, blocks), torch.arange(blocks - 1)], 1)
+    run("swap_blocks", {"src": src, "dst": dst, "block_size_in_bytes": block_bytes, "block_mapping": pairs})
+    assert torch.equal(dst[:-1], src[1:]) and not dst[-1].any()
 
 
 def test_more_heads_than_a_grid_has_blocks(gpu):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
+import calls
 from calls.gather import gather_arguments
 from calls.reshape_and_cache import flash_arguments
 from helpers import Arguments, run
@@ -28,19 +30,27 @@ def tiny_gather(starts: tuple[int, ...] | None = (0,), **changes: object) -> Arg
     return gather_arguments(entry=(1,), lengths=(1,), starts=starts) | changes
 
 
+def with_none(call: calls.Call) -> Arguments:
+    """Instead of the second tensor; those beside it have to be given back."""
+    arguments = call.arguments()
+    return arguments | {list(arguments)[1]: None}
+
+
 # name -> op, a call, how many times
-CALLS: dict[str, tuple[str, Callable[[], Arguments], int]] = {
+Table = dict[str, tuple[str, Callable[[], Arguments], int]]
+CALLS: Table = {
     "string": ("reshape_and_cache_flash", tiny_flash, 1_000_000),
     "option": ("cp_gather_cache", tiny_gather, 300_000),
     "no_option": ("cp_gather_cache", lambda: tiny_gather(starts=None), 300_000),
+    **{name: (call.op, call.arguments, 20_000) for name, call in calls.CALLS.items()},
 }
-FAILING_CALLS: dict[str, tuple[str, Callable[[], Arguments], int]] = {
-    "bad_format": ("reshape_and_cache_flash", lambda: tiny_flash(kv_cache_dtype="a format as yet unheard of"), 100_000),
-    "bad_dtype": ("reshape_and_cache_flash", lambda: tiny_flash(value=torch.ones(1, 1, 1)), 100_000),
-    "none": ("reshape_and_cache_flash", lambda: tiny_flash(v_scale=None), 100_000),
-    "bad_slot": ("reshape_and_cache_flash", lambda: tiny_flash(slot_mapping=torch.tensor([10**9])), 100_000),
-    "bad_start": ("cp_gather_cache", lambda: tiny_gather(seq_starts=torch.tensor([-1])), 100_000),
-    "bad_size": ("cp_gather_cache", lambda: tiny_gather(batch_size=2), 100_000),
+FAILING_CALLS: Table = {
+    "bad_format": ("reshape_and_cache_flash", lambda: tiny_flash(kv_cache_dtype="a format as yet unheard of"), 30_000),
+    "bad_dtype": ("reshape_and_cache_flash", lambda: tiny_flash(value=torch.ones(1, 1, 1)), 30_000),
+    "bad_slot": ("reshape_and_cache_flash", lambda: tiny_flash(slot_mapping=torch.tensor([10**9])), 30_000),
+    "bad_start": ("cp_gather_cache", lambda: tiny_gather(seq_starts=torch.tensor([-1])), 30_000),
+    "bad_size": ("cp_gather_cache", lambda: tiny_gather(batch_size=2), 30_000),
+    **{f"{op}-none": (op, partial(with_none, call), 20_000) for op, call in calls.ONE_OF_EACH.items()},
 }
 
 

@@ -167,6 +167,59 @@ def test_reshape_and_cache_flash_by_hand():
     assert reference.decode_fp8(values, "e4m3fn").tolist() == [[[[1.5, -448]], [[0, 0]]], [[[0, 0]], [[0.5, 1]]]]
 
 
+def test_reshape_and_cache_by_hand():
+    key = torch.arange(1.0, 9).reshape(2, 1, 4)  # token 0: 1 to 4; token 1: 5 to 8
+    slots, one, two = torch.tensor([3, 0]), torch.tensor(1.0), torch.tensor([2.0])
+    keys = torch.zeros(1, 1, 2, 4, 2, dtype=torch.uint8)  # x = 2, 4 slots
+    values = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    interleaved = torch.zeros(1, 1, 2, 4, 2, dtype=torch.uint8)
+    reference.reshape_and_cache(key, key, keys, values, slots, "fp8_e5m2", one, two)
+    assert reference.decode_fp8(keys[0, 0], "e5m2").tolist() == [
+        [[5, 6], [0, 0], [0, 0], [1, 2]],
+        [[7, 8], [0, 0], [0, 0], [3, 4]],
+    ]
+    by_element = [[2.5, 0, 0, 0.5], [3, 0, 0, 1], [3.5, 0, 0, 1.5], [4, 0, 0, 2]]
+    assert reference.decode_fp8(values[0, 0], "e5m2").tolist() == by_element
+    reference.reshape_and_cache(key, key, keys, interleaved, slots, "fp8_e5m2", one, two, True)
+    assert reference.decode_fp8(interleaved[0, 0], "e5m2").tolist() == [
+        [row[:2] for row in by_element],
+        [row[2:] for row in by_element],
+    ]
+
+
+def test_convert_fp8_by_hand():
+    x, codes = torch.tensor([[1.0, -1000.0], [0.5, 3.0]], dtype=torch.float16), torch.zeros(2, 2, dtype=torch.uint8)
+    reference.convert_fp8(codes, x, 0.5, "fp8_e4m3fn")
+    assert reference.decode_fp8(codes, "e4m3fn").tolist() == [[2, -448], [1, 6]]
+    back = torch.zeros(2, 2, dtype=torch.bfloat16)
+    reference.convert_fp8(back, codes, 0.25, "fp8_e4m3fn")
+    assert back.tolist() == [[0.5, -112], [0.25, 1.5]]
+
+
+def test_convert_fp8_rounds_where_it_is_said_to():
+    one, seven = 0x38, 0x4E  # e4m3fn
+    codes, third = torch.tensor([one, seven], dtype=torch.uint8), 1 / 3
+    product = torch.zeros(2, dtype=torch.float32)
+    reference.convert_fp8(product, codes, third, "fp8_e4m3fn")
+    rounded = numpy.float32(third)  # of a Python float
+    assert product.tolist() == [rounded, numpy.float32(7) * rounded]
+    # Past the tie 1 + 2**-8 between two bfloat16 in float64, on it in float32.
+    half, scale = torch.zeros(1, dtype=torch.bfloat16), 1 + 2.0**-8 + 2.0**-40
+    reference.convert_fp8(half, codes[:1], scale, "fp8_e4m3fn")
+    assert half.item() == 1
+
+
+def test_swap_blocks_by_hand():
+    source, target = torch.arange(8, dtype=torch.int16), torch.full((4,), -1, dtype=torch.int16)
+    reference.swap_blocks(source, target, 4, torch.tensor([[3, 0]]))
+    assert target.tolist() == [6, 7, -1, -1]
+    reference.swap_blocks(source, source, 2, torch.tensor([[7, 0], [6, 1]]))
+    assert source.tolist() == [7, 6, 2, 3, 4, 5, 6, 7]
+    with pytest.raises(IndexError, match=r"block_mapping\[\(1, 1\)\] is 1"):
+        reference.swap_blocks(source, target[:3], 4, torch.tensor([[0, 0], [0, 1]]))
+    assert target.tolist() == [6, 7, -1, -1]
+
+
 def test_cp_gather_cache_by_hand():
     cache = torch.arange(8).reshape(4, 2, 1)  # block b holds 2b and 2b + 1
     output = torch.full((6, 1), -1)

@@ -7,12 +7,14 @@ import os
 import pytest
 import torch
 
+from calls import CALLS
 from calls.gather import gather_arguments
-from calls.reshape_and_cache import flash_arguments
-from helpers import FLOATS, FORMATS, assert_same_bytes, copy_of, random_bytes, run, short
+from calls.reshape_and_cache import flash_arguments, packed_arguments
+from helpers import FLOATS, FORMATS, assert_same_bytes, copy_of, random_bytes, run, short, storage_bytes
 from multikv import platforms
 
-FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"
+FLASH, PACKED, GATHER = "reshape_and_cache_flash", "reshape_and_cache", "cp_gather_cache"
+WRITERS = {FLASH: flash_arguments, PACKED: packed_arguments}
 THREADS = max(2, os.cpu_count() or 1)
 
 
@@ -30,26 +32,37 @@ def outcome(op, call, *, isa=None, threads=1):
     return call
 
 
-def any_bits(call):
-    """Inputs of all bit patterns, NaNs of all kinds among them."""
-    for name in ("key", "value"):
-        call[name] = (
-            random_bytes(call[name].numel() * call[name].element_size()).view(call[name].dtype).view_as(call[name])
-        )
+def any_bits(op, call):
+    """All bit patterns, NaNs of all kinds among them, in the floats that are only read; but scales and cosines stay."""
+    for argument in getattr(torch.ops.multikv, op).default._schema.arguments:
+        x = call[argument.name]
+        if isinstance(x, torch.Tensor) and x.dtype in FLOATS and x.dim() > 1 and argument.name != "cos_sin_cache":
+            if not argument.alias_info:
+                bytes = storage_bytes(x)
+                bytes.copy_(random_bytes(len(bytes)))
     return call
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_instruction_sets(name):
+    call = CALLS[name]
+    arguments = any_bits(call.op, call.arguments())
+    expected = outcome(call.op, arguments, isa="baseline")
+    for isa in platforms.cpu_isas():
+        assert_same_bytes(outcome(call.op, arguments, isa=isa), expected, call.nan_outputs)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
-def test_instruction_sets_of_flash(dtype, format):
-    for head_size in (128, 7):
-        for cache in ("NHD", "HND"):
-            call = any_bits(
-                flash_arguments(dtype=dtype, format=format, tokens=40, heads=3, head_size=head_size, cache=cache)
-            )
-            expected = outcome(FLASH, call, isa="baseline")
-            for isa in platforms.cpu_isas():
-                assert_same_bytes(outcome(FLASH, call, isa=isa), expected)
+@pytest.mark.parametrize("op", WRITERS)
+def test_instruction_sets_of_writers(op, dtype, format):
+    for head_size, layout in ((128, {}), (7, {}), (128, {"cache": "HND"} if op == FLASH else {"value_x": 4})):
+        sizes = {"tokens": 40, "heads": 3, "head_size": head_size}
+        layout = layout | ({"x": head_size} if op == PACKED and head_size == 7 else {})
+        call = any_bits(op, WRITERS[op](dtype=dtype, format=format, **sizes, **layout))
+        expected = outcome(op, call, isa="baseline")
+        for isa in platforms.cpu_isas():
+            assert_same_bytes(outcome(op, call, isa=isa), expected)
 
 
 @pytest.mark.parametrize("entry", [(1,), (5,), (64,), (100,), (4, 33)], ids=short)
@@ -61,37 +74,32 @@ def test_instruction_sets_of_gather(entry):
 
 
 @pytest.mark.parametrize("isa", platforms.cpu_isas())
-@pytest.mark.parametrize("format", FORMATS)
-def test_threads_of_flash(isa, format):
-    call = any_bits(flash_arguments(format=format, tokens=4000, heads=8, head_size=128))
-    expected = outcome(FLASH, call, isa=isa, threads=1)
+@pytest.mark.parametrize("name", [name for name in CALLS if CALLS[name].larger])
+def test_threads(name, isa):
+    call = CALLS[name]
+    arguments = any_bits(call.op, call.arguments(**call.larger))
+    expected = outcome(call.op, arguments, isa=isa, threads=1)
     for threads in (2, 3, THREADS):
-        assert_same_bytes(outcome(FLASH, call, isa=isa, threads=threads), expected)
-
-
-@pytest.mark.parametrize("isa", platforms.cpu_isas())
-def test_threads_of_gather(isa):
-    lengths = [1000, 0, 3, 2000, 1, 500]
-    call = gather_arguments(lengths=lengths, starts=[5, 9, 100, 0, 31, 16], blocks=64, entry=(8, 128), first_row=7)
-    expected = outcome(GATHER, call, isa=isa, threads=1)
-    for threads in (2, 3, THREADS):
-        assert_same_bytes(outcome(GATHER, call, isa=isa, threads=threads), expected)
+        assert_same_bytes(outcome(call.op, arguments, isa=isa, threads=threads), expected, call.nan_outputs)
 
 
 # In the last case the slots are so many that a bit for each would cost more than looking at those in use.
 @pytest.mark.parametrize("tokens, num_slots", [(4096, 16), (4096, 1600), (4096, 160_000), (600, 2_600_000)])
-def test_the_last_of_duplicates_wins_whole(tokens, num_slots):
+@pytest.mark.parametrize("op", WRITERS)
+def test_the_last_of_duplicates_wins_whole(op, tokens, num_slots):
     """On a CPU, with however many threads: all heads of key and value are those of one token, the last."""
     heads, head_size, block_size = 8, 8, 16
     used = torch.randperm(num_slots)[: tokens // 2]
     slots = used[torch.randint(len(used), (tokens,))]
     slots[::100] = -1
     token_numbers = torch.arange(tokens).float()[:, None, None].repeat(1, heads, head_size)
-    caches = torch.empty(2, num_slots // block_size, block_size, heads, head_size)  # mostly without memory of its own
+    blocks = num_slots // block_size
+    shape = (blocks, block_size, heads, head_size) if op == FLASH else (blocks, heads, head_size, block_size)
+    caches = torch.empty(2, *shape)  # mostly without memory of its own
     call = {
         "key": token_numbers,
         "value": token_numbers + 0.5,
-        "key_cache": caches[0],
+        "key_cache": caches[0] if op == FLASH else caches[0].view(blocks, heads, head_size // 4, block_size, 4),
         "value_cache": caches[1],
         "slot_mapping": slots,
         "kv_cache_dtype": "auto",
@@ -101,29 +109,41 @@ def test_the_last_of_duplicates_wins_whole(tokens, num_slots):
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        run(FLASH, call)
+        run(op, call)
     finally:
         torch.set_num_threads(threads)
     last = {slot: token for token, slot in enumerate(slots.tolist()) if slot >= 0}
     for slot, token in last.items():
-        key, value = caches[:, slot // block_size, slot % block_size]
-        assert (key == token).all() and (value == token + 0.5).all()
+        block, offset = divmod(slot, block_size)
+        at = (block, offset) if op == FLASH else (block, ..., offset)
+        key_at = at if op == FLASH else (block, slice(None), slice(None), offset)
+        assert (call["key_cache"][key_at] == token).all() and (call["value_cache"][at] == token + 0.5).all()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gpu_writes_what_the_cpu_writes(gpu, name):
+    call = CALLS[name]
+    for options in ({}, call.larger):
+        on_gpu = any_bits(call.op, call.arguments(gpu, **options))
+        on_cpu = copy_of(on_gpu)
+        run(call.op, on_gpu)
+        assert_same_bytes(on_gpu, outcome(call.op, on_cpu), call.nan_outputs)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
-def test_gpu_writes_what_the_cpu_writes_flash(gpu, dtype, format):
-    for head_size in (128, 7):
-        for cache in ("NHD", "HND", "interleaved"):
-            call = any_bits(
-                flash_arguments(dtype=dtype, format=format, tokens=999, heads=8, head_size=head_size, cache=cache)
-            )
-            on_gpu = copy_of(call, gpu)
-            run(FLASH, on_gpu)
-            assert_same_bytes(on_gpu, outcome(FLASH, call))
+@pytest.mark.parametrize("op", WRITERS)
+def test_gpu_writes_what_the_cpu_writes_in_every_format(gpu, op, dtype, format):
+    for head_size, cache in ((128, "NHD"), (128, "HND"), (7, "NHD"), (7, "interleaved")):
+        layout = {"cache": cache} if op == FLASH else {"x": 1 if head_size == 7 else 8, "runs": cache == "HND"}
+        sizes = {"tokens": 999, "heads": 8, "head_size": head_size}
+        call = any_bits(op, WRITERS[op](dtype=dtype, format=format, **sizes, **layout))
+        on_gpu = copy_of(call, gpu)
+        run(op, on_gpu)
+        assert_same_bytes(on_gpu, outcome(op, call))
 
 
-def test_gpu_writes_what_the_cpu_writes_gather(gpu):
+def test_gpu_writes_what_the_cpu_writes_of_any_entry(gpu):
     for dtype, entry in ((torch.uint8, (656,)), (torch.bfloat16, (576,)), (torch.uint8, (7,)), (torch.float32, (4, 9))):
         call = gather_arguments(dtype=dtype, entry=entry, lengths=[100, 0, 700, 3], starts=[1, 2, 3, 4], blocks=64)
         on_gpu = copy_of(call, gpu)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 
@@ -12,53 +13,59 @@ from torch._inductor.utils import run_and_get_code
 
 import multikv
 import reference
-from calls.gather import gather_arguments
-from calls.reshape_and_cache import flash_arguments
-from helpers import assert_same_bytes, check, copy_of, distinct_slots, embed, randomise
+from calls import CALLS, GPU_CALLS, ONE_OF_EACH
+from helpers import assert_same_bytes, check, copy_of, distinct_slots, embed, randomise, run
 
-FLASH, GATHER = "reshape_and_cache_flash", "cp_gather_cache"
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
-CALLS = {
-    "flash": (FLASH, flash_arguments, {}),
-    "flash-fp8": (FLASH, flash_arguments, {"format": "fp8", "per_head": True, "cache": "HND"}),
-    # A uint8 cache: opcheck cannot compare float8 tensors.
-    "flash-e5m2": (FLASH, flash_arguments, {"format": "fp8_e5m2", "inputs": "projection", "value_head_size": 32}),
-    "flash-no_tokens": (FLASH, flash_arguments, {"tokens": 0}),
-    "gather": (GATHER, gather_arguments, {}),
-    "gather-starts": (GATHER, gather_arguments, {"starts": (1, 0, 17, 3), "index_dtype": torch.int64}),
-    "gather-no_sequences": (GATHER, gather_arguments, {"lengths": ()}),
-}
+
+def call_of(name, device):
+    if name in GPU_CALLS and device.type != "cuda":
+        pytest.skip("on a CPU as the same call within one device")
+    return (CALLS | GPU_CALLS)[name]
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [*CALLS, *GPU_CALLS])
 def test_opcheck(any_device, name):
-    op, make, options = CALLS[name]
-    call = make(any_device, **options)
-    torch.library.opcheck(getattr(torch.ops.multikv, op).default, tuple(call.values()))
+    call = call_of(name, any_device)
+    op = getattr(torch.ops.multikv, call.op).default
+    torch.library.opcheck(op, tuple(call.arguments(any_device).values()))
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [*CALLS, *GPU_CALLS])
 def test_inference_mode(any_device, name):
-    op, make, options = CALLS[name]
+    call = call_of(name, any_device)
     with torch.inference_mode():
-        check(op, make(any_device, **options))
+        check(call.op, call.arguments(any_device), nan_outputs=call.nan_outputs)
 
 
-def test_keyword_arguments(any_device):
-    for op, make in ((FLASH, flash_arguments), (GATHER, gather_arguments)):
-        for function in (getattr(multikv, op), getattr(torch.ops.multikv, op)):
-            call = make(any_device)
-            expected = copy_of(call)
-            getattr(reference, op)(**expected)
-            function(**call)
-            assert_same_bytes(call, expected)
+@pytest.mark.parametrize("op", ONE_OF_EACH)
+def test_keyword_arguments(any_device, op):
+    """In any order; and those that have their default may be left out."""
+    for function in (getattr(multikv, op), getattr(torch.ops.multikv, op)):
+        call = ONE_OF_EACH[op].arguments(any_device)
+        expected = copy_of(call)
+        getattr(reference, op)(**expected)
+        defaults = {name: p.default for name, p in inspect.signature(getattr(multikv, op)).parameters.items()}
+        named = {name: x for name, x in call.items() if isinstance(x, Tensor) or x is None or x != defaults[name]}
+        function(**dict(reversed(named.items())))
+        assert_same_bytes(call, expected)
 
 
-def test_seq_starts_may_be_left_out(any_device):
-    call = gather_arguments(any_device)
-    assert call.pop("seq_starts") is None
-    check(GATHER, call)
+def test_options_may_be_left_out(any_device):
+    for op, options in (
+        ("cp_gather_cache", ["seq_starts"]),
+        ("gather_and_maybe_dequant_cache", ["seq_starts"]),
+        ("cp_gather_and_upconvert_fp8_kv_cache", ["seq_starts", "host_cache", "host_row_ids", "device_row_ids"]),
+        ("concat_and_cache_mla_grouped", ["kv_scales"]),
+    ):
+        call = ONE_OF_EACH[op].arguments(any_device)
+        for name in options:
+            assert call.pop(name) is None
+        expected = copy_of(call)
+        getattr(reference, op)(**expected)
+        getattr(multikv, op)(**call)
+        assert_same_bytes(call, expected)
 
 
 # -- torch.compile -----------------------------------------------------------------------------------------------------
@@ -131,17 +138,46 @@ def test_compiled_without_a_copy_of_the_cache(any_device, function, dynamic, buf
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_compiled_gather(any_device, dynamic):
-    def gather(src_cache, dst, block_table, cu_seq_lens, seq_starts):
-        multikv.cp_gather_cache(src_cache, dst, block_table, cu_seq_lens, block_table.shape[0], seq_starts)
+@pytest.mark.parametrize("op", ONE_OF_EACH)
+@torch.fx.experimental._config.patch(use_duck_shape=False)  # by default, sizes that are equal once must always be
+def test_compiled(any_device, op, dynamic):
+    """Without a copy of anything; with dynamic shapes, once for all sizes."""
+    torch._dynamo.reset()
+    compiled = torch.compile(getattr(multikv, op), fullgraph=True, dynamic=dynamic)
+    make = ONE_OF_EACH[op].arguments
+    call = make(any_device)
+    expected = copy_of(call, None)
+    run(op, expected)
+    _, code = run_and_get_code(compiled, *call.values())
+    assert_same_bytes(call, expected)
+    assert f"torch.ops.multikv.{op}.default(" in code[0]
+    assert not allocations(code)
+    call, first = make(any_device, **ONE_OF_EACH[op].larger), call
+    # A number in a schema is a constant of the graph: another number is another graph.
+    if dynamic and all(isinstance(x, Tensor) or x == first[name] for name, x in call.items()):
+        expected = copy_of(call, None)
+        run(op, expected)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            compiled(*call.values())
+        assert_same_bytes(call, expected)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_between_other_work(any_device, dynamic):
+    """What the op reads was just computed, and what it writes is used after."""
+
+    def gather(src_cache, dst, block_table, cu_seq_lens):
+        multikv.cp_gather_cache(src_cache, dst, block_table - 1, cu_seq_lens, block_table.shape[0])
         return dst[0] + 1
 
     torch._dynamo.reset()
-    call = gather_arguments(any_device, dtype=torch.int32, starts=(1, 0, 17, 3))
+    call = ONE_OF_EACH["cp_gather_cache"].arguments(any_device, dtype=torch.int32)
     expected = copy_of(call)
     reference.cp_gather_cache(**expected)
+    call["block_table"] += 1
     tensors = [x for x in call.values() if isinstance(x, Tensor)]
     got, code = run_and_get_code(torch.compile(gather, fullgraph=True, dynamic=dynamic), *tensors)
+    call["block_table"] -= 1
     assert_same_bytes(call, expected)
     assert torch.equal(got.cpu(), expected["dst"][0] + 1)
-    assert len(allocations(code)) == 1, allocations(code)
+    assert len(allocations(code)) == 2, allocations(code)  # the table, the result

@@ -11,6 +11,7 @@ struct Backend {
         .e4m3_of_bytes = [](int32_t) { return CacheFormat::kE4M3FN; },
         .read_to_host = nullptr,
         .checks_indices = [](int32_t) { return true; },
+        .device_view = nullptr,
     };
     return kTraits;
   }

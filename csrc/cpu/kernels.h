@@ -16,6 +16,41 @@ template <Isa isa>
 void reshape_and_cache_flash(const ReshapeAndCacheFlashParams& p, int64_t begin, int64_t end, Stores stores);
 
 template <Isa isa>
+void reshape_and_cache(const ReshapeAndCacheParams& p, int64_t begin, int64_t end, Stores stores);
+
+template <Isa isa>
+void concat_and_cache_mla(const ConcatAndCacheMlaParams& p, int64_t begin, int64_t end, Stores stores);
+
+template <Isa isa>
+void concat_and_cache_mla_rope_fused(const ConcatAndCacheMlaRopeFusedParams& p, int64_t begin, int64_t end, Stores stores);
+
+// [begin, end): of tokens * heads.
+template <Isa isa>
+void concat_mla_q(const ConcatMlaQParams& p, int64_t begin, int64_t end, Stores stores);
+
+template <Isa isa>
+void indexer_k_quant_and_cache(const IndexerKQuantAndCacheParams& p, int64_t begin, int64_t end, Stores stores);
+
+template <Isa isa>
 void cp_gather_cache(const CpGatherCacheParams& p, int64_t begin, int64_t end, Stores stores);
+
+template <Isa isa>
+void gather_and_maybe_dequant_cache(const GatherAndMaybeDequantCacheParams& p, int64_t begin, int64_t end, Stores stores);
+
+template <Isa isa>
+void cp_gather_and_upconvert_fp8_kv_cache(const CpGatherAndUpconvertFp8KvCacheParams& p, int64_t begin, int64_t end,
+                                          Stores stores);
+
+template <Isa isa>
+void cp_gather_indexer_k_quant_cache(const CpGatherIndexerKQuantCacheParams& p, int64_t begin, int64_t end,
+                                     Stores stores);
+
+// [begin, end): of elements.
+template <Isa isa>
+void convert_fp8(const ConvertFp8Params& p, int64_t begin, int64_t end, Stores stores);
+
+// [begin, end): of the bytes of all runs together.
+template <Isa isa>
+void swap_blocks(const SwapBlocksParams& p, int64_t begin, int64_t end, Stores stores);
 
 }  // namespace multikv::cpu

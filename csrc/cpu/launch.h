@@ -6,7 +6,18 @@
 namespace multikv::cpu {
 
 void launch(const ReshapeAndCacheFlashParams& p);
+void launch(const ReshapeAndCacheParams& p);
+void launch(const ConcatAndCacheMlaParams& p);
+void launch(const ConcatAndCacheMlaRopeFusedParams& p);
+void launch(const ConcatAndCacheMlaGroupedParams& p);
+void launch(const ConcatMlaQParams& p);
+void launch(const ConvertFp8Params& p);
 void launch(const CpGatherCacheParams& p);
+void launch(const GatherAndMaybeDequantCacheParams& p);
+void launch(const CpGatherAndUpconvertFp8KvCacheParams& p);
+void launch(const IndexerKQuantAndCacheParams& p);
+void launch(const CpGatherIndexerKQuantCacheParams& p);
+void launch(const SwapBlocksParams& p);
 
 const char* isa_name();
 bool set_isa(const char* name);          // false: unknown, not built, or not supported by this CPU

@@ -33,8 +33,10 @@ bool is_parallel(int64_t count, int64_t bytes_per_item) {
   return num_threads > 1;
 }
 
-bool has_duplicate_slots(const Indices& slots, int64_t num_tokens, int64_t num_slots) {
-  const int64_t num_words = (num_slots + 63) / 64;
+bool has_duplicate_slots(const Slots& in) {
+  const Indices& slots = in.mapping;
+  const int64_t num_tokens = in.num_tokens;
+  const int64_t num_words = in.num_slots() / 64 + 1;
   if (num_words > 64 * num_tokens) {  // a cache so large that a bit for every slot costs more than sorting
     std::vector<int64_t> sorted;
     sorted.reserve(num_tokens);

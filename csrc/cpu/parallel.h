@@ -20,7 +20,7 @@ void parallel_for(int64_t count, int64_t bytes_per_item, const Body& body) {
 bool is_parallel(int64_t count, int64_t bytes_per_item);
 
 // True where two tokens write one slot: such a call runs on one thread, so that the last token wins as a whole.
-bool has_duplicate_slots(const Indices& slots, int64_t num_tokens, int64_t num_slots);
+bool has_duplicate_slots(const Slots& slots);
 
 // Bytes of the last-level cache: outputs beyond it would only evict what others will read.
 int64_t last_level_cache_bytes();

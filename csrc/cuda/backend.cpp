@@ -80,6 +80,14 @@ bool checks_indices(int32_t device_index) {
   return status == cudaStreamCaptureStatusNone;
 }
 
+const void* device_view(const void* host, int32_t device_index) {
+  const DeviceGuard guard("multikv", device_index);
+  void* device = nullptr;
+  if (cudaHostGetDevicePointer(&device, const_cast<void*>(host), 0) == cudaSuccess) return device;
+  static_cast<void>(cudaGetLastError());
+  return nullptr;
+}
+
 struct Backend {
   static const BackendTraits& traits() {
     static constexpr BackendTraits kTraits{
@@ -87,6 +95,7 @@ struct Backend {
         .e4m3_of_bytes = e4m3_of_bytes,
         .read_to_host = read_to_host,
         .checks_indices = checks_indices,
+        .device_view = device_view,
     };
     return kTraits;
   }

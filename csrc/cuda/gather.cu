@@ -1,132 +1,197 @@
-#include "grid.h"
-#include "launch.h"
-#include "vec.cuh"
+#include "gather.cuh"
 
 namespace multikv::gpu {
 namespace {
 
-constexpr int kMaxTile = 32;              // tokens of a thread block: one per lane that looks them up
-constexpr int64_t kTileBytes = 18 * 1024; // and what they should come to, so that the look-up is worth it
-constexpr int kUnroll = 2;                // loads in flight per thread
+// Entries that lie dense on both sides.
+struct DenseEntries {
+  const char* src;
+  char* dst;
+  int64_t src_stride_block, src_stride_slot, dst_stride_token;  // bytes
+  int64_t num_vectors;
+  Sequences q;
 
-// How many of `bounds[low, high)` are at most `token`, plus low, found by 32 lanes together: 32 probes a step.
-__device__ inline int64_t count_at_most(const Indices& bounds, int64_t low, int64_t high, int64_t token,
-                                         int lane) {
-  while (low < high) {
-    const int64_t step = (high - low + 31) / 32;
-    const int64_t probe = low + (lane + 1) * step - 1;
-    const uint32_t hits = ballot(probe < high && bounds.at(probe) <= token);
-    low += __popc(hits) * step;
-    high = low + step - 1 < high ? low + step - 1 : high;
-  }
-  return low;
-}
+  DenseEntries(const CpGatherCacheParams& p, int vector_bytes)
+      : src(static_cast<const char*>(p.src_cache)), dst(static_cast<char*>(p.dst)),
+        src_stride_block(p.src_stride_block_bytes), src_stride_slot(p.src_stride_slot_bytes),
+        dst_stride_token(p.dst_stride_token_bytes), num_vectors(p.entry.row_size / vector_bytes), q(p.sequences) {}
+  __host__ __device__ const Sequences& sequences() const { return q; }
+  __host__ __device__ int64_t vectors() const { return num_vectors; }
+  __device__ int64_t place(int64_t id, int64_t offset) const { return id * src_stride_block + offset * src_stride_slot; }
+};
 
-// Byte offset in the cache of the entry for this output row; -1 where there is none.
-__device__ inline int64_t source_offset(const CpGatherCacheParams& p, int64_t sequence, int64_t token) {
-  if (sequence < 0 || sequence >= p.num_sequences) return -1;
-  const int64_t start = p.seq_starts.data == nullptr ? 0 : p.seq_starts.at(sequence);
-  const int64_t begin = p.cu_seq_lens.at(sequence);
-  if (start < 0 || begin < 0 || begin > token) return -1;
-  const uint64_t position = static_cast<uint64_t>(start) + static_cast<uint64_t>(token - begin);
-  const uint64_t block = p.block_size.divide(position, high_product);
-  if (block >= static_cast<uint64_t>(p.blocks_per_sequence)) return -1;
-  const int64_t id = p.block_table.at(sequence, block);
-  if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(p.num_blocks)) return -1;
-  const auto offset = static_cast<int64_t>(position - block * p.block_size.value);
-  return id * p.src_stride_block_bytes + offset * p.src_stride_slot_bytes;
-}
-
-// The first warp looks up the tile's tokens, one per lane, into `sources`.
-__device__ inline void look_up(const CpGatherCacheParams& p, int64_t first, int num_tokens, int lane,
-                               int64_t* sources) {
-  const int64_t end = p.num_sequences + 1;
-  const int64_t low = count_at_most(p.cu_seq_lens, 0, end, first, lane);
-  // Most tiles lie in one sequence; the last token tells.
-  int64_t next = low;
-  int64_t high = num_tokens == 1 ? low : count_at_most(p.cu_seq_lens, low, end, first + num_tokens - 1, lane);
-  while (next < high) {
-    const int64_t middle = (next + high) / 2;
-    if (p.cu_seq_lens.at(middle) <= first + lane) next = middle + 1;
-    else high = middle;
-  }
-  if (lane < num_tokens) sources[lane] = source_offset(p, next - 1, first + lane);
-}
-
-// A thread block copies the entries of `tile` output rows. Threads: x over the vectors of an entry's row, y and blockIdx.y
-// over its rows, z over tokens.
+// Bytes as they are, kWidth at a time.
 template <int kWidth>
-__global__ void __launch_bounds__(256)
-    cp_gather_cache_kernel(const MULTIKV_GRID_CONSTANT CpGatherCacheParams p, int tile, int64_t first_row) {
-  __shared__ int64_t sources[kMaxTile];
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * tile;
-  const int num_tokens = static_cast<int>(p.num_tokens - first < tile ? p.num_tokens - first : tile);
-  const uint32_t thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-  if (thread < 32) look_up(p, first, num_tokens, thread, sources);
-  __syncthreads();
-
-  int64_t row = first_row + blockIdx.y * blockDim.y + threadIdx.y;
-  if (row >= p.entry.num_rows) return;
-  const char* src = static_cast<const char*>(p.src_cache);
-  char* dst = static_cast<char*>(p.dst) + first * p.dst_stride_token_bytes;
-  for (int d = 0; d < p.entry.num_dims; ++d) {
-    const int64_t index = d + 1 < p.entry.num_dims ? row % p.entry.size[d] : row;
-    if (d + 1 < p.entry.num_dims) row /= p.entry.size[d];
-    src += index * p.entry.src_stride_bytes[d];
-    dst += index * p.entry.dst_stride_bytes[d];
+struct CopyDense : DenseEntries {
+  using Value = Pack<kWidth>;
+  explicit CopyDense(const CpGatherCacheParams& p) : DenseEntries(p, kWidth) {}
+  __device__ Value read(int64_t place, int64_t vector) const { return Value::read(src + place + vector * kWidth); }
+  __device__ void write(int64_t token, int64_t vector, const Value& value) const {
+    value.write(dst + token * dst_stride_token + vector * kWidth);
   }
-  for (int64_t column = threadIdx.x * kWidth; column < p.entry.row_bytes; column += blockDim.x * kWidth) {
-    for (int i = threadIdx.z; i < num_tokens; i += kUnroll * blockDim.z) {
-      Vec<kWidth> vectors[kUnroll];
-      bool found[kUnroll];
-#pragma unroll
-      for (int k = 0; k < kUnroll; ++k) {
-        const int t = i + k * blockDim.z;
-        found[k] = t < num_tokens && sources[t] >= 0;
-        if (found[k]) vectors[k] = load<kWidth>(src + sources[t] + column);
+};
+
+// The same for entries of several rows.
+template <int kWidth>
+struct CopyRows : DenseEntries {
+  using Value = Pack<kWidth>;
+  Rows rows;
+  Divisor row_vectors;
+
+  explicit CopyRows(const CpGatherCacheParams& p)
+      : DenseEntries(p, kWidth), rows(p.entry), row_vectors(Divisor::of(p.entry.row_size / kWidth)) {
+    num_vectors *= rows.num_rows;
+  }
+  __device__ Value read(int64_t place, int64_t vector) const {
+    return Value::read(src + place + within(vector, rows.src_stride));
+  }
+  __device__ void write(int64_t token, int64_t vector, const Value& value) const {
+    value.write(dst + token * dst_stride_token + within(vector, rows.dst_stride));
+  }
+  // Byte offset of a vector within the entry.
+  __device__ int64_t within(int64_t vector, const int64_t* strides) const {
+    int64_t row = row_vectors.divide(vector, high_product);
+    int64_t bytes = (vector - row * static_cast<int64_t>(row_vectors.value)) * kWidth;
+    for (int d = 0; d + 1 < rows.num_dims; ++d) {
+      bytes += row % rows.size[d] * strides[d];
+      row /= rows.size[d];
+    }
+    return bytes + row * strides[rows.num_dims - 1];
+  }
+};
+
+// kElements codes become floats.
+template <Float kDtype, int kElements>
+struct DequantiseDense : DenseEntries {
+  struct Value {
+    Pack<kElements> codes;
+    float scale;
+  };
+  const float* scale;
+  CacheFormat format;
+
+  explicit DequantiseDense(const GatherAndMaybeDequantCacheParams& p)
+      : DenseEntries(p.gather, kElements), scale(p.scale), format(p.format) {}
+  __device__ Value read(int64_t place, int64_t vector) const {
+    return {Pack<kElements>::read(src + place + vector * kElements), *scale};
+  }
+  __device__ void write(int64_t token, int64_t vector, const Value& value) const {
+    constexpr int64_t kBytes = kElements * num_bytes(kDtype);
+    dequantise<kDtype, kElements>(value.codes.words, value.scale, format)
+        .write(dst + token * dst_stride_token + vector * kBytes);
+  }
+};
+
+// fp8_ds_mla to bfloat16, kElements of the output at a time; the place is an address, for there are two caches.
+template <int kElements>
+struct UpconvertEntry {
+  static constexpr int64_t kCodeVectors = DsMlaEntry::kLatentSize / kElements;
+  struct Value {
+    Pack<kElements * 2> elements;  // of the rotary part; else the codes
+    float scale;
+  };
+  CpGatherAndUpconvertFp8KvCacheParams p;
+
+  __host__ __device__ const Sequences& sequences() const { return p.sequences; }
+  __host__ __device__ int64_t vectors() const { return kCodeVectors + DsMlaEntry::kRopeSize / kElements; }
+  __device__ int64_t place(int64_t id, int64_t offset) const {
+    if (p.host_row_ids.data != nullptr) {
+      const int64_t row = id * static_cast<int64_t>(p.sequences.block_size.value) + offset;
+      const int64_t device_row = p.device_row_ids.at(row);
+      if (device_row < 0) {
+        const int64_t host_row = p.host_row_ids.at(row);
+        if (static_cast<uint64_t>(host_row) >= static_cast<uint64_t>(p.num_host_rows)) return -1;
+        return reinterpret_cast<int64_t>(p.host_cache) + host_row * p.host_stride_row_bytes;
       }
+      id = p.sequences.block_size.divide(device_row, high_product);
+      offset = device_row - id * static_cast<int64_t>(p.sequences.block_size.value);
+      if (id >= p.num_device_blocks) return -1;
+    }
+    return reinterpret_cast<int64_t>(p.src_cache) + id * p.src_stride_block_bytes + offset * p.src_stride_slot_bytes;
+  }
+  __device__ Value read(int64_t place, int64_t vector) const {
+    const char* entry = reinterpret_cast<const char*>(place);
+    Value value;
+    if (vector < kCodeVectors) {
+      const auto codes = Pack<kElements>::read(entry + vector * kElements);
 #pragma unroll
-      for (int k = 0; k < kUnroll; ++k) {
-        if (found[k]) store<kWidth>(dst + (i + k * blockDim.z) * p.dst_stride_token_bytes + column, vectors[k]);
-      }
+      for (int i = 0; i < (kElements + 3) / 4; ++i) value.elements.words[i] = codes.words[i];
+      const char* scale = entry + DsMlaEntry::kScalesAt + vector * kElements / DsMlaEntry::kTileSize * 4;
+      value.scale = __uint_as_float(kElements > 1 ? load<4>(scale).x : load_word(scale));
+    } else {
+      value.elements = read_rope(entry + DsMlaEntry::kRopeAt + (vector - kCodeVectors) * kElements * 2);
+    }
+    return value;
+  }
+  __device__ void write(int64_t token, int64_t vector, const Value& value) const {
+    char* to = static_cast<char*>(p.dst) + (token * p.dst_stride_token + vector * kElements) * 2;
+    if (vector < kCodeVectors) {
+      dequantise<Float::kBFloat16, kElements>(value.elements.words, value.scale, p.format).write(to);
+    } else {
+      value.elements.write(to);
     }
   }
-}
+  __device__ static Pack<kElements * 2> read_rope(const char* from) {
+    if constexpr (kElements > 1) {
+      return Pack<kElements * 2>::read(from);
+    } else {  // an entry may begin at any byte
+      Pack<2> element;
+      element.words[0] = static_cast<uint8_t>(from[0]) | static_cast<uint8_t>(from[1]) << 8;
+      return element;
+    }
+  }
+};
 
-template <int kWidth>
-void launch_width(const CpGatherCacheParams& p, const Context& context) {
-  // Tiles small enough to occupy every multiprocessor a few times over.
-  const int64_t spread = (p.num_tokens + 4 * context.num_multiprocessors - 1) / (4 * context.num_multiprocessors);
-  const int64_t enough = std::clamp<int64_t>(kTileBytes / (p.entry.num_rows * p.entry.row_bytes), 1, kMaxTile);
-  const auto tile = static_cast<int>(std::min(spread, enough));
-  BlockShape shape = block_shape(p.entry.row_bytes / kWidth, p.entry.num_rows, tile);
-  const unsigned others = shape.threads.y * shape.threads.z;
-  shape.threads.x = std::max(shape.threads.x, (32 + others - 1) / others);  // a whole warp looks up
-  const int64_t tiles = (p.num_tokens + tile - 1) / tile;
-  for_each_grid(tiles, shape, 1, [&](dim3 grid, int64_t first_row) {
-    cp_gather_cache_kernel<kWidth><<<grid, shape.threads, 0, context.stream>>>(p, tile, first_row);
-  });
-}
-
-// The widest access that suits all addresses and strides.
-int width_of(const CpGatherCacheParams& p) {
-  const Entry& e = p.entry;
+int copy_alignment(const CpGatherCacheParams& p) {
+  const Rows& e = p.entry;
   int64_t strides = 0;
-  for (int d = 0; d < e.num_dims; ++d) strides |= e.src_stride_bytes[d] | e.dst_stride_bytes[d];
-  return common_alignment(16, {address(p.src_cache), address(p.dst), e.row_bytes, p.src_stride_block_bytes,
+  for (int d = 0; d < e.num_dims; ++d) strides |= e.src_stride[d] | e.dst_stride[d];
+  return common_alignment(16, {address(p.src_cache), address(p.dst), e.row_size, p.src_stride_block_bytes,
                                p.src_stride_slot_bytes, p.dst_stride_token_bytes, strides});
+}
+
+template <Float kDtype>
+void launch_dequantise(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
+  constexpr int kElements = 16 / num_bytes(kDtype);
+  const CpGatherCacheParams& g = p.gather;
+  const bool is_wide = common_alignment(16, {address(g.dst), g.dst_stride_token_bytes}) == 16 &&
+                       common_alignment(kElements, {address(g.src_cache), g.entry.row_size, g.src_stride_block_bytes,
+                                                    g.src_stride_slot_bytes}) == kElements;
+  if (is_wide) launch_gather(DequantiseDense<kDtype, kElements>(p), context);
+  else launch_gather(DequantiseDense<kDtype, 1>(p), context);
 }
 
 }  // namespace
 
 void launch(const CpGatherCacheParams& p, const Context& context) {
-  switch (width_of(p)) {
-    case 16: return launch_width<16>(p, context);
-    case 8: return launch_width<8>(p, context);
-    case 4: return launch_width<4>(p, context);
-    case 2: return launch_width<2>(p, context);
-    default: return launch_width<1>(p, context);
+  const auto run = [&]<int kWidth>() {
+    if (p.entry.num_dims == 0) launch_gather(CopyDense<kWidth>(p), context);
+    else launch_gather(CopyRows<kWidth>(p), context);
+  };
+  switch (copy_alignment(p)) {
+    case 16: return run.template operator()<16>();
+    case 8: return run.template operator()<8>();
+    case 4: return run.template operator()<4>();
+    case 2: return run.template operator()<2>();
+    default: return run.template operator()<1>();
   }
+}
+
+void launch(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
+  if (p.format == CacheFormat::kSame) return launch(p.gather, context);
+  switch (p.dtype) {
+    case Float::kFloat32: return launch_dequantise<Float::kFloat32>(p, context);
+    case Float::kFloat16: return launch_dequantise<Float::kFloat16>(p, context);
+    case Float::kBFloat16: return launch_dequantise<Float::kBFloat16>(p, context);
+  }
+}
+
+void launch(const CpGatherAndUpconvertFp8KvCacheParams& p, const Context& context) {
+  const bool is_wide = common_alignment(16, {address(p.src_cache), p.src_stride_block_bytes, p.src_stride_slot_bytes,
+                                             address(p.dst), p.dst_stride_token * 2, address(p.host_cache),
+                                             p.host_stride_row_bytes}) == 16;
+  if (is_wide) launch_gather(UpconvertEntry<8>{p}, context);
+  else launch_gather(UpconvertEntry<1>{p}, context);
 }
 
 }  // namespace multikv::gpu

@@ -1,6 +1,7 @@
 // All that is NVIDIA-specific in kernels. ../hip/gpu.cuh offers the same interface for AMD.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -19,7 +20,21 @@ __device__ inline uint32_t ballot(bool predicate) { return __ballot_sync(0xfffff
 
 __device__ inline uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 
+// A value of another lane of the group, whose lanes must all call.
+template <class T>
+__device__ inline T shuffle(T value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+__device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
 __device__ inline float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+// Two floats, rounded, side by side; `low` in the low half.
+__device__ inline uint32_t floats_to_half(float low, float high) {
+  const __half2 halves = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(halves);
+}
+__device__ inline uint32_t floats_to_bfloat16(float low, float high) {
+  const __nv_bfloat162 halves = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(halves);
+}
 
 // Whether this GPU has an instruction for the format; where it has none, fp8.h computes the code.
 template <CacheFormat kFormat>
@@ -29,6 +44,18 @@ __device__ constexpr bool has_fp8_instruction() {
 #else
   return false;
 #endif
+}
+
+// The floats of two codes by that instruction, the low byte's in x. Every fp8 number is a float16.
+template <CacheFormat kFormat>
+__device__ inline float2 convert_from_fp8(uint16_t codes) {
+  uint32_t halves;
+  if constexpr (kFormat == CacheFormat::kE4M3FN) {
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
+  } else {
+    asm("cvt.rn.f16x2.e5m2x2 %0, %1;" : "=r"(halves) : "h"(codes));
+  }
+  return {half_to_float(static_cast<uint16_t>(halves)), half_to_float(static_cast<uint16_t>(halves >> 16))};
 }
 
 // The codes of two floats by that instruction, `low` in the low byte. It saturates, and NaN becomes 0x7f.

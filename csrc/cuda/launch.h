@@ -13,6 +13,17 @@ struct Context {
 };
 
 void launch(const ReshapeAndCacheFlashParams& p, const Context& context);
+void launch(const ReshapeAndCacheParams& p, const Context& context);
+void launch(const ConcatAndCacheMlaParams& p, const Context& context);
+void launch(const ConcatAndCacheMlaRopeFusedParams& p, const Context& context);
+void launch(const ConcatAndCacheMlaGroupedParams& p, const Context& context);
+void launch(const ConcatMlaQParams& p, const Context& context);
+void launch(const ConvertFp8Params& p, const Context& context);
 void launch(const CpGatherCacheParams& p, const Context& context);
+void launch(const GatherAndMaybeDequantCacheParams& p, const Context& context);
+void launch(const CpGatherAndUpconvertFp8KvCacheParams& p, const Context& context);
+void launch(const IndexerKQuantAndCacheParams& p, const Context& context);
+void launch(const CpGatherIndexerKQuantCacheParams& p, const Context& context);
+void launch(const SwapBlocksParams& p, const Context& context);
 
 }  // namespace multikv::gpu

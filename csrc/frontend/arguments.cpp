@@ -1,7 +1,6 @@
 #include "arguments.h"
 
 #include <array>
-#include <string_view>
 
 namespace multikv {
 
@@ -74,6 +73,17 @@ int64_t Tensor::numel() const {
   return product;
 }
 
+bool Tensor::is_contiguous() const {
+  uint64_t dense = 1;  // may wrap where a size further out is 0
+  bool is_dense = true;
+  for (int64_t i = dim_ - 1; i >= 0; --i) {
+    if (sizes_[i] == 0) return true;
+    if (sizes_[i] > 1) is_dense &= static_cast<uint64_t>(strides_[i]) == dense;
+    dense *= sizes_[i];
+  }
+  return is_dense;
+}
+
 // A const pointer leaves a copy-on-write tensor shared; a mutable one is the copy's moment.
 const void* Tensor::data() const {
   const void* data = nullptr;
@@ -89,42 +99,51 @@ void* MutableTensor::mutable_data() const {
 
 namespace {
 
+using Kind = FormatName::Kind;
+
 struct NamedKind {
   std::string_view name;
-  FormatName::Kind kind;
+  Kind kind;
+  uint8_t lists;
 };
 
-using Kind = FormatName::Kind;
+constexpr uint8_t lists(auto... names) { return (static_cast<uint8_t>(names) | ... | 0); }
+constexpr auto kCache = FormatNames::kCache, kMla = FormatNames::kMla, kFp8 = FormatNames::kFp8;
+constexpr auto kIndexer = FormatNames::kIndexer;
+
 constexpr NamedKind kNames[] = {
-    {"auto", Kind::kAuto},
-    {"float16", Kind::kFloat16},
-    {"bfloat16", Kind::kBFloat16},
-    {"float32", Kind::kFloat32},
-    {"fp8", Kind::kE4M3},
-    {"fp8_e4m3", Kind::kE4M3},
-    {"fp8_e5m2", Kind::kE5M2},
-    {"fp8_e4m3fn", Kind::kE4M3FN},
-    {"fp8_e4m3fnuz", Kind::kE4M3FNUZ},
-    {"fp8_e5m2fnuz", Kind::kE5M2FNUZ},
+    {"auto", Kind::kAuto, lists(kCache, kMla, kIndexer)},
+    {"float16", Kind::kFloat16, lists(kCache, kMla)},
+    {"bfloat16", Kind::kBFloat16, lists(kCache, kMla)},
+    {"float32", Kind::kFloat32, lists(kCache, kMla, kIndexer)},
+    {"fp32", Kind::kFloat32, lists(kIndexer)},
+    {"fp8", Kind::kE4M3, lists(kCache, kMla, kFp8, kIndexer)},
+    {"fp8_e4m3", Kind::kE4M3, lists(kCache, kMla, kFp8, kIndexer)},
+    {"fp8_e5m2", Kind::kE5M2, lists(kCache, kMla, kFp8)},
+    {"fp8_e4m3fn", Kind::kE4M3FN, lists(kCache, kMla, kFp8, kIndexer)},
+    {"fp8_e4m3fnuz", Kind::kE4M3FNUZ, lists(kCache, kMla, kFp8, kIndexer)},
+    {"fp8_e5m2fnuz", Kind::kE5M2FNUZ, lists(kCache, kMla, kFp8)},
+    {"fp8_ds_mla", Kind::kDsMla, lists(kMla)},
+    {"ue8m0", Kind::kPowerOfTwo, lists(kIndexer)},
+    {"mxfp8", Kind::kExponentBytes, lists(kIndexer)},
 };
 
 }  // namespace
 
 FormatName FormatName::parse(const char* data, size_t length) {
   const std::string_view text(data, length);
-  for (const auto& [name, kind] : kNames) {
-    if (text == name) return {kind, {}};
+  for (const auto& [name, kind, lists] : kNames) {
+    if (text == name) return {kind, lists, name, {}};
   }
-  return {Kind::kUnknown, std::string(text)};
+  return {Kind::kUnknown, 0, {}, std::string(text)};
 }
 
-const char* FormatName::valid_names() {
-  static const std::string joined = [] {
-    std::string all;
-    for (const auto& entry : kNames) (all += all.empty() ? "" : ", ") += entry.name;
-    return all;
-  }();
-  return joined.c_str();
+std::string FormatName::list(FormatNames names) {
+  std::string joined;
+  for (const auto& entry : kNames) {
+    if (entry.lists & static_cast<uint8_t>(names)) (joined += joined.empty() ? "" : ", ") += entry.name;
+  }
+  return joined;
 }
 
 }  // namespace multikv

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace multikv {
@@ -37,6 +38,7 @@ class Tensor {
   int64_t size(int64_t i) const { return sizes_[i]; }
   int64_t stride(int64_t i) const { return strides_[i]; }
   int64_t numel() const;
+  bool is_contiguous() const;
   Dtype dtype() const { return dtype_; }
   int32_t raw_dtype() const { return raw_dtype_; }
   int64_t element_bytes() const { return element_bytes_; }
@@ -63,21 +65,32 @@ class MutableTensor : public Tensor {
   void* mutable_data() const;
 };
 
+// Which names an op takes for the format of its cache: those of most caches; these and fp8_ds_mla; those of fp8 alone;
+// those of the indexer's cache.
+enum class FormatNames : uint8_t { kCache = 1, kMla = 2, kFp8 = 4, kIndexer = 8 };
+
 // A `str` that names how a cache stores its elements.
 struct FormatName {
   enum class Kind : uint8_t {
     kUnknown, kAuto, kFloat32, kFloat16, kBFloat16,
     kE4M3, kE4M3FN, kE5M2, kE4M3FNUZ, kE5M2FNUZ,  // kE4M3: fn or fnuz, as cache and device have it
+    kDsMla, kPowerOfTwo, kExponentBytes,
   };
-  Kind kind;
-  std::string unknown;  // what came, if it is no name we know
+  Kind kind = Kind::kUnknown;
+  uint8_t lists = 0;       // the FormatNames that hold it
+  std::string_view known;  // the name, if we know it,
+  std::string unknown;     // else what came
+
+  bool is_one_of(FormatNames names) const { return (lists & static_cast<uint8_t>(names)) != 0; }
+  bool is_float() const { return kind >= Kind::kAuto && kind <= Kind::kBFloat16; }
   static FormatName parse(const char* data, size_t length);
-  static const char* valid_names();
+  static std::string list(FormatNames names);
 };
 
 }  // namespace multikv
 
-// How TORCH_BOX reads our types from the stack. (Its own conversion of a str leaks a string on every call in torch 2.13.)
+// How TORCH_BOX reads our types from the stack. (Its own conversion of a str leaks a string on every call in torch
+// 2.13.)
 HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
 
 template <>

@@ -21,7 +21,20 @@ __device__ inline uint32_t ballot(bool predicate) {
 
 __device__ inline uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 
+// A value of another lane of the group, whose lanes must all call.
+template <class T>
+__device__ inline T shuffle(T value, int lane) { return __shfl(value, lane, 32); }
+__device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor(value, mask, 32); }
+
 __device__ inline float half_to_float(uint16_t bits) { return static_cast<float>(__builtin_bit_cast(_Float16, bits)); }
+// Two floats, rounded, side by side; `low` in the low half.
+__device__ inline uint32_t floats_to_half(float low, float high) {
+  return __builtin_bit_cast(uint16_t, static_cast<_Float16>(low)) |
+         static_cast<uint32_t>(__builtin_bit_cast(uint16_t, static_cast<_Float16>(high))) << 16;
+}
+__device__ inline uint32_t floats_to_bfloat16(float low, float high) {
+  return bfloat16_from_float(low) | static_cast<uint32_t>(bfloat16_from_float(high)) << 16;
+}
 
 // GPUs with instructions that convert to fp8 have them for one kind of it.
 #if defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__)
@@ -37,6 +50,22 @@ __device__ constexpr bool has_fp8_instruction() {
   return layout_of(kFormat).fnuz == MULTIKV_CONVERTS_TO_FNUZ;
 #else
   return false;
+#endif
+}
+
+// The floats of two codes by that instruction, the low byte's in x.
+template <CacheFormat kFormat>
+__device__ inline float2 convert_from_fp8([[maybe_unused]] uint16_t codes) {
+#ifdef MULTIKV_CONVERTS_TO_FNUZ
+  if constexpr (layout_of(kFormat).mantissa_bits == 3) {
+    const auto floats = __builtin_amdgcn_cvt_pk_f32_fp8(codes, false);
+    return {floats[0], floats[1]};
+  } else {
+    const auto floats = __builtin_amdgcn_cvt_pk_f32_bf8(codes, false);
+    return {floats[0], floats[1]};
+  }
+#else
+  return {};
 #endif
 }
 

@@ -80,6 +80,11 @@ def quantise(x: Tensor, scale: Tensor, format: str) -> Tensor:
     return encode_fp8(x.cpu().float() / scale.cpu().float(), format)
 
 
+def dequantise(codes: Tensor, scale: Tensor, format: str) -> Tensor:
+    """decode(code) * scale, in float32."""
+    return decode_fp8(codes, format) * scale.cpu().float()
+
+
 def fp8_format(kv_cache_dtype: str, cache_dtype: torch.dtype, e4m3_of_bytes: str = "e4m3fn") -> str | None:
     """The fp8 format that a cache has, or None for one that stores floats as they come.
 
@@ -99,6 +104,16 @@ def bits(x: Tensor) -> Tensor:
     if x.is_complex():
         x = torch.view_as_real(x)
     return x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
+def tokens_and_slots(slot_mapping: Tensor, num_slots: int, bad_indices: str) -> tuple[list[int], list[int]]:
+    """The tokens that have a slot, and the slot of each."""
+    slots = slot_mapping.tolist()
+    for token, slot in enumerate(slots):
+        if slot >= num_slots and bad_indices == "raise":
+            raise bad_index("slot_mapping", token, slot)
+    tokens = [token for token, slot in enumerate(slots) if 0 <= slot < num_slots]
+    return tokens, [slots[token] for token in tokens]
 
 
 def bad_index(argument: str, position: object, value: int) -> IndexError:

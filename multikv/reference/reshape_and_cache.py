@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .formats import bad_index, bits, fp8_format, quantise
+from .formats import bits, fp8_format, quantise, tokens_and_slots
+
+
+def _entries(x: Tensor, tokens: list[int], scale: Tensor, format: str | None) -> Tensor:
+    """What is stored of these tokens, [tokens, H, D]: bits of floats, or fp8 codes."""
+    if format is None:
+        return bits(x)[tokens]
+    return quantise(x[tokens], scale.reshape(-1).expand(x.shape[1])[:, None], format)
 
 
 def reshape_and_cache_flash(
@@ -25,21 +32,45 @@ def reshape_and_cache_flash(
     key, value [>=T, H, D], each with its own D; caches [N, B, H, D]; slot_mapping [T]; scales of 1 or H elements.
     Float formats copy bits. A negative slot is padding. Tokens with one slot: the last one wins.
     """
-    num_blocks, block_size, num_heads = key_cache.shape[:3]
-    num_slots = num_blocks * block_size
-    slots = slot_mapping.tolist()
-    for token, slot in enumerate(slots):
-        if slot >= num_slots and bad_indices == "raise":
-            raise bad_index("slot_mapping", token, slot)
-    tokens = [token for token, slot in enumerate(slots) if 0 <= slot < num_slots]
-
+    num_blocks, block_size = key_cache.shape[:2]
+    tokens, slots = tokens_and_slots(slot_mapping, num_blocks * block_size, bad_indices)
     format = fp8_format(kv_cache_dtype, key_cache.dtype, e4m3_of_bytes)
     for source, destination, scale in ((key, key_cache, k_scale), (value, value_cache, v_scale)):
-        if format is None:
-            entries = bits(source)[tokens]
-        else:
-            entries = quantise(source[tokens], scale.reshape(-1).expand(num_heads)[:, None], format)
-        entries = entries.to(destination.device)
-        for token, entry in zip(tokens, entries):
-            slot = slots[token]
+        entries = _entries(source, tokens, scale, format).to(destination.device)
+        for slot, entry in zip(slots, entries):
             bits(destination)[slot // block_size, slot % block_size] = entry
+
+
+def reshape_and_cache(
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    kv_cache_dtype: str,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    interleaved_v: bool = False,
+    *,
+    bad_indices: str = "raise",
+    e4m3_of_bytes: str = "e4m3fn",
+) -> None:
+    """The same into caches in which neighbours are the same elements of neighbouring slots. b, o = divmod(slot, B).
+
+    key_cache [N, H, D/x, B, x]: [b, h, d // x, o, d % x] = quantise(key[t, h, d], k_scale[h]).
+    value_cache [N, H, D, B]: [b, h, d, o] = quantise(value[t, h, d], v_scale[h]), or
+    with interleaved_v, [N, H, B/x, D, x]: [b, h, o // x, d, o % x] = the same. Its x may be another than the key's.
+    """
+    num_blocks, _, _, block_size, x = key_cache.shape
+    tokens, slots = tokens_and_slots(slot_mapping, num_blocks * block_size, bad_indices)
+    format = fp8_format(kv_cache_dtype, key_cache.dtype, e4m3_of_bytes)
+    keys = _entries(key, tokens, k_scale, format).unflatten(2, (-1, x)).to(key_cache.device)
+    values = _entries(value, tokens, v_scale, format).to(value_cache.device)
+    for slot, key_entry, value_entry in zip(slots, keys, values):
+        block, offset = divmod(slot, block_size)
+        bits(key_cache)[block, :, :, offset, :] = key_entry
+        if interleaved_v:
+            value_x = value_cache.shape[4]
+            bits(value_cache)[block, :, offset // value_x, :, offset % value_x] = value_entry
+        else:
+            bits(value_cache)[block, :, :, offset] = value_entry

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from calls.call import Call
 from helpers import Arguments, cache_dtype, distinct_slots, embed, randomise
 
 Pair = tuple[Tensor, Tensor]
@@ -70,8 +71,9 @@ def flash_arguments(
     index_dtype: torch.dtype = torch.int64,
     surplus_rows: int = 0,
     per_head: bool = False,
+    share_of_padding: float = 0,
 ) -> Arguments:
-    """A good call; every token has a slot of its own, and some slots none."""
+    """A good call; every token that has a slot has its own, and some slots have none."""
     blocks = -(-tokens // block_size) + 2 if blocks is None else blocks
     sizes = (head_size, head_size if value_head_size is None else value_head_size)
     key, value = INPUT_LAYOUTS[inputs](tokens + surplus_rows, heads, sizes, dtype, device)
@@ -80,14 +82,95 @@ def flash_arguments(
     key_cache, value_cache = CACHE_LAYOUTS[cache](
         blocks, block_size, heads, sizes, cache_dtype(format, dtype, float8=float8), device
     )
+    slots = distinct_slots(tokens, blocks * block_size, index_dtype)
+    slots[torch.rand(len(slots)) < share_of_padding] = -1
     scales = (torch.rand(2, heads) + 0.25 if per_head else torch.tensor([[0.37], [1.9]])).to(device)
     return {
         "key": key,
         "value": value,
         "key_cache": key_cache,
         "value_cache": value_cache,
-        "slot_mapping": distinct_slots(tokens, blocks * block_size, index_dtype).to(device),
+        "slot_mapping": slots.to(device),
         "kv_cache_dtype": format,
         "k_scale": scales[0],
         "v_scale": scales[1],
     }
+
+
+# The caches of reshape_and_cache: [blocks, heads, D/x, block_size, x], and [blocks, heads, D, block_size] or
+# [blocks, heads, block_size/x, D, x]. name -> options of embed for each.
+PACKED_LAYOUTS: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object]]] = {
+    "dense": ({}, {}, {}),
+    "padded": ({"padding": (0, 1, 1, 2, 5)}, {"padding": (1, 0, 1, 3)}, {"padding": (0, 1, 1, 2, 5)}),
+    "unaligned": ({"offset": 1}, {"offset": 3}, {"offset": 5}),
+    "blocks_innermost": ({"order": (1, 2, 3, 0, 4)}, {"order": (2, 1, 0, 3)}, {"order": (3, 1, 2, 0, 4)}),
+    "slots_outermost": ({"order": (3, 0, 1, 2, 4)}, {"order": (1, 0, 2, 3)}, {"order": (2, 0, 1, 3, 4)}),
+}
+
+
+def slots_in_runs(tokens: int, blocks: int, block_size: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    """As prefill gives them, consecutive within a block; every tenth token is anywhere else. All distinct."""
+    slots = (torch.randperm(blocks)[:, None] * block_size + torch.arange(block_size)).flatten()
+    start = int(torch.randint(len(slots) - tokens + 1, ()))
+    slots = slots[start : start + tokens]
+    moved = torch.randperm(tokens)[: tokens // 10]
+    slots[moved.sort().values] = slots[moved]
+    return slots.to(dtype)
+
+
+def packed_arguments(
+    device: torch.device | str = "cpu",
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    format: str = "auto",
+    float8: bool = False,
+    tokens: int = 7,
+    heads: int = 2,
+    head_size: int = 64,
+    blocks: int | None = None,
+    block_size: int = 16,
+    x: int | None = None,
+    value_x: int | None = None,
+    cache: str = "dense",
+    runs: bool = False,
+    **options: object,
+) -> Arguments:
+    """A good call of reshape_and_cache; with `value_x`, interleaved_v. Other options are those of flash_arguments."""
+    blocks = -(-tokens // block_size) + 2 if blocks is None else blocks
+    stored = cache_dtype(format, dtype, float8=float8)
+    x = 16 // stored.itemsize if x is None else x
+    shapes = {"tokens": tokens, "heads": heads, "head_size": head_size, "blocks": blocks, "block_size": block_size}
+    call = flash_arguments(device, dtype=dtype, format=format, **shapes, **options)
+    key_options, value_options, interleaved_options = PACKED_LAYOUTS[cache]
+    call["key_cache"] = embed((blocks, heads, head_size // x, block_size, x), stored, device, **key_options)
+    if value_x is None:
+        call["value_cache"] = embed((blocks, heads, head_size, block_size), stored, device, **value_options)
+    else:
+        shape = (blocks, heads, block_size // value_x, head_size, value_x)
+        call["value_cache"] = embed(shape, stored, device, **interleaved_options)
+    if runs:
+        call["slot_mapping"].copy_(slots_in_runs(tokens, blocks, block_size))
+    return call | {"interleaved_v": value_x is not None}
+
+
+FLASH, PACKED = "reshape_and_cache_flash", "reshape_and_cache"
+OTHERS, LARGER = {"share_of_padding": 0.2}, {"tokens": 1000, "heads": 8}
+PACKED_FP8 = {"format": "fp8", "per_head": True, "inputs": "projection"}
+
+CALLS = {
+    "flash": Call(FLASH, flash_arguments, {"tokens": 300}, OTHERS, larger=LARGER),
+    "flash-fp8": Call(
+        FLASH, flash_arguments, {"format": "fp8", "per_head": True, "cache": "HND"}, OTHERS, larger=LARGER
+    ),
+    # A uint8 cache: opcheck cannot compare float8 tensors.
+    "flash-e5m2": Call(
+        FLASH, flash_arguments, {"format": "fp8_e5m2", "inputs": "projection", "value_head_size": 32}, larger=LARGER
+    ),
+    "flash-no_tokens": Call(FLASH, flash_arguments, {"tokens": 0}),
+    "packed": Call(PACKED, packed_arguments, {"tokens": 300, "runs": True}, larger=LARGER),
+    "packed-fp8": Call(PACKED, packed_arguments, PACKED_FP8, OTHERS, larger=LARGER),
+    "packed-interleaved": Call(
+        PACKED, packed_arguments, {"format": "fp8_e5m2", "value_x": 4}, OTHERS, larger=LARGER | {"runs": True}
+    ),
+    "packed-no_tokens": Call(PACKED, packed_arguments, {"tokens": 0}),
+}

@@ -1,35 +1,9 @@
-#include "vec.h"
+#include "packed.h"
+#include "quantise.h"
+#include "slots.h"
 
 namespace multikv::cpu {
 namespace {
-
-using Quantise = void (*)(char* to, const char* from, int64_t count, float scale, Stores stores);
-
-template <CacheFormat kFormat, class Input>
-void quantise_bytes(char* to, const char* from, int64_t count, float scale, Stores stores) {
-  quantise<kFormat>(reinterpret_cast<uint8_t*>(to), reinterpret_cast<const Input*>(from), count, scale, stores);
-}
-
-template <CacheFormat kFormat>
-Quantise quantise_from(Float dtype) {
-  switch (dtype) {
-    case Float::kFloat32: return quantise_bytes<kFormat, float>;
-    case Float::kFloat16: return quantise_bytes<kFormat, Half>;
-    case Float::kBFloat16: break;
-  }
-  return quantise_bytes<kFormat, BFloat16>;
-}
-
-Quantise quantise_for(CacheFormat format, Float dtype) {
-  switch (format) {
-    case CacheFormat::kSame: return nullptr;
-    case CacheFormat::kE5M2: return quantise_from<CacheFormat::kE5M2>(dtype);
-    case CacheFormat::kE4M3FNUZ: return quantise_from<CacheFormat::kE4M3FNUZ>(dtype);
-    case CacheFormat::kE5M2FNUZ: return quantise_from<CacheFormat::kE5M2FNUZ>(dtype);
-    case CacheFormat::kE4M3FN: break;
-  }
-  return quantise_from<CacheFormat::kE4M3FN>(dtype);
-}
 
 // One of key and value, with what is the same for all its tokens.
 struct Writer {
@@ -86,15 +60,21 @@ void reshape_and_cache_flash<kIsa>(const ReshapeAndCacheFlashParams& p, int64_t 
   [[maybe_unused]] const IeeeSubnormals subnormals;
   const Writer key = make_writer(p.key, p, stores);
   const Writer value = make_writer(p.value, p, stores);
-  const auto block_size = static_cast<int64_t>(p.block_size.value);
-  for (int64_t token = begin; token < end; ++token) {
-    const int64_t slot = p.slot_mapping.at(token);
-    if (slot < 0) continue;
-    const int64_t block = slot / block_size;
-    key.write(token, block, slot - block * block_size);
-    value.write(token, block, slot - block * block_size);
-  }
+  for_each_token(p.slots, begin, end, [&](int64_t token, int64_t block, int64_t offset) {
+    key.write(token, block, offset);
+    value.write(token, block, offset);
+  });
   finish(stores);
+}
+
+template <>
+void reshape_and_cache<kIsa>(const ReshapeAndCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+  [[maybe_unused]] const IeeeSubnormals subnormals;
+  PackedWriter key(p, true, stores), value(p, false, stores);
+  for_each_run(p.slots, begin, end, [&](int64_t token, int64_t count, int64_t block, int64_t offset) {
+    key.write(token, count, block, offset);
+    value.write(token, count, block, offset);
+  });
 }
 
 }  // namespace multikv::cpu

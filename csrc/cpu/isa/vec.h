@@ -1,17 +1,20 @@
-// The few vector operations that kernels are written in, at the width this file is compiled for.
+// Moving bytes in vectors of the width this file is compiled for.
 //
 // Everything here is in an anonymous namespace: a symbol that two instruction sets shared could run on the wrong CPU.
 #pragma once
 
 #if defined(__SSE2__)
+// GCC 12 warns of its own header, whose functions begin with a vector that is undefined on purpose.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include <cstdint>
 #include <cstring>
 
-#include "../../fp8.h"
-#include "../../quotient.h"
 #include "../kernels.h"
 
 namespace multikv::cpu {
@@ -51,18 +54,43 @@ inline void finish(Stores stores) {
 #endif
 }
 
-inline void copy(char* to, const char* from, int64_t num_bytes, Stores stores) {
+// Into the second-level cache, for soon.
+inline void prefetch(const void* from) { __builtin_prefetch(from, 0, 2); }
+
+// What a copy or a conversion reads after `from`, while it does that: the CPU does not foresee where the next piece
+// lies. It takes the first `kBytes` of it, or as many as this one has.
+class Ahead {
+ public:
+  static constexpr int64_t kBytes = 8192;
+
+  // next == nullptr: unknown.
+  Ahead(const void* from, const void* next) : next_(static_cast<const char*>(next == nullptr ? from : next)) {}
+
+  // Of `num_bytes` bytes from byte i on.
+  [[gnu::always_inline]] void fetch(int64_t i, int64_t num_bytes) const {
+    if (i >= kBytes) return;
+    for (int64_t j = 0; j < num_bytes; j += 64) prefetch(next_ + i + j);
+  }
+
+ private:
+  const char* next_;
+};
+
+// `next`: what will be read after this; see Ahead.
+inline void copy(char* to, const char* from, int64_t num_bytes, Stores stores, const char* next = nullptr) {
   constexpr int64_t kWidth = sizeof(Bytes);
   if (num_bytes < kWidth) {
     std::memcpy(to, from, num_bytes);
     return;
   }
+  const Ahead ahead(from, next);
   int64_t i = 0;
   if (stores == Stores::kStreaming && num_bytes >= 4 * kWidth) {
     const int64_t unaligned = -reinterpret_cast<intptr_t>(to) & (kWidth - 1);
     if (unaligned != 0) store(to, load(from));
     i = unaligned;
     for (; i + 4 * kWidth <= num_bytes; i += 4 * kWidth) {
+      ahead.fetch(i, 4 * kWidth);
       const Bytes a = load(from + i), b = load(from + i + kWidth);
       const Bytes c = load(from + i + 2 * kWidth), d = load(from + i + 3 * kWidth);
       stream(to + i, a);
@@ -72,49 +100,13 @@ inline void copy(char* to, const char* from, int64_t num_bytes, Stores stores) {
     }
     for (; i + kWidth <= num_bytes; i += kWidth) stream(to + i, load(from + i));
   } else {
-    for (; i + kWidth <= num_bytes; i += kWidth) store(to + i, load(from + i));
+    for (; i + kWidth <= num_bytes; i += kWidth) {
+      ahead.fetch(i, kWidth);
+      store(to + i, load(from + i));
+    }
   }
   // The last vector overlaps what is written already, with the same bytes.
   if (i < num_bytes) store(to + num_bytes - kWidth, load(from + num_bytes - kWidth));
-}
-
-inline float widen(float x) { return x; }
-struct Half { uint16_t bits; };
-struct BFloat16 { uint16_t bits; };
-inline float widen(Half x) { return float_from_half(x.bits); }
-inline float widen(BFloat16 x) { return float_from_bfloat16(x.bits); }
-
-// Division by one scale. Without fused multiply-add in hardware the plain division is the fast one; both give the same bytes.
-template <class Input>
-struct Divider {
-#if defined(__FMA__)
-  Quotient quotient;
-  explicit Divider(float scale) : quotient(scale) {}
-  float operator()(float x) const {
-    constexpr int kSteps = sizeof(Input) == sizeof(float) ? 2 : 1;
-    return quotient.divide<kSteps>(x, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); });
-  }
-#else
-  float scale;
-  explicit Divider(float scale) : scale(scale) {}
-  float operator()(float x) const { return x / scale; }
-#endif
-};
-
-// to[i] = fp8(from[i] / scale). In steps, each a loop that the compiler turns into vector code.
-template <CacheFormat kFormat, class Input>
-void quantise(uint8_t* to, const Input* from, int64_t count, float scale, Stores stores) {
-  constexpr int64_t kChunk = 256;
-  constexpr Fp8Layout kLayout = layout_of(kFormat);
-  alignas(64) float quotients[kChunk];
-  alignas(64) uint8_t codes[kChunk];
-  const Divider<Input> divider(scale);
-  for (int64_t begin = 0; begin < count; begin += kChunk) {
-    const int64_t length = count - begin < kChunk ? count - begin : kChunk;
-    for (int64_t i = 0; i < length; ++i) quotients[i] = divider(widen(from[begin + i]));
-    for (int64_t i = 0; i < length; ++i) codes[i] = encode_fp8(quotients[i], kLayout);
-    copy(reinterpret_cast<char*>(to + begin), reinterpret_cast<const char*>(codes), length, stores);
-  }
 }
 
 // Subnormal numbers count as themselves, whatever the caller's thread has set (torch.set_flush_denormal).

@@ -1,0 +1,48 @@
+"""Cases of the op that converts a whole cache."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import numbers
+from benchmarks.case import Baseline, Case
+from multikv import _cases
+from multikv._cases import CACHE_DTYPES, Workload
+
+ELEMENTS = (20, 25, 29)  # powers of two
+FORMATS = ("fp8_e4m3", "fp8_e5m2")
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    for kv_cache_dtype in FORMATS:
+        for to_fp8 in (True, False):
+            name = f"bf16-to-{kv_cache_dtype}" if to_fp8 else f"{kv_cache_dtype}-to-bf16"
+            baseline = Baseline("div, copy_", _divide, _arguments) if to_fp8 else Baseline("mul", _multiply, _arguments)
+            for power in ELEMENTS:
+                yield Case.of(_cases.convert_fp8, f"{name}/2^{power}", _expect, (baseline,), power != 20,
+                              num_elements=1 << power, to_fp8=to_fp8, kv_cache_dtype=kv_cache_dtype)
+
+
+def _arguments(w: Workload) -> tuple[Any, ...]:
+    dst, src, scale, _ = w.arguments
+    return dst, src, torch.tensor([scale], device=dst.device)
+
+
+def _divide(dst: Tensor, src: Tensor, scale: Tensor) -> None:
+    dst.copy_(src / scale)
+
+
+def _multiply(dst: Tensor, src: Tensor, scale: Tensor) -> None:
+    torch.mul(src.to(torch.float32), scale, out=dst)
+
+
+def _expect(w: Workload) -> None:
+    dst, src, scale = _arguments(w)
+    fp8 = CACHE_DTYPES[w.arguments[3]]
+    for out, x in zip(dst.split(1 << 26), src.split(1 << 26)):  # what lies between takes several times the memory
+        if dst.dtype == fp8:
+            out.view(torch.uint8).copy_(numbers.encode(x / scale, fp8))
+        else:
+            out.copy_(numbers.decode(x.view(torch.uint8), fp8) * scale)

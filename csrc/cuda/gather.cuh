@@ -1,0 +1,133 @@
+// Reading sequences out of a cache: which entry each output row takes, and the kernel that all gathers share.
+#pragma once
+
+#include "grid.h"
+#include "launch.h"
+#include "vec.cuh"
+
+namespace multikv::gpu {
+
+__device__ inline int population(uint32_t mask) { return static_cast<int>(__popc(mask)); }
+
+// For each of the 32 lanes the last sequence that begins at or before its token, `first` + lane, and where it begins. Sequence
+// -1: none does. All lanes of the group must call.
+struct SequenceStart {
+  int64_t sequence, begin;
+};
+__device__ inline SequenceStart sequence_of(const Sequences& q, int64_t first, int num_tokens, int lane) {
+  // 32 probes a step, down to a window of 32 bounds that begins at the last one that is at most `first`.
+  int64_t low = 0, high = q.num_bounds;
+  while (high - low > 31) {
+    const int64_t step = (high - low + 31) / 32;
+    const int64_t probe = low + (lane + 1) * step - 1;
+    low += population(ballot(probe < high && q.cu_seq_lens.at(probe) <= first)) * step;
+    high = low + step - 1 < high ? low + step - 1 : high;
+  }
+  const int64_t window = low > 0 ? low - 1 : 0;
+  const bool is_bound = window + lane < q.num_bounds;
+  const int64_t bound = is_bound ? q.cu_seq_lens.at(window + lane) : 0;
+
+  const int64_t token = first + lane;
+  int count = population(ballot(is_bound && bound <= first));
+  if (count != population(ballot(is_bound && bound < first + num_tokens))) {  // tokens of several sequences
+    count = 0;
+    for (int i = 0; i < 32; ++i) count += shuffle(bound, i) <= token && window + i < q.num_bounds;
+  }
+  int64_t sequence = window + count - 1;
+  int64_t begin = shuffle(bound, count > 0 ? count - 1 : 0);
+  if (count == 32) {  // past the window, if sequences are that short
+    int64_t end = q.num_bounds;
+    int64_t next = window + 32;
+    while (next < end) {
+      const int64_t middle = (next + end) / 2;
+      if (q.cu_seq_lens.at(middle) <= token) next = middle + 1;
+      else end = middle;
+    }
+    sequence = next - 1;
+    begin = q.cu_seq_lens.at(sequence);
+  }
+  return {sequence, begin};
+}
+
+// place(block id, offset) of the entry for each lane's token; -1 where there is none. All lanes of the group must call.
+template <class Place>
+__device__ inline int64_t look_up(const Sequences& q, int64_t first, int num_tokens, int lane, Place place) {
+  const int64_t token = first + lane;
+  // One sequence most likely begins with the first row, at its first position: its block is loaded with the bounds.
+  const int64_t likely_block = q.num_sequences == 1 ? static_cast<int64_t>(q.block_size.divide(token, high_product)) : -1;
+  const bool is_likely = likely_block >= 0 && likely_block < q.blocks_per_sequence;
+  const int64_t likely_id = is_likely ? q.block_table.at(likely_block) : -1;
+  const auto [sequence, begin] = sequence_of(q, first, num_tokens, lane);
+  if (lane >= num_tokens || sequence < 0 || sequence >= q.num_sequences || begin < 0 || begin > token) return -1;
+  const int64_t start = q.seq_starts.data == nullptr ? 0 : q.seq_starts.at(sequence);
+  if (start < 0) return -1;
+  const uint64_t position = static_cast<uint64_t>(start) + static_cast<uint64_t>(token - begin);
+  const uint64_t block = q.block_size.divide(position, high_product);
+  if (block >= static_cast<uint64_t>(q.blocks_per_sequence)) return -1;
+  const int64_t id = static_cast<int64_t>(block) == likely_block ? likely_id : q.block_table.at(sequence, block);
+  if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(q.num_blocks)) return -1;
+  return place(id, static_cast<int64_t>(position - block * q.block_size.value));
+}
+
+constexpr int kMaxTile = 128;              // tokens of a thread block
+constexpr int64_t kTileBytes = 18 * 1024;  // and what they should come to, so that the look-up is worth it
+
+// An op says what it moves by an Entry: sequences(); vectors(), of one row; place(id, offset), a number that names an entry of
+// the cache; read(place, vector), and write(token, vector, value).
+// A thread block takes `tile` tokens. Threads: x and blockIdx.y over vectors, z over tokens.
+template <class Entry>
+__global__ void __launch_bounds__(256)
+    gather_kernel(const MULTIKV_GRID_CONSTANT Entry entry, int tile, int64_t first_chunk) {
+  constexpr int kUnroll = 2;
+  __shared__ int64_t places[kMaxTile];
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * tile;
+  const int64_t rest = entry.sequences().num_tokens - first;
+  const int num_tokens = static_cast<int>(rest < tile ? rest : tile);
+  const int thread = threadIdx.z * blockDim.x + threadIdx.x;
+  // Groups of 32 lanes look up 32 tokens each: there are enough of them.
+  const int begin = thread & ~31;
+  if (begin < num_tokens) {
+    const int count = num_tokens - begin < 32 ? num_tokens - begin : 32;
+    places[begin + thread % 32] = look_up(entry.sequences(), first + begin, count, thread % 32,
+                                          [&](int64_t id, int64_t offset) { return entry.place(id, offset); });
+  }
+  __syncthreads();
+
+  const int64_t vector = (first_chunk + blockIdx.y) * blockDim.x + threadIdx.x;
+  if (vector >= entry.vectors()) return;
+  for (int next = threadIdx.z; next < num_tokens; next += kUnroll * blockDim.z) {
+    typename Entry::Value values[kUnroll];
+    bool is_found[kUnroll];
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      const int token = next + i * blockDim.z;
+      is_found[i] = token < num_tokens && places[token] >= 0;
+      if (is_found[i]) values[i] = entry.read(places[token], vector);
+    }
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      if (is_found[i]) entry.write(first + next + i * blockDim.z, vector, values[i]);
+    }
+  }
+}
+
+template <class Entry>
+void launch_gather(const Entry& entry, const Context& context) {
+  constexpr int64_t kVectorBytes = sizeof(typename Entry::Value);
+  const int64_t num_tokens = entry.sequences().num_tokens;
+  const int64_t vectors = entry.vectors();
+  // Tiles small enough to occupy every multiprocessor a few times over.
+  const int64_t spread = (num_tokens + 4 * context.num_multiprocessors - 1) / (4 * context.num_multiprocessors);
+  const int64_t enough = std::clamp<int64_t>(kTileBytes / (vectors * kVectorBytes), 1, kMaxTile);
+  const auto tile = static_cast<int>(std::min(spread, enough));
+  BlockShape shape = block_shape(std::min<int64_t>(vectors, 256), 1, tile);
+  shape.row_blocks = (vectors + shape.threads.x - 1) / shape.threads.x;
+  // Whole groups of lanes look up, enough of them for all tokens.
+  const unsigned lookers = (tile + 31) / 32 * 32;
+  shape.threads.x = std::max(shape.threads.x, (lookers + shape.threads.z - 1) / shape.threads.z);
+  for_each_grid((num_tokens + tile - 1) / tile, shape, 1, [&](dim3 grid, int64_t first_chunk) {
+    gather_kernel<<<grid, shape.threads, 0, context.stream>>>(entry, tile, first_chunk);
+  });
+}
+
+}  // namespace multikv::gpu

@@ -1,0 +1,72 @@
+"""Random values and places in a paged cache."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CACHE_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+    "fp8_ds_mla": torch.float8_e4m3fn,
+}
+_LARGEST_FINITE = {torch.float8_e4m3fn: 0x7E, torch.float8_e5m2: 0x7B}
+SPARE_BLOCKS = 3  # blocks that nobody owns, to see that they stay as they were
+
+
+def bits(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random bits: any number of the dtype, NaN included."""
+    num_bytes = dtype.itemsize * math.prod(shape)
+    words = torch.empty(-(-num_bytes // 8), dtype=torch.int64, device=device).random_(-(2**63), None)
+    return words.view(torch.uint8)[:num_bytes].view(dtype).view(shape)
+
+
+def finite_fp8(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random codes of a float8 dtype but those of infinities and NaN."""
+    codes = bits(shape, torch.uint8, device)
+    return codes.masked_fill_((codes & 0x7F) > _LARGEST_FINITE[dtype], 0).view(dtype)
+
+
+def normal(shape: Sequence[int], device: torch.device) -> Tensor:
+    """What a layer puts out: bfloat16 numbers around 0."""
+    return torch.randn(shape, dtype=torch.bfloat16, device=device)
+
+
+def scales(device: torch.device, *numbers: float) -> Tensor:
+    """As float32. No powers of two, so that the division rounds; large enough that nothing saturates."""
+    return torch.tensor(numbers, device=device)
+
+
+def as_bits(tensor: Tensor) -> Tensor:
+    """The same memory as integers."""
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Itself, or on another device; what comes from a GPU to the host becomes pinned."""
+    if device == tensor.device or tensor.is_meta:
+        return tensor
+    if device.type == "cpu":
+        return torch.empty_like(tensor, device=device, pin_memory=True).copy_(tensor)
+    return tensor.to(device)
+
+
+def addresses(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([tensor.data_ptr() for tensor in tensors], device=tensors[0].device)
+
+
+def slots(num_tokens: int, block_size: int, device: torch.device) -> tuple[int, Tensor]:
+    """The size of a cache in blocks, some to spare, and slots for the tokens of one sequence."""
+    num_blocks = -(-num_tokens // block_size) + SPARE_BLOCKS
+    blocks = torch.randperm(num_blocks, device=device)[:-SPARE_BLOCKS]
+    return num_blocks, (blocks[:, None] * block_size + torch.arange(block_size, device=device)).flatten()[:num_tokens]
+
+
+def sequences(batch_size: int, length: int, block_size: int, device: torch.device) -> tuple[int, Tensor, Tensor]:
+    """The size of a cache in blocks, some to spare, and sequences in it: their block table, and where each begins."""
+    num_blocks = batch_size * -(-length // block_size) + SPARE_BLOCKS
+    block_table = torch.randperm(num_blocks, device=device)[:-SPARE_BLOCKS].view(batch_size, -1).to(torch.int32)
+    return num_blocks, block_table, torch.arange(batch_size + 1, dtype=torch.int32, device=device) * length
+
