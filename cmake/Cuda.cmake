@@ -43,7 +43,7 @@ function(multikv_add_cuda_backend families)
   add_library(multikv_cuda SHARED csrc/cuda/backend.cpp ${kernels})
   target_include_directories(multikv_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   target_compile_options(multikv_cuda PRIVATE
-    "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-fmad=false;--threads=2>")
+    "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-fmad=false;--threads=2;-Xfatbin=-compress-all>")
   target_link_libraries(multikv_cuda PRIVATE frontend multikv_torch ${CMAKE_DL_LIBS})
   multikv_finish_library(multikv_cuda cuda "${CMAKE_CUDA_COMPILER_VERSION}" "${MULTIKV_CUDA_ARCHS_BUILT}")
 endfunction()

@@ -2,6 +2,7 @@
 
 function(multikv_find_torch)
   find_package(Python3 REQUIRED COMPONENTS Interpreter)
+  set(Python3_EXECUTABLE "${Python3_EXECUTABLE}" PARENT_SCOPE)
   execute_process(
     COMMAND "${Python3_EXECUTABLE}" -W ignore -c
       "import torch; print(torch.__path__[0] + ';' + torch.__version__.split('+')[0])"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -234,7 +233,7 @@ def check(op: str, arguments: Arguments, *, nan_outputs: Sequence[str] = (), **r
     assert_same_bytes(arguments, expected, nan_outputs)
 
 
-# -- parts of calls ---------------------------------------------------------------------------------------------------------
+# -- parts of calls ----------------------------------------------------------------------------------------------------
 
 
 def cache_dtype(format: str, dtype: torch.dtype, *, float8: bool = False) -> torch.dtype:

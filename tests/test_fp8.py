@@ -1,4 +1,4 @@
-"""fp8 by the ops, bit for bit, wherever a mistake could hide: every 16-bit float, every rounding boundary, every code."""
+"""fp8 by the ops, bit for bit, wherever a mistake could hide: every 16-bit float, rounding boundary and code."""
 
 from __future__ import annotations
 

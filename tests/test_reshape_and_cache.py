@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calls.reshape_and_cache import INPUT_LAYOUTS, PACKED_LAYOUTS, packed_arguments, slots_in_runs
-from helpers import FLOATS, FORMATS, INDEX_DTYPES, check, e4m3_of_bytes, embed, short, storage_bytes
+from helpers import FLOATS, FORMATS, INDEX_DTYPES, check, e4m3_of_bytes, embed, randomise, short, storage_bytes
 
 OP = "reshape_and_cache"
 # None: the value cache is [blocks, heads, D, block_size]; else [blocks, heads, block_size / x, D, x].
@@ -68,6 +68,15 @@ def test_head_sizes(device, head_size, format, dtype):
     for runs in (False, True):
         options = {"dtype": dtype, "format": format, "x": x if head_size % x == 0 else 1, "runs": runs}
         check(OP, packed_arguments(device, head_size=head_size, tokens=20, **options))
+
+
+@each_pair
+@pytest.mark.parametrize("head_size", [136, 144, 200, 520])
+def test_head_sizes_with_long_runs(device, head_size, format, dtype):
+    """Rows of many slots, and numbers of rows that no vector divides."""
+    for block_size in (32, 64):
+        options = {"dtype": dtype, "format": format, "x": 8, "block_size": block_size, "runs": True}
+        check(OP, packed_arguments(device, head_size=head_size, tokens=100, **options))
 
 
 @pytest.mark.parametrize("heads, head_size", [(40, 128), (64, 128), (7, 600), (1, 6000), (513, 8), (600, 16)])
@@ -216,6 +225,21 @@ def test_scales_are_not_looked_at_for_floats(device):
     call["k_scale"] = torch.zeros(5, 5, dtype=torch.int16)
     call["v_scale"] = torch.empty(0)
     check(OP, call)
+
+
+@each_pair
+def test_value_has_its_own_strides(device, format, dtype):
+    for runs in (False, True):
+        call = packed_arguments(device, tokens=20, heads=3, dtype=dtype, format=format, runs=runs)
+        call["value"] = randomise(embed((20, 3, 64), dtype, device, order=(1, 0, 2), padding=(2, 0, 1)))
+        check(OP, call)
+
+
+@pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
+def test_vectors_longer_than_any_buffer(device, format):
+    for x in (200, 257, 3000):
+        for value_x in VALUE_XS:
+            check(OP, packed_arguments(device, head_size=2 * x, x=x, value_x=value_x, format=format, runs=True))
 
 
 def test_empty_heads(device):

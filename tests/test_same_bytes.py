@@ -7,10 +7,21 @@ import os
 import pytest
 import torch
 
+import reference
 from calls import CALLS
 from calls.gather import gather_arguments
 from calls.reshape_and_cache import flash_arguments, packed_arguments
-from helpers import FLOATS, FORMATS, assert_same_bytes, copy_of, random_bytes, run, short, storage_bytes
+from helpers import (
+    FLOATS,
+    FORMATS,
+    assert_same_bytes,
+    copy_of,
+    last_level_cache_bytes,
+    random_bytes,
+    run,
+    short,
+    storage_bytes,
+)
 from multikv import platforms
 
 FLASH, PACKED, GATHER = "reshape_and_cache_flash", "reshape_and_cache", "cp_gather_cache"
@@ -118,6 +129,26 @@ def test_the_last_of_duplicates_wins_whole(op, tokens, num_slots):
         at = (block, offset) if op == FLASH else (block, ..., offset)
         key_at = at if op == FLASH else (block, slice(None), slice(None), offset)
         assert (call["key_cache"][key_at] == token).all() and (call["value_cache"][at] == token + 0.5).all()
+
+
+@pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
+@pytest.mark.parametrize("op", WRITERS)
+def test_the_last_of_duplicates_wins_past_the_cpu_cache(op, format):
+    """Nearly all tokens are padding; the others go to one block, in runs and singly, again and again."""
+    heads, head_size, block_size = 4, 64, 64
+    tokens = last_level_cache_bytes() // (2 * heads * head_size) + 1000
+    span, some = torch.arange(block_size), torch.randint(block_size, (20,))
+    used = torch.cat([span, some, span[5:30], some[:3], span[:16], span[40:], some[3:6], torch.tensor([20])])
+    slots = torch.full((tokens,), -1)
+    slots[100 : 100 + len(used)] = used
+    values = torch.randn(tokens + heads * head_size).bfloat16()
+    windows = values.as_strided((tokens, heads, head_size), (1, head_size, 1))
+    sizes = {"tokens": 0, "heads": heads, "head_size": head_size, "blocks": 1, "block_size": block_size}
+    call = WRITERS[op](format=format, **sizes) | {"key": windows, "value": windows, "slot_mapping": slots}
+    expected = copy_of(call)
+    getattr(reference, op)(**expected)
+    for isa in platforms.cpu_isas():
+        assert_same_bytes(outcome(op, call, isa=isa, threads=THREADS), expected)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -193,7 +193,8 @@ def calls(draw):
         src, dst = (embed((size,), torch.uint8, device, offset=at) for size, at in zip(sizes, offsets))
         mapping = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
         if same:
-            src = dst = embed(((src_blocks + dst_blocks) * block_bytes + spare,), torch.uint8, device, offset=offsets[0])
+            whole = (src_blocks + dst_blocks) * block_bytes + spare
+            src = dst = embed((whole,), torch.uint8, device, offset=offsets[0])
             mapping[:, 1] += src_blocks
         return {"src": src, "dst": dst, "block_size_in_bytes": block_bytes, "block_mapping": mapping}
 

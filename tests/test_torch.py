@@ -28,6 +28,8 @@ def call_of(name, device):
 @pytest.mark.parametrize("name", [*CALLS, *GPU_CALLS])
 def test_opcheck(any_device, name):
     call = call_of(name, any_device)
+    if name == "upconvert-host" and any_device.type == "cuda":
+        pytest.skip("opcheck's own copies of the arguments are not in pinned memory")
     op = getattr(torch.ops.multikv, call.op).default
     torch.library.opcheck(op, tuple(call.arguments(any_device).values()))
 

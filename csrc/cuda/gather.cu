@@ -152,7 +152,7 @@ int copy_alignment(const CpGatherCacheParams& p) {
 
 template <Float kDtype>
 void launch_dequantise(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
-  constexpr int kElements = 16 / num_bytes(kDtype);
+  constexpr int kElements = 16;
   const CpGatherCacheParams& g = p.gather;
   const bool is_wide = common_alignment(16, {address(g.dst), g.dst_stride_token_bytes}) == 16 &&
                        common_alignment(kElements, {address(g.src_cache), g.entry.row_size, g.src_stride_block_bytes,
@@ -190,7 +190,7 @@ void launch(const CpGatherAndUpconvertFp8KvCacheParams& p, const Context& contex
   const bool is_wide = common_alignment(16, {address(p.src_cache), p.src_stride_block_bytes, p.src_stride_slot_bytes,
                                              address(p.dst), p.dst_stride_token * 2, address(p.host_cache),
                                              p.host_stride_row_bytes}) == 16;
-  if (is_wide) launch_gather(UpconvertEntry<8>{p}, context);
+  if (is_wide) launch_gather(UpconvertEntry<16>{p}, context);
   else launch_gather(UpconvertEntry<1>{p}, context);
 }
 

@@ -119,14 +119,17 @@ void launch_gather(const Entry& entry, const Context& context) {
   // Tiles small enough to occupy every multiprocessor a few times over.
   const int64_t spread = (num_tokens + 4 * context.num_multiprocessors - 1) / (4 * context.num_multiprocessors);
   const int64_t enough = std::clamp<int64_t>(kTileBytes / (vectors * kVectorBytes), 1, kMaxTile);
-  const auto tile = static_cast<int>(std::min(spread, enough));
+  int64_t tile = std::min(spread, enough);
   BlockShape shape = block_shape(std::min<int64_t>(vectors, 256), 1, tile);
+  // No threads that have one token less than others.
+  const int64_t step = std::min<int64_t>(shape.threads.z, kMaxTile);
+  tile = spread < enough ? tile / step * step : std::min<int64_t>((tile + step - 1) / step * step, kMaxTile / step * step);
   shape.row_blocks = (vectors + shape.threads.x - 1) / shape.threads.x;
   // Whole groups of lanes look up, enough of them for all tokens.
-  const unsigned lookers = (tile + 31) / 32 * 32;
+  const auto lookers = static_cast<unsigned>((tile + 31) / 32 * 32);
   shape.threads.x = std::max(shape.threads.x, (lookers + shape.threads.z - 1) / shape.threads.z);
   for_each_grid((num_tokens + tile - 1) / tile, shape, 1, [&](dim3 grid, int64_t first_chunk) {
-    gather_kernel<<<grid, shape.threads, 0, context.stream>>>(entry, tile, first_chunk);
+    gather_kernel<<<grid, shape.threads, 0, context.stream>>>(entry, static_cast<int>(tile), first_chunk);
   });
 }
 

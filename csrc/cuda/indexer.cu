@@ -13,24 +13,28 @@ __global__ void __launch_bounds__(256)
   const int lane = threadIdx.x & ((1 << lane_bits) - 1);
   const int64_t groups = blockDim.x >> lane_bits;
   const int64_t first = blockIdx.x * groups * kTiles + (threadIdx.x >> lane_bits);
-  Tile tiles[kTiles];
+  const char* sources[kTiles];
+  int64_t slots[kTiles], begins[kTiles];
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
     const int64_t tile = first + i * groups;
-    const int64_t token = tiles_per_token.divide(tile, high_product);
-    const int64_t begin = (tile - token * static_cast<int64_t>(tiles_per_token.value)) * p.quant_block_size;
-    const int64_t slot = token < p.slots.num_tokens ? p.slots.mapping.at(token) : -1;
-    tiles[i].source = nullptr;
-    if (!is_slot(p.slots, slot)) continue;
-    const auto [block_id, offset] = slot_of(p.slots, slot);
-    const int64_t element = offset * p.head_size + begin;
-    char* block = static_cast<char*>(p.kv_cache) + block_id * p.kv_cache_stride_block_bytes;
-    tiles[i].source = static_cast<const char*>(p.k) + (token * p.k_stride_token + begin) * num_bytes(kDtype);
-    tiles[i].codes = block + element;
-    tiles[i].scale = block + p.slots.block_size.value * p.head_size + element / p.quant_block_size * 4;
+    const auto token = static_cast<int64_t>(tiles_per_token.divide(tile, high_product));
+    begins[i] = (tile - token * static_cast<int64_t>(tiles_per_token.value)) * p.quant_block_size;
+    sources[i] = nullptr;
+    slots[i] = -1;
+    if (token >= p.slots.num_tokens) continue;
+    slots[i] = p.slots.mapping.at(token);
+    sources[i] = static_cast<const char*>(p.k) + (token * p.k_stride_token + begins[i]) * num_bytes(kDtype);
   }
+  const auto place_of = [&](int i) -> TilePlace {
+    if (!is_slot(p.slots, slots[i])) return {nullptr, nullptr};
+    const auto [block, offset] = slot_of(p.slots, slots[i]);
+    const int64_t element = offset * p.head_size + begins[i];
+    char* codes = static_cast<char*>(p.kv_cache) + block * p.kv_cache_stride_block_bytes;
+    return {codes + element, codes + p.slots.block_size.value * p.head_size + element / p.quant_block_size * 4};
+  };
   quantise_tiles<kDtype, kElements>(
-      tiles, p.quant_block_size, lane, 1 << lane_bits, p.format, p.scale_format != ScaleFormat::kFloat32,
+      sources, place_of, p.quant_block_size, lane, 1 << lane_bits, p.format, p.scale_format != ScaleFormat::kFloat32,
       [&](float amax) { return indexer_tile_scale(amax, p.format, p.scale_format); },
       [&](float scale) { return stored_tile_scale(scale, p.scale_format); });
 }

@@ -51,24 +51,27 @@ __global__ void __launch_bounds__(256) ds_mla_kernel(const MULTIKV_GRID_CONSTANT
   constexpr int kBytes = kWide ? 16 : 1, kRopeBytes = DsMlaEntry::kRopeSize * static_cast<int>(num_bytes(kDtype));
   const int64_t groups = blockDim.x / 32, lane = threadIdx.x % 32;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * groups * kTokens + threadIdx.x / 32;
-  char* entries[kTokens];
+  int64_t slots[kTokens];
 #pragma unroll
   for (int i = 0; i < kTokens; ++i) {
     const int64_t token = first + i * groups;
-    const int64_t slot = token < p.slots.num_tokens ? p.slots.mapping.at(token) : -1;
-    const int64_t offset = slot_offset(p.slots, slot, p.kv_cache_stride_block, p.kv_cache_stride_slot);
-    entries[i] = offset < 0 ? nullptr : static_cast<char*>(p.kv_cache) + offset;
+    slots[i] = token < p.slots.num_tokens ? p.slots.mapping.at(token) : -1;
   }
+  const auto entry_of = [&](int i) {
+    const int64_t offset = slot_offset(p.slots, slots[i], p.kv_cache_stride_block, p.kv_cache_stride_slot);
+    return offset < 0 ? nullptr : static_cast<char*>(p.kv_cache) + offset;
+  };
+  write_ds_mla_latent<kDtype, kWide, kTokens>(p, first, groups, lane, entry_of);
 #pragma unroll
   for (int i = 0; i < kTokens; ++i) {
-    if (entries[i] == nullptr) continue;
+    char* entry = entry_of(i);
+    if (entry == nullptr) continue;
     const char* rope = static_cast<const char*>(p.k_pe) + (first + i * groups) * p.k_pe_stride_token * num_bytes(kDtype);
     for (int64_t at = lane * kBytes; at < kRopeBytes; at += 32 * kBytes) {
       const auto value = p.rope_size > 0 ? Pack<kBytes>::read(rope + at) : Pack<kBytes>{};
-      value.write(entries[i] + DsMlaEntry::kRopeAt + at);
+      value.write(entry + DsMlaEntry::kRopeAt + at);
     }
   }
-  write_ds_mla_latent<kDtype, kWide>(p, first, groups, lane, entries);
 }
 
 template <Float kDtype, bool kWide>

@@ -27,23 +27,26 @@ __device__ inline void write_entries(const ConcatAndCacheMlaParams& p, IndexOf i
   }
 }
 
-// The codes and scales of fp8_ds_mla entries, by a group of 32 lanes, all of which must call: 8 lanes for each tile.
-// entries[i]: that of token first + i * step, or nullptr.
-template <Float kDtype, bool kWide, int kTokens>
+// The codes and scales of fp8_ds_mla entries, by a group of 32 lanes, all of which must call: 8 lanes for each tile of the
+// tokens first + i * step. entry_of(i): that token's entry, or nullptr.
+template <Float kDtype, bool kWide, int kTokens, class EntryOf>
 __device__ inline void write_ds_mla_latent(const ConcatAndCacheMlaParams& p, int64_t first, int64_t step, int lane,
-                                           char* const (&entries)[kTokens]) {
+                                           EntryOf entry_of) {
   constexpr int kElements = kWide ? 16 : 1, kLanes = 8;
   const int tile = lane / kLanes;
-  Tile tiles[kTokens];
+  const char* sources[kTokens];
 #pragma unroll
   for (int i = 0; i < kTokens; ++i) {
-    const int64_t at = (first + i * step) * p.kv_c_stride_token + tile * DsMlaEntry::kTileSize;
-    tiles[i].source = entries[i] == nullptr ? nullptr : static_cast<const char*>(p.kv_c) + at * num_bytes(kDtype);
-    tiles[i].codes = entries[i] + tile * DsMlaEntry::kTileSize;
-    tiles[i].scale = entries[i] + DsMlaEntry::kScalesAt + tile * 4;
+    const int64_t token = first + i * step, at = token * p.kv_c_stride_token + tile * DsMlaEntry::kTileSize;
+    sources[i] = token < p.slots.num_tokens ? static_cast<const char*>(p.kv_c) + at * num_bytes(kDtype) : nullptr;
   }
+  const auto place_of = [&](int i) -> TilePlace {
+    char* entry = entry_of(i);
+    if (entry == nullptr) return {nullptr, nullptr};
+    return {entry + tile * DsMlaEntry::kTileSize, entry + DsMlaEntry::kScalesAt + tile * 4};
+  };
   quantise_tiles<kDtype, kElements>(
-      tiles, DsMlaEntry::kTileSize, lane % kLanes, kLanes, p.format, true,
+      sources, place_of, DsMlaEntry::kTileSize, lane % kLanes, kLanes, p.format, true,
       [&](float amax) { return ds_mla_tile_scale(amax, p.format); }, [](float scale) { return __float_as_uint(scale); });
 }
 

@@ -86,8 +86,8 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
   const char* source = static_cast<const char*>(w.source) + head * w.source_stride_head * source_bytes + first * stride;
   const auto scale = Move::scale(w.scale + head * w.scale_stride_head);
 
-  // Where dimension 0 of this thread's token goes. Threads of one warp: neighbouring tokens, neighbours in the cache.
-  const int token = threadIdx.x % kTokens;
+  // A group of 32 lanes writes two dimensions of 16 tokens: neighbours in the cache, if they are neighbours in a block of 16.
+  const int token = threadIdx.x / 32 * 16 % kTokens + threadIdx.x % 16;
   const int64_t index = token < num_tokens ? p.slots.mapping.at(first + token) : -1;
   for (int64_t begin = 0; begin < p.head_size; begin += kDims) {
     const int dims = static_cast<int>(p.head_size - begin < kDims ? p.head_size - begin : kDims);
@@ -124,7 +124,7 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
                     group * w.cache_stride_vector + (offset - group * static_cast<int64_t>(w.vector_size.value));
       const auto* from = reinterpret_cast<const Element*>(elements + token * kPitch);
 #pragma unroll 8
-      for (int d = threadIdx.x / kTokens; d < dims; d += kThreads / kTokens) {
+      for (int d = threadIdx.x / (2 * kTokens) * 2 + threadIdx.x / 16 % 2; d < dims; d += kThreads / kTokens) {
         to[(begin + d) * w.cache_stride_row] = from[d];
       }
     }

@@ -7,11 +7,24 @@ constexpr int kThreads = 256;
 constexpr int kHeads = 2;          // of a rotating thread
 constexpr int kLatentTokens = 16;  // of a block that writes kv_c
 
-// Two kinds of thread blocks: the first `rotating_blocks` rotate, the others write kv_c to the cache.
-struct RopeShape {
-  int vectors, rows, tokens;  // of a rotating block's threads; a row is kHeads heads
+// How thread blocks of 256 rotate: threads over the vectors of a head, rows (kHeads heads of queries, or the key), tokens.
+struct RotatingBlocks {
+  int vectors, rows, tokens;
   int row_blocks;
-  int64_t rotating_blocks;
+  int64_t num_blocks;
+
+  static RotatingBlocks of(int64_t vectors, int64_t rows, int64_t num_tokens) {
+    if (vectors == 0 || rows == 0) return {};
+    const BlockShape shape = block_shape(vectors, rows, num_tokens);
+    const auto [x, y, z] = shape.threads;
+    return {static_cast<int>(x), static_cast<int>(y), static_cast<int>(z), static_cast<int>(shape.row_blocks),
+            (num_tokens + z - 1) / z * shape.row_blocks};
+  }
+};
+
+// Three kinds of blocks, in this order: those that rotate queries; that rotate keys and cache them; that cache kv_c.
+struct RopeShape {
+  RotatingBlocks queries, keys;
 };
 
 // kPairs pairs (x, y) of a head: x' = x * cos - y * sin, y' = y * cos + x * sin as PyTorch computes them eagerly: each product
@@ -68,38 +81,39 @@ __device__ inline int64_t entry_offset(const ConcatAndCacheMlaParams& p, int64_t
   return slot_offset(p.slots, slot, p.kv_cache_stride_block * bytes, p.kv_cache_stride_slot * bytes);
 }
 
-// One vector of pairs of kHeads heads of a token. The head after the last of q_pe is the key.
-template <Float kDtype, Float kTable, int kPairs>
-__device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, const RopeShape& shape) {
+// One vector of pairs of kRows heads of a token, or of its key.
+template <Float kDtype, Float kTable, int kPairs, bool kIsKey>
+__device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, const RotatingBlocks& shape, int64_t block) {
   constexpr int64_t kBytes = num_bytes(kDtype), kTableBytes = num_bytes(kTable);
+  constexpr int kRows = kIsKey ? 1 : kHeads;
   using Vector = Pack<kPairs * kBytes>;
   using Table = Pack<kPairs * kTableBytes>;
   const ConcatAndCacheMlaParams& write = p.write;
-  const int block = blockIdx.x / shape.row_blocks, row_block = blockIdx.x - block * shape.row_blocks;
+  const int64_t tile = block / shape.row_blocks, row_block = block - tile * shape.row_blocks;
   const int row = threadIdx.x / shape.vectors, z = row / shape.rows;
-  const int64_t token = static_cast<int64_t>(block) * shape.tokens + z;
-  const int64_t first_head = static_cast<int64_t>(row_block) * shape.rows + (row - z * shape.rows);
-  const int64_t head_step = static_cast<int64_t>(shape.row_blocks) * shape.rows;
+  const int64_t token = tile * shape.tokens + z;
+  const int64_t first_head = row_block * shape.rows + (row - z * shape.rows);
+  const int64_t head_step = static_cast<int64_t>(shape.row_blocks) * shape.rows, num_heads = kIsKey ? 1 : p.num_heads;
   if (z >= shape.tokens || token >= write.slots.num_tokens) return;
 
   const int64_t half = write.rope_size / 2;
   const int64_t position = p.positions.at(token);
-  if (static_cast<uint64_t>(position) >= static_cast<uint64_t>(p.num_positions)) return;
-  const char* table = static_cast<const char*>(p.cos_sin_cache) + position * p.cos_sin_cache_stride_position * kTableBytes;
-  const auto data_of = [&](int64_t head) {
-    return head == p.num_heads ? static_cast<char*>(p.k_pe) + token * write.k_pe_stride_token * kBytes
-                               : static_cast<char*>(p.q_pe) + (token * p.q_pe_stride_token + head * p.q_pe_stride_head) * kBytes;
-  };
+  const int64_t slot = kIsKey ? write.slots.mapping.at(token) : -1;
+  char* data = kIsKey ? static_cast<char*>(p.k_pe) + token * write.k_pe_stride_token * kBytes
+                      : static_cast<char*>(p.q_pe) + token * p.q_pe_stride_token * kBytes;
+  const int64_t stride_head = p.q_pe_stride_head * kBytes;
   for (int64_t i = (threadIdx.x - row * shape.vectors) * kPairs; i < half; i += shape.vectors * kPairs) {
     const int64_t at_first = p.is_neox ? i : 2 * i, at_second = p.is_neox ? half + i : 2 * i + kPairs;
-    Vector first[kHeads], second[kHeads];
+    Vector first[kRows], second[kRows];
 #pragma unroll
-    for (int k = 0; k < kHeads; ++k) {
+    for (int k = 0; k < kRows; ++k) {
       const int64_t head = first_head + k * head_step;
-      if (head > p.num_heads) continue;
-      first[k] = Vector::read(data_of(head) + at_first * kBytes);
-      second[k] = Vector::read(data_of(head) + at_second * kBytes);
+      if (head >= num_heads) continue;
+      first[k] = Vector::read(data + head * stride_head + at_first * kBytes);
+      second[k] = Vector::read(data + head * stride_head + at_second * kBytes);
     }
+    if (static_cast<uint64_t>(position) >= static_cast<uint64_t>(p.num_positions)) return;
+    const char* table = static_cast<const char*>(p.cos_sin_cache) + position * p.cos_sin_cache_stride_position * kTableBytes;
     const Table cos_vector = Table::read(table + i * kTableBytes), sin_vector = Table::read(table + (half + i) * kTableBytes);
     float cosines[kPairs], sines[kPairs];
 #pragma unroll
@@ -108,19 +122,20 @@ __device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, c
       sines[k] = element<kTable>(sin_vector.words, k);
     }
 #pragma unroll
-    for (int k = 0; k < kHeads; ++k) {
+    for (int k = 0; k < kRows; ++k) {
       const int64_t head = first_head + k * head_step;
-      if (head > p.num_heads) continue;
+      if (head >= num_heads) continue;
       if (p.is_neox) rotate<kDtype, kTable, kPairs, true>(first[k], second[k], cosines, sines);
       else rotate<kDtype, kTable, kPairs, false>(first[k], second[k], cosines, sines);
-      first[k].write(data_of(head) + at_first * kBytes);
-      second[k].write(data_of(head) + at_second * kBytes);
-      if (head < p.num_heads) continue;
-      const int64_t offset = entry_offset(write, write.slots.mapping.at(token));
+      first[k].write(data + head * stride_head + at_first * kBytes);
+      second[k].write(data + head * stride_head + at_second * kBytes);
+    }
+    if constexpr (kIsKey) {
+      const int64_t offset = entry_offset(write, slot);
       if (offset < 0) continue;
       char* entry = static_cast<char*>(write.kv_cache) + offset;
-      cache_key<kDtype, kPairs>(write, entry, at_first, first[k]);
-      cache_key<kDtype, kPairs>(write, entry, at_second, second[k]);
+      cache_key<kDtype, kPairs>(write, entry, at_first, first[0]);
+      cache_key<kDtype, kPairs>(write, entry, at_second, second[0]);
     }
   }
 }
@@ -138,14 +153,13 @@ __device__ inline void cache_latent(const ConcatAndCacheMlaRopeFusedParams& p, i
   if (write.is_ds_mla) {
     if constexpr (kDtype != Float::kFloat32) {
       constexpr int64_t kGroups = kThreads / 32;
-      char* entries[kLatentTokens / kGroups];
-#pragma unroll
-      for (int i = 0; i < kLatentTokens / kGroups; ++i) {
-        const int64_t token = first + threadIdx.x / 32 + i * kGroups;
-        const int64_t offset = entry_offset(write, token < write.slots.num_tokens ? index_of(token) : -1);
-        entries[i] = offset < 0 ? nullptr : static_cast<char*>(write.kv_cache) + offset;
-      }
-      write_ds_mla_latent<kDtype, kWide>(write, first + threadIdx.x / 32, kGroups, threadIdx.x % 32, entries);
+      const int64_t token = first + threadIdx.x / 32;
+      const auto entry_of = [&](int i) {
+        const int64_t t = token + i * kGroups;
+        const int64_t offset = entry_offset(write, t < write.slots.num_tokens ? index_of(t) : -1);
+        return offset < 0 ? nullptr : static_cast<char*>(write.kv_cache) + offset;
+      };
+      write_ds_mla_latent<kDtype, kWide, kLatentTokens / kGroups>(write, token, kGroups, threadIdx.x % 32, entry_of);
     }
     return;
   }
@@ -163,27 +177,22 @@ __global__ void __launch_bounds__(kThreads)
     concat_and_cache_mla_rope_fused_kernel(const MULTIKV_GRID_CONSTANT ConcatAndCacheMlaRopeFusedParams p,
                                            const RopeShape shape) {
   constexpr int kPairs = kWide ? 16 / num_bytes(kDtype) : 1;
-  if (blockIdx.x < shape.rotating_blocks) rotate_heads<kDtype, kTable, kPairs>(p, shape);
-  else cache_latent<kDtype, kWide>(p, blockIdx.x - shape.rotating_blocks);
+  int64_t block = blockIdx.x;
+  if (block < shape.queries.num_blocks) return rotate_heads<kDtype, kTable, kPairs, false>(p, shape.queries, block);
+  block -= shape.queries.num_blocks;
+  if (block < shape.keys.num_blocks) return rotate_heads<kDtype, kTable, kPairs, true>(p, shape.keys, block);
+  cache_latent<kDtype, kWide>(p, block - shape.keys.num_blocks);
 }
 
 template <Float kDtype, Float kTable, bool kWide>
 void launch_width(const ConcatAndCacheMlaRopeFusedParams& p, const Context& context) {
   constexpr int kPairs = kWide ? 16 / num_bytes(kDtype) : 1;
-  const int64_t num_tokens = p.write.slots.num_tokens;
-  const int64_t vectors = (p.write.rope_size / 2 + kPairs - 1) / kPairs;
-  RopeShape shape{};
-  if (vectors > 0) {
-    const BlockShape block = block_shape(vectors, p.num_heads / kHeads + 1, num_tokens);
-    shape = {.vectors = static_cast<int>(block.threads.x),
-             .rows = static_cast<int>(block.threads.y),
-             .tokens = static_cast<int>(block.threads.z),
-             .row_blocks = static_cast<int>(block.row_blocks),
-             .rotating_blocks = (num_tokens + block.threads.z - 1) / block.threads.z * block.row_blocks};
-  }
+  const int64_t num_tokens = p.write.slots.num_tokens, vectors = p.write.rope_size / 2 / kPairs;
+  const RopeShape shape = {RotatingBlocks::of(vectors, (p.num_heads + kHeads - 1) / kHeads, num_tokens),
+                           RotatingBlocks::of(vectors, 1, num_tokens)};
   const int64_t latent_blocks = (num_tokens + kLatentTokens - 1) / kLatentTokens;
-  concat_and_cache_mla_rope_fused_kernel<kDtype, kTable, kWide>
-      <<<static_cast<unsigned>(shape.rotating_blocks + latent_blocks), kThreads, 0, context.stream>>>(p, shape);
+  const auto blocks = static_cast<unsigned>(shape.queries.num_blocks + shape.keys.num_blocks + latent_blocks);
+  concat_and_cache_mla_rope_fused_kernel<kDtype, kTable, kWide><<<blocks, kThreads, 0, context.stream>>>(p, shape);
 }
 
 template <Float kDtype, Float kTable>

@@ -1,3 +1,7 @@
+#include <bit>
+#include <cmath>
+#include <limits>
+
 #include "frontend.h"
 #include "rows.h"
 
@@ -7,6 +11,13 @@ namespace {
 
 bool is_float(const Tensor& tensor) {
   return tensor.dtype() == Dtype::kFloat32 || tensor.dtype() == Dtype::kFloat16 || tensor.dtype() == Dtype::kBFloat16;
+}
+
+// Rounded to nearest even, also where the caller's thread flushes subnormal numbers to zero (torch.set_flush_denormal).
+float rounded(double scale) {
+  if (!(std::fabs(scale) < std::numeric_limits<float>::min())) return static_cast<float>(scale);
+  const auto bits = static_cast<uint32_t>(std::nearbyint(std::fabs(scale) * 0x1p149));
+  return std::bit_cast<float>(bits | (std::signbit(scale) ? 0x80000000u : 0u));
 }
 
 }  // namespace
@@ -29,7 +40,7 @@ ConvertFp8Params make_convert_fp8_params(Call& call, const MutableTensor& dst_ca
     p.format = call.fp8_format(kv_cache_dtype, "src_cache", src_cache);
     p.dtype = call.float_dtype("dst_cache", dst_cache);
   }
-  p.scale = static_cast<float>(scale);
+  p.scale = rounded(scale);
   if (dst_cache.numel() == 0) {
     call.set_nothing_to_do();
     return p;

@@ -49,5 +49,7 @@ CALLS = {
     "to_fp8-strided": Call(CONVERT, convert_arguments, {"format": "fp8_e5m2", **STRIDED}, larger=LARGER),
     "to_fp8-nothing": Call(CONVERT, convert_arguments, {"shape": (3, 0, 8)}),
     "from_fp8": Call(CONVERT, convert_arguments, {"to_fp8": False}, larger=LARGER),
-    "from_fp8-strided": Call(CONVERT, convert_arguments, {"to_fp8": False, "format": "fp8_e5m2", **STRIDED}, larger=LARGER),
+    "from_fp8-strided": Call(
+        CONVERT, convert_arguments, {"to_fp8": False, "format": "fp8_e5m2", **STRIDED}, larger=LARGER
+    ),
 }

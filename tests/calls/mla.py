@@ -268,7 +268,7 @@ CALLS = {
     "mla-fp8": Call(MLA, mla_arguments, {"format": "fp8", "inputs": "projection"}, PADDED, larger=LARGER),
     "mla-ds_mla": Call(MLA, mla_arguments, {"format": DS_MLA, "cache": "padded_blocks"}, PADDED, larger=LARGER),
     "mla-no_tokens": Call(MLA, mla_arguments, {"tokens": 0}),
-    "rope": Call(ROPE, rope_arguments, {"queries": "after_nope", "inputs": "projection"}, PADDED, larger=LARGER),
+    "rope": Call(ROPE, rope_arguments, {"queries": "after_nope", "inputs": "padded"}, PADDED, larger=LARGER),
     "rope-neox": Call(ROPE, rope_arguments, {"is_neox": True, "format": "fp8", "k_pe_dims": 3}, PADDED, larger=LARGER),
     "rope-ds_mla": Call(ROPE, rope_arguments, {"table_dtype": torch.float32, "format": DS_MLA}, PADDED, larger=LARGER),
     "rope-nans": Call(ROPE, rope_arguments, {"extreme": True}, PADDED, ROPE_OUTPUTS, LARGER),

@@ -27,11 +27,12 @@ void convert_in_steps(const Convert& convert, Output* to, const Input* from, int
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) store(reinterpret_cast<char*>(to + i) + j * sizeof(Bytes), vectors.data[j]);
   };
+  constexpr int64_t kOutputBytes = sizeof(Output);
+  const int64_t unaligned = -reinterpret_cast<intptr_t>(to) & (kStep - 1);
   int64_t i = 0;
-  if (stores == Stores::kStreaming && count >= 4 * kStep) {
-    const int64_t unaligned = -reinterpret_cast<intptr_t>(to) & (kStep - 1);
+  if (stores == Stores::kStreaming && is_worth_streaming(to, count * kOutputBytes) && unaligned % kOutputBytes == 0) {
     if (unaligned != 0) put(0);
-    i = unaligned / static_cast<int64_t>(sizeof(Output));
+    i = unaligned / kOutputBytes;
     for (; i + kStep <= count; i += kStep) {
       ahead.fetch(i * kInputBytes, kStep * kInputBytes);
       const Vectors<kVectors> vectors = convert(from + i);
@@ -119,12 +120,16 @@ void quantise(uint8_t* to, const Input* from, int64_t count, float scale, Stores
 template <CacheFormat kFormat, class Output>
 void dequantise(Output* to, const uint8_t* from, int64_t count, float scale, Stores stores,
                 [[maybe_unused]] const char* next = nullptr) {
+  constexpr Fp8Layout kLayout = layout_of(kFormat);
 #ifdef MULTIKV_HAS_LANES
+  if constexpr (std::is_same_v<Output, BFloat16> && kLayout.mantissa_bits == 3) {
+    using Decode = BFloat16Decoder<kFormat>;
+    if (Decode::takes(scale)) return convert_with(Decode(scale), to, from, count, stores, next);
+  }
   using Decode = Decoder<kFormat, Output>;
   if (Decode::takes(scale)) return convert_with(Decode(scale), to, from, count, stores, next);
 #endif
   constexpr int64_t kChunk = 256;
-  constexpr Fp8Layout kLayout = layout_of(kFormat);
   alignas(64) float products[kChunk];
   alignas(64) Output outputs[kChunk];
   for (int64_t begin = 0; begin < count; begin += kChunk) {

@@ -12,6 +12,13 @@
 namespace multikv::cpu {
 namespace {
 
+// A float32 with a bfloat16's rounding in its upper 16 bits. NaN stays one if it has zeros below.
+inline Bytes rounded(Floats x) {
+  const Bytes bits = as_ints(x);
+  const Bytes odd = bit_and(shift_ints_right<16>(bits), all_ints(1));
+  return add_ints(add_ints(bits, all_ints(0x7fff)), odd);
+}
+
 // Turns sizeof(Bytes) codes at a time into sizeof(Output) vectors.
 //
 // A code becomes the float16 with the same exponent and mantissa bits, which is the number times an exact power of
@@ -34,7 +41,8 @@ class Decoder {
  private:
   static constexpr Fp8Layout kLayout = layout_of(kFormat);
   // What a number is more than the float16 that stands for it. e5m2fnuz: see below.
-  static constexpr float kUnit = kLayout.mantissa_bits == 2 ? 1.0f : std::bit_cast<float>((127 + 15 - kLayout.bias) << 23);
+  static constexpr int kExponent = kLayout.mantissa_bits == 2 ? 0 : 15 - kLayout.bias;
+  static constexpr float kUnit = std::bit_cast<float>((127 + kExponent) << 23);
 
   [[gnu::always_inline]] Vectors<sizeof(Output) / 2> decode(const uint8_t* from) const {
     const Bytes halves = halves_of_codes(words_of_signed_bytes(from));
@@ -64,14 +72,53 @@ class Decoder {
     return bit_or(halves, bit_and(add_words(halves, all_words(0x80)), all_words(0x4000)));
   }
 
-  // With a bfloat16's rounding in the upper 16 bits. NaN stays one: it has zeros below.
-  static Bytes rounded(Floats x) {
-    const Bytes bits = as_ints(x);
-    const Bytes odd = bit_and(shift_ints_right<16>(bits), all_ints(1));
-    return add_ints(add_ints(bits, all_ints(0x7fff)), odd);
+  Floats factor_;
+};
+
+// e4m3 to bfloat16. What a code times the scale is rounded to depends on its mantissa only, apart from the exponent:
+// the 8 subnormal numbers and the 8 normal ones of one exponent are multiplied once, and all others found by adding
+// to the exponent.
+template <CacheFormat kFormat>
+class BFloat16Decoder {
+ public:
+  // Scales with which no product leaves bfloat16's normal numbers.
+  static bool takes(float scale) {
+    const float magnitude = scale < 0 ? -scale : scale;
+    return magnitude >= 0x1p-100f && magnitude <= 0x1p100f;
   }
 
-  Floats factor_;
+  explicit BFloat16Decoder(float scale)
+      : tables_(tables_of_upper_words([&](Bytes codes) {
+          // Without the exponent of 1 of the normal numbers, which 1 << kBits below adds again.
+          const Bytes exponents = bit_and(shift_ints_left<23 - kBits>(codes), all_ints(1 << 23));
+          return subtract_ints(rounded(product(floats_of_ints(codes), all(scale * kSmallest))), exponents);
+        })) {}
+
+  [[gnu::always_inline]] Vectors<2> operator()(const uint8_t* from) const {
+    const Bytes codes = for_pairs(load(from));
+    const Bytes magnitudes = bit_and(codes, all_bytes(0x7f));
+    const Bytes normal = bit_or(bit_and(codes, all_bytes((1 << kBits) - 1)), all_bytes(1 << kBits));
+    const Bytes indices = smaller_byte(magnitudes, normal);
+    const ByteMask is_number = kLayout.fnuz ? differ(codes, all_bytes(0x80)) : differ(magnitudes, all_bytes(0x7f));
+    const Bytes lower = else_ones(is_number, look_up(tables_.lower, indices));
+    const Bytes upper = else_ones(is_number, look_up(tables_.upper, indices));
+    const Bytes rest = else_zeros(is_number, codes), zeros = all_ints(0);
+    return {{add_words(low_pairs(lower, upper), sign_and_exponent(low_pairs(zeros, rest))),
+             add_words(high_pairs(lower, upper), sign_and_exponent(high_pairs(zeros, rest)))}};
+  }
+
+ private:
+  static constexpr Fp8Layout kLayout = layout_of(kFormat);
+  static constexpr int kBits = kLayout.mantissa_bits;
+  static constexpr float kSmallest = std::bit_cast<float>((128 - kLayout.bias - kBits) << 23);
+
+  // Of codes in the upper bytes of words, where bfloat16 has them.
+  static Bytes sign_and_exponent(Bytes codes) {
+    constexpr int kExponents = ((1 << (7 - kBits)) - 1) << 7;
+    return bit_and(shift_words_right_signed<1 + kBits>(codes), all_words(0x8000 | kExponents));
+  }
+
+  Tables tables_;
 };
 
 }  // namespace

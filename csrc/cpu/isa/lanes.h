@@ -36,6 +36,7 @@ inline Bytes bit_and(Bytes a, Bytes b) { return _mm512_and_si512(a, b); }
 inline Bytes bit_or(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
 inline Bytes bit_xor(Bytes a, Bytes b) { return _mm512_xor_si512(a, b); }
 inline Bytes add_ints(Bytes a, Bytes b) { return _mm512_add_epi32(a, b); }
+inline Bytes subtract_ints(Bytes a, Bytes b) { return _mm512_sub_epi32(a, b); }
 inline Bytes add_words(Bytes a, Bytes b) { return _mm512_add_epi16(a, b); }
 inline Bytes larger_int(Bytes a, Bytes b) { return _mm512_max_epi32(a, b); }
 inline Bytes smaller_int(Bytes a, Bytes b) { return _mm512_min_epi32(a, b); }
@@ -84,6 +85,35 @@ inline Bytes replace_equal_words(Bytes x, int what, int with) {
   return _mm512_mask_mov_epi16(x, _mm512_cmpeq_epi16_mask(x, all_words(what)), all_words(with));
 }
 
+
+// Bytes: the same operations within each 16 of them.
+inline Bytes all_bytes(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
+inline Bytes smaller_byte(Bytes a, Bytes b) { return _mm512_min_epu8(a, b); }
+inline Bytes look_up(Bytes table, Bytes indices) { return _mm512_shuffle_epi8(table, indices); }
+inline Bytes low_pairs(Bytes a, Bytes b) { return _mm512_unpacklo_epi8(a, b); }
+inline Bytes high_pairs(Bytes a, Bytes b) { return _mm512_unpackhi_epi8(a, b); }
+template <int kBits> Bytes shift_words_right_signed(Bytes x) { return _mm512_srai_epi16(x, kBits); }
+
+// Bytes so that low_pairs takes the first half of them, and high_pairs the second one, in order.
+inline Bytes for_pairs(Bytes x) { return _mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), x); }
+
+using ByteMask = __mmask64;
+inline ByteMask differ(Bytes a, Bytes b) { return _mm512_cmpneq_epi8_mask(a, b); }
+inline Bytes else_zeros(ByteMask mask, Bytes x) { return _mm512_maskz_mov_epi8(mask, x); }
+inline Bytes else_ones(ByteMask mask, Bytes x) { return _mm512_mask_mov_epi8(_mm512_set1_epi8(-1), mask, x); }
+
+// The upper 16 bits of 16 integers as tables for look_up: their lower and their upper bytes.
+struct Tables {
+  Bytes lower, upper;
+};
+template <class IntsOf>
+inline Tables tables_of_upper_words(const IntsOf& ints_of) {
+  const Bytes ints = ints_of(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+  return {_mm512_broadcast_i32x4(_mm512_cvtepi32_epi8(_mm512_srli_epi32(ints, 16))),
+          _mm512_broadcast_i32x4(_mm512_cvtepi32_epi8(_mm512_srli_epi32(ints, 24)))};
+}
+inline Floats floats_of_ints(Bytes x) { return _mm512_cvtepi32_ps(x); }
+
 #else
 
 using Floats = __m256;
@@ -103,6 +133,7 @@ inline Bytes bit_and(Bytes a, Bytes b) { return _mm256_and_si256(a, b); }
 inline Bytes bit_or(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
 inline Bytes bit_xor(Bytes a, Bytes b) { return _mm256_xor_si256(a, b); }
 inline Bytes add_ints(Bytes a, Bytes b) { return _mm256_add_epi32(a, b); }
+inline Bytes subtract_ints(Bytes a, Bytes b) { return _mm256_sub_epi32(a, b); }
 inline Bytes add_words(Bytes a, Bytes b) { return _mm256_add_epi16(a, b); }
 inline Bytes larger_int(Bytes a, Bytes b) { return _mm256_max_epi32(a, b); }
 inline Bytes smaller_int(Bytes a, Bytes b) { return _mm256_min_epi32(a, b); }
@@ -147,6 +178,32 @@ inline Bytes replace_negative_bytes(Bytes x, int with) {
 inline Bytes replace_equal_words(Bytes x, int what, int with) {
   return _mm256_blendv_epi8(x, all_words(with), _mm256_cmpeq_epi16(x, all_words(what)));
 }
+
+inline Bytes all_bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+inline Bytes smaller_byte(Bytes a, Bytes b) { return _mm256_min_epu8(a, b); }
+inline Bytes look_up(Bytes table, Bytes indices) { return _mm256_shuffle_epi8(table, indices); }
+inline Bytes low_pairs(Bytes a, Bytes b) { return _mm256_unpacklo_epi8(a, b); }
+inline Bytes high_pairs(Bytes a, Bytes b) { return _mm256_unpackhi_epi8(a, b); }
+template <int kBits> Bytes shift_words_right_signed(Bytes x) { return _mm256_srai_epi16(x, kBits); }
+inline Bytes for_pairs(Bytes x) { return _mm256_permute4x64_epi64(x, 0xd8); }
+
+using ByteMask = __m256i;  // ones where the condition is false
+inline ByteMask differ(Bytes a, Bytes b) { return _mm256_cmpeq_epi8(a, b); }
+inline Bytes else_zeros(ByteMask mask, Bytes x) { return _mm256_andnot_si256(mask, x); }
+inline Bytes else_ones(ByteMask mask, Bytes x) { return _mm256_or_si256(mask, x); }
+
+struct Tables {
+  Bytes lower, upper;
+};
+template <class IntsOf>
+inline Tables tables_of_upper_words(const IntsOf& ints_of) {
+  const Bytes words = high_words(ints_of(_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0)),
+                                 ints_of(_mm256_set_epi32(15, 14, 13, 12, 11, 10, 9, 8)));
+  const Bytes lower = _mm256_and_si256(words, _mm256_set1_epi16(0xff)), upper = _mm256_srli_epi16(words, 8);
+  const Bytes bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(lower, upper), 0xd8);
+  return {_mm256_permute4x64_epi64(bytes, 0x44), _mm256_permute4x64_epi64(bytes, 0xee)};
+}
+inline Floats floats_of_ints(Bytes x) { return _mm256_cvtepi32_ps(x); }
 
 #endif
 

@@ -33,6 +33,14 @@ class LineWriter {
     return result;
   }
 
+  // True where the piece is whole lines, and the caller shall stream them to `to` itself.
+  bool is_streamed_by_caller(char* to, int64_t num_bytes) {
+    if (!is_streaming_ || ((reinterpret_cast<intptr_t>(to) | num_bytes) & (kLine - 1)) != 0) return false;
+    flush();
+    start(to + num_bytes);
+    return true;
+  }
+
   void copy_piece(char* to, const char* from, int64_t num_bytes) {
     if (!is_streaming_) {
       copy(to, from, num_bytes, Stores::kOrdinary);

@@ -13,9 +13,9 @@ class EntryWriter {
   EntryWriter(const ConcatAndCacheMlaParams& p, Stores stores)
       : p_(p),
         lines_(stores),
-        quantise_(quantise_for(p.format, p.dtype)),
-        write_ds_mla_(ds_mla_for(p.format, p.dtype)),
         scale_(p.scale == nullptr ? 1.0f : *p.scale),
+        quantise_(quantise_for(p.format, p.dtype, {&scale_, 0, 1})),
+        write_ds_mla_(ds_mla_for(p.format, p.dtype)),
         source_bytes_(num_bytes(p.dtype)),
         cache_bytes_(p.is_ds_mla ? 1 : num_bytes(p.format, p.dtype)) {}
 
@@ -48,8 +48,8 @@ class EntryWriter {
       scales[i] = ds_mla_tile_scale(tile_amax(from + i * Entry::kTileSize, Entry::kTileSize), kFormat);
     }
     for (int i = 0; i < kTiles; ++i) {
-      quantise<kFormat>(reinterpret_cast<uint8_t*>(to) + i * Entry::kTileSize, from + i * Entry::kTileSize,
-                        Entry::kTileSize, scales[i], Stores::kOrdinary);
+      quantise_tile<kFormat, true>(reinterpret_cast<uint8_t*>(to) + i * Entry::kTileSize, from + i * Entry::kTileSize,
+                                   Entry::kTileSize, scales[i]);
     }
     std::memcpy(to + Entry::kScalesAt, scales, sizeof scales);
     constexpr int kRopeBytes = Entry::kRopeSize * sizeof(Input);
@@ -68,6 +68,10 @@ class EntryWriter {
   }
 
   void quantise_pieces(char* to, const char* from, int64_t count) {
+    if (count >= 4 * 64 && lines_.is_streamed_by_caller(to, count)) {
+      quantise_(to, from, count, scale_, Stores::kStreaming);
+      return;
+    }
     for (int64_t begin = 0; begin < count; begin += LineWriter::kMaxPiece) {
       const int64_t length = count - begin < LineWriter::kMaxPiece ? count - begin : LineWriter::kMaxPiece;
       quantise_(lines_.place(to + begin, length), from + begin * source_bytes_, length, scale_, Stores::kOrdinary);
@@ -76,9 +80,9 @@ class EntryWriter {
 
   const ConcatAndCacheMlaParams& p_;
   LineWriter lines_;
+  const float scale_;
   const Quantise quantise_;
   const WriteDsMla write_ds_mla_;
-  const float scale_;
   const int64_t source_bytes_, cache_bytes_;
 };
 

@@ -24,7 +24,8 @@ class PackedWriter {
         slot_stride_((is_key ? w_.cache_stride_row : 1) * number_bytes_),
         group_stride_((is_key ? 0 : w_.cache_stride_vector) * number_bytes_),
         max_tokens_(is_key ? 16 : kLine / number_bytes_),
-        quantise_(quantise_for(p.format, p.dtype)),
+        quantise_(quantise_for(p.format, p.dtype,
+                               {w_.scale, w_.scale_stride_head, w_.scale_stride_head == 0 ? 1 : num_heads_})),
         write_(slot_stride_ == element_bytes_ ? write_for(element_bytes_) : &PackedWriter::scatter),
         lines_(stores) {}
 
@@ -60,6 +61,16 @@ class PackedWriter {
     }
     const float scale = w_.scale[head * w_.scale_stride_head];
     const int64_t rows_at_once = kCodesBytes / kMaxTokens / element_numbers_;
+    if (rows_at_once == 0) {  // elements longer than the buffer's share go straight to the cache
+      lines_.flush();
+      for (int64_t i = 0; i < num_tokens * num_rows_; ++i) {
+        const int64_t token = i / num_rows_, row = i - token * num_rows_;
+        quantise_(cache + row * row_stride_ + token * slot_stride_,
+                  source + token * stride + row * element_numbers_ * source_number_bytes_, element_numbers_, scale,
+                  Stores::kOrdinary);
+      }
+      return;
+    }
     for (int64_t first = 0; first < num_rows_; first += rows_at_once) {
       const int64_t rows = num_rows_ - first < rows_at_once ? num_rows_ - first : rows_at_once;
       const int64_t numbers = rows * element_numbers_;

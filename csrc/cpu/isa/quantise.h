@@ -1,4 +1,4 @@
-// From formats that are known at run time to the functions that are compiled for each.
+// From formats and scales that are known at run time to the functions that are compiled for them.
 #pragma once
 
 #include "convert.h"
@@ -8,31 +8,68 @@ namespace {
 
 using Quantise = void (*)(char* to, const char* from, int64_t count, float scale, Stores stores);
 
+// Scales by which a cache write divides: num_scales of them, `stride` apart.
+struct Scales {
+  const float* data;
+  int64_t stride, num_scales;
+};
+
 template <CacheFormat kFormat, class Input>
 void quantise_bytes(char* to, const char* from, int64_t count, float scale, Stores stores) {
   quantise<kFormat>(reinterpret_cast<uint8_t*>(to), reinterpret_cast<const Input*>(from), count, scale, stores);
 }
 
-template <CacheFormat kFormat>
-Quantise quantise_from(Float dtype) {
-  switch (dtype) {
-    case Float::kFloat32: return quantise_bytes<kFormat, float>;
-    case Float::kFloat16: return quantise_bytes<kFormat, Half>;
-    case Float::kBFloat16: break;
-  }
-  return quantise_bytes<kFormat, BFloat16>;
+#ifdef MULTIKV_HAS_LANES
+
+template <CacheFormat kFormat, class Input, int kSteps>
+void encode_bytes(char* to, const char* from, int64_t count, float scale, Stores stores) {
+  convert_with(Encoder<kFormat, Input, kSteps>(scale), reinterpret_cast<uint8_t*>(to),
+               reinterpret_cast<const Input*>(from), count, stores);
 }
 
-// nullptr for kSame.
-inline Quantise quantise_for(CacheFormat format, Float dtype) {
+// What quantise() finds out about its scale is found out here once for all calls.
+template <CacheFormat kFormat, class Input>
+Quantise quantise_by(const Scales& scales) {
+  constexpr int kSignificantBits = std::is_same_v<Input, float> ? 24 : std::is_same_v<Input, Half> ? 11 : 8;
+  bool suffices = kSignificantBits < 24;
+  for (int64_t i = 0; i < scales.num_scales; ++i) {
+    const float scale = scales.data[i * scales.stride];
+    if (!encoder_takes(scale)) return quantise_bytes<kFormat, Input>;
+    if constexpr (kSignificantBits < 24) suffices = suffices && estimate_suffices<kSignificantBits>(scale);
+  }
+  if constexpr (kSignificantBits == 24) return encode_bytes<kFormat, Input, 2>;
+  else return suffices ? encode_bytes<kFormat, Input, 0> : encode_bytes<kFormat, Input, 1>;
+}
+
+#else
+
+template <CacheFormat kFormat, class Input>
+Quantise quantise_by(const Scales&) {
+  return quantise_bytes<kFormat, Input>;
+}
+
+#endif
+
+template <CacheFormat kFormat>
+Quantise quantise_from(Float dtype, const Scales& scales) {
+  switch (dtype) {
+    case Float::kFloat32: return quantise_by<kFormat, float>(scales);
+    case Float::kFloat16: return quantise_by<kFormat, Half>(scales);
+    case Float::kBFloat16: break;
+  }
+  return quantise_by<kFormat, BFloat16>(scales);
+}
+
+// For these scales only. nullptr for kSame, which has none.
+inline Quantise quantise_for(CacheFormat format, Float dtype, const Scales& scales) {
   switch (format) {
     case CacheFormat::kSame: return nullptr;
-    case CacheFormat::kE5M2: return quantise_from<CacheFormat::kE5M2>(dtype);
-    case CacheFormat::kE4M3FNUZ: return quantise_from<CacheFormat::kE4M3FNUZ>(dtype);
-    case CacheFormat::kE5M2FNUZ: return quantise_from<CacheFormat::kE5M2FNUZ>(dtype);
+    case CacheFormat::kE5M2: return quantise_from<CacheFormat::kE5M2>(dtype, scales);
+    case CacheFormat::kE4M3FNUZ: return quantise_from<CacheFormat::kE4M3FNUZ>(dtype, scales);
+    case CacheFormat::kE5M2FNUZ: return quantise_from<CacheFormat::kE5M2FNUZ>(dtype, scales);
     case CacheFormat::kE4M3FN: break;
   }
-  return quantise_from<CacheFormat::kE4M3FN>(dtype);
+  return quantise_from<CacheFormat::kE4M3FN>(dtype, scales);
 }
 
 }  // namespace

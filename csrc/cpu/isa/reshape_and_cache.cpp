@@ -48,7 +48,8 @@ Writer make_writer(const CacheWrite& w, const ReshapeAndCacheFlashParams& p, Sto
       .cache_block_bytes = w.cache_stride_block * to_bytes,
       .cache_slot_bytes = w.cache_stride_slot * to_bytes,
       .cache_row_bytes = w.cache_stride_head * to_bytes,
-      .quantise = quantise_for(p.format, p.dtype),
+      .quantise = quantise_for(p.format, p.dtype,
+                               {w.scale, w.scale_stride_head, w.scale_stride_head == 0 ? 1 : p.num_heads}),
       .stores = stores,
   };
 }

@@ -79,7 +79,7 @@ struct Rope {
   }
 
   // The pairs (x[i], y[i]).
-  [[gnu::always_inline]] static void rotate_halves(char* __restrict x, char* __restrict y, int64_t pairs, const RopeTable& table) {
+  static void rotate_halves(char* __restrict x, char* __restrict y, int64_t pairs, const RopeTable& table) {
     if constexpr (kHasWords) {
       for (int64_t i = 0; i < pairs / 2; ++i) {
         const auto xs = load_as<uint32_t>(x, i), ys = load_as<uint32_t>(y, i);
@@ -95,7 +95,7 @@ struct Rope {
   }
 
   // The pairs (row[2i], row[2i + 1]).
-  [[gnu::always_inline]] static void rotate_neighbours(char* __restrict row, int64_t pairs, const RopeTable& table) {
+  static void rotate_neighbours(char* __restrict row, int64_t pairs, const RopeTable& table) {
     for (int64_t i = 0; i < pairs; ++i) {
       const float cos = table.cos[0][i], sin = table.sin[0][i];
       if constexpr (kHasWords) {
@@ -121,13 +121,8 @@ struct Rope {
       fill(table.sin, table_row + (num_pairs + begin) * static_cast<int64_t>(sizeof(Table)), pairs, kHasWords && is_neox);
       for (int64_t i = 0; i < num_rows; ++i) {
         char* row = rows + i * stride;
-        if (pairs == 32) {
-        if (is_neox) rotate_halves(row + begin * kBytes, row + (num_pairs + begin) * kBytes, 32, table);
-        else rotate_neighbours(row + 2 * begin * kBytes, 32, table);
-        } else {
         if (is_neox) rotate_halves(row + begin * kBytes, row + (num_pairs + begin) * kBytes, pairs, table);
         else rotate_neighbours(row + 2 * begin * kBytes, pairs, table);
-        }
       }
     }
   }

@@ -76,6 +76,13 @@ class Ahead {
   const char* next_;
 };
 
+// Whether stores that bypass the caches pay: for whole lines, or so many bytes that the first and the last line matter
+// little.
+inline bool is_worth_streaming(const void* to, int64_t num_bytes) {
+  const bool is_whole_lines = ((reinterpret_cast<intptr_t>(to) | num_bytes) & 63) == 0;
+  return is_whole_lines || num_bytes >= 4 * static_cast<int64_t>(sizeof(Bytes));
+}
+
 // `next`: what will be read after this; see Ahead.
 inline void copy(char* to, const char* from, int64_t num_bytes, Stores stores, const char* next = nullptr) {
   constexpr int64_t kWidth = sizeof(Bytes);
@@ -85,7 +92,7 @@ inline void copy(char* to, const char* from, int64_t num_bytes, Stores stores, c
   }
   const Ahead ahead(from, next);
   int64_t i = 0;
-  if (stores == Stores::kStreaming && num_bytes >= 4 * kWidth) {
+  if (stores == Stores::kStreaming && is_worth_streaming(to, num_bytes)) {
     const int64_t unaligned = -reinterpret_cast<intptr_t>(to) & (kWidth - 1);
     if (unaligned != 0) store(to, load(from));
     i = unaligned;

@@ -1,0 +1,51 @@
+// Where estimate_suffices says that a quotient needs no correction, all codes without it are those with it: every
+// significand of a scale, every one of a number. Powers of two only shift both, up to subnormal codes; numbers of
+// these exponents have codes of all kinds. Exit code 0: no difference.
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "cpu/isa/convert.h"
+
+namespace {
+
+using namespace multikv;
+using namespace multikv::cpu;
+
+constexpr CacheFormat kFormat = CacheFormat::kE4M3FN;
+
+template <int kSteps, class Input>
+void encode(std::vector<uint8_t>& codes, const std::vector<Input>& numbers, float scale) {
+  convert_with(Encoder<kFormat, Input, kSteps>(scale), codes.data(), numbers.data(),
+               static_cast<int64_t>(numbers.size()), Stores::kOrdinary);
+}
+
+template <class Input, int kSignificantBits>
+void count(const char* name) {
+  std::vector<Input> numbers;
+  for (uint32_t exponent = 127 - 11; exponent <= 127 - 5; ++exponent) {
+    for (uint32_t m = 0; m < 1u << (kSignificantBits - 1); ++m) {
+      const uint32_t bits = exponent << 23 | m << (24 - kSignificantBits);
+      numbers.push_back(narrow<Input>(std::bit_cast<float>(bits)));
+    }
+  }
+  std::vector<uint8_t> estimated(numbers.size()), corrected(numbers.size());
+  long num_sufficient = 0, num_wrong = 0;
+  for (uint32_t m = 0; m < 1u << 23; ++m) {
+    const float scale = std::bit_cast<float>(0x3f800000u | m);
+    if (!estimate_suffices<kSignificantBits>(scale)) continue;
+    ++num_sufficient;
+    encode<0>(estimated, numbers, scale);
+    encode<1>(corrected, numbers, scale);
+    num_wrong += estimated != corrected;
+  }
+  std::printf("%s: suffices for %ld of 2^23 scales, wrong for %ld\n", name, num_sufficient, num_wrong);
+  if (num_wrong != 0) std::exit(1);
+}
+
+}  // namespace
+
+int main() {
+  count<BFloat16, 8>("bfloat16");
+  count<Half, 11>("float16");
+}
