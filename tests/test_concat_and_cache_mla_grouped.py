@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calls.mla import GROUPED_INPUT_LAYOUTS, grouped_arguments
+from calls.mla import GROUPED_INPUT_LAYOUTS, grouped_arguments, slots_used_twice
 from helpers import (
     FLOATS,
     FORMATS,
@@ -158,9 +158,9 @@ def test_last_of_tokens_with_one_slot_wins(device):
     if device.type == "cuda":
         pytest.skip("any of them does")
     for one_slot_mapping in (False, True):
-        call = grouped_arguments(device, tokens=1000, latent_size=256, one_slot_mapping=one_slot_mapping)
-        slots = torch.randint(-10, 48, (1 if one_slot_mapping else 3, 1000))
-        check(OP, call | {"slot_mapping": slots.expand(3, -1)})
+        call = grouped_arguments(device, tokens=6000, latent_size=64, one_slot_mapping=one_slot_mapping)
+        slots = [slots_used_twice(6000, 48) for _ in range(1 if one_slot_mapping else 3)]
+        check(OP, call | {"slot_mapping": torch.stack(slots).expand(3, -1)})
 
 
 @pytest.mark.parametrize("one_slot_mapping", [False, True])

@@ -18,6 +18,7 @@ from calls.mla import (
     make_slots,
     rope_arguments,
     rope_values,
+    slots_used_twice,
 )
 from helpers import (
     FLOATS,
@@ -227,14 +228,15 @@ def test_padding_with_bad_positions(gpu):
     check(OP, call, bad_indices="skip")
 
 
-def test_last_of_tokens_with_one_slot_wins(any_device):
+def test_last_of_tokens_with_one_slot_wins(device):
     """On a CPU, with several threads; on a GPU any of them, so there they are equal."""
-    call = rope_arguments(any_device, tokens=1000, blocks=10)
-    call["slot_mapping"].copy_(torch.randint(-10, 160, (1000,)))
-    if any_device.type == "cuda":
-        for name in ("positions", "k_pe", "kv_c"):
-            call[name][1:] = call[name][:1].clone()
-    check(OP, call)
+    for _ in range(3):
+        call = rope_arguments(device, tokens=16_000, heads=1, latent_size=64, rope_size=8, blocks=10)
+        call["slot_mapping"].copy_(slots_used_twice(16_000, 160))
+        if device.type == "cuda":
+            for name in ("positions", "k_pe", "kv_c"):
+                call[name][1:] = call[name][:1].clone()
+        check(OP, call)
 
 
 @pytest.mark.parametrize(

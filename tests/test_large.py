@@ -89,11 +89,15 @@ SPREAD = [
 
 @pytest.mark.parametrize("name", SPREAD)
 def test_each_tensor_past_the_limit(device, name):
-    """One at a time: inputs, outputs, tables of indices."""
+    """One at a time: inputs, outputs, tables of indices; not what must be in pinned memory."""
     op, good = CALLS[name].op, CALLS[name].arguments(device)
     expected = copy_of(good)
     getattr(reference, op)(**expected)
-    tensors = [name for name, x in good.items() if isinstance(x, torch.Tensor) and x.dim() > 1 and len(x) > 1]
+    tensors = [
+        name
+        for name, x in good.items()
+        if isinstance(x, torch.Tensor) and x.dim() > 1 and len(x) > 1 and not x.is_pinned()
+    ]
     assert tensors
     for far in tensors:
         call = copy_of(good, None)

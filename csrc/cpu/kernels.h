@@ -35,7 +35,8 @@ template <Isa isa>
 void cp_gather_cache(const CpGatherCacheParams& p, int64_t begin, int64_t end, Stores stores);
 
 template <Isa isa>
-void gather_and_maybe_dequant_cache(const GatherAndMaybeDequantCacheParams& p, int64_t begin, int64_t end, Stores stores);
+void gather_and_maybe_dequant_cache(const GatherAndMaybeDequantCacheParams& p, int64_t begin, int64_t end,
+                                    Stores stores);
 
 template <Isa isa>
 void cp_gather_and_upconvert_fp8_kv_cache(const CpGatherAndUpconvertFp8KvCacheParams& p, int64_t begin, int64_t end,

@@ -93,11 +93,7 @@ void launch_dtype(const ConvertFp8Params& p, const Context& context) {
 }  // namespace
 
 void launch(const ConvertFp8Params& p, const Context& context) {
-  switch (p.dtype) {
-    case Float::kFloat32: return launch_dtype<Float::kFloat32>(p, context);
-    case Float::kFloat16: return launch_dtype<Float::kFloat16>(p, context);
-    case Float::kBFloat16: return launch_dtype<Float::kBFloat16>(p, context);
-  }
+  with_dtype(p.dtype, [&]<Float kDtype>() { launch_dtype<kDtype>(p, context); });
 }
 
 }  // namespace multikv::gpu

@@ -179,11 +179,7 @@ void launch(const CpGatherCacheParams& p, const Context& context) {
 
 void launch(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
   if (p.format == CacheFormat::kSame) return launch(p.gather, context);
-  switch (p.dtype) {
-    case Float::kFloat32: return launch_dequantise<Float::kFloat32>(p, context);
-    case Float::kFloat16: return launch_dequantise<Float::kFloat16>(p, context);
-    case Float::kBFloat16: return launch_dequantise<Float::kBFloat16>(p, context);
-  }
+  with_dtype(p.dtype, [&]<Float kDtype>() { launch_dequantise<kDtype>(p, context); });
 }
 
 void launch(const CpGatherAndUpconvertFp8KvCacheParams& p, const Context& context) {

@@ -7,7 +7,19 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "../params.h"
+
 namespace multikv::gpu {
+
+// Calls with<kDtype>() for a dtype that is known at run time.
+template <class With>
+void with_dtype(Float dtype, With with) {
+  switch (dtype) {
+    case Float::kFloat32: return with.template operator()<Float::kFloat32>();
+    case Float::kFloat16: return with.template operator()<Float::kFloat16>();
+    case Float::kBFloat16: return with.template operator()<Float::kBFloat16>();
+  }
+}
 
 // Threads of one block: x over the vectors of a row, y over the rows (heads) of a token, z over tokens. What one block cannot
 // hold: threads loop over further vectors, and further rows go to `row_blocks` blocks.

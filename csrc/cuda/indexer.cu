@@ -98,11 +98,7 @@ struct IndexerEntry {
 }  // namespace
 
 void launch(const IndexerKQuantAndCacheParams& p, const Context& context) {
-  switch (p.dtype) {
-    case Float::kFloat32: return launch_quantise<Float::kFloat32>(p, context);
-    case Float::kFloat16: return launch_quantise<Float::kFloat16>(p, context);
-    case Float::kBFloat16: return launch_quantise<Float::kBFloat16>(p, context);
-  }
+  with_dtype(p.dtype, [&]<Float kDtype>() { launch_quantise<kDtype>(p, context); });
 }
 
 void launch(const CpGatherIndexerKQuantCacheParams& p, const Context& context) {

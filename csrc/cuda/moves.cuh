@@ -80,13 +80,7 @@ void with_moves(Float dtype, CacheFormat format, int source_width, int cache_wid
     if (source_width == 16 && cache_width == 16) with.template operator()<Quantise<kDtype, 8>, Quantise<kDtype, 16>>();
     else with.template operator()<Quantise<kDtype, 1>, Quantise<kDtype, 1>>();
   };
-  if (format != CacheFormat::kSame) {
-    switch (dtype) {
-      case Float::kFloat32: return quantise.template operator()<Float::kFloat32>();
-      case Float::kFloat16: return quantise.template operator()<Float::kFloat16>();
-      case Float::kBFloat16: return quantise.template operator()<Float::kBFloat16>();
-    }
-  }
+  if (format != CacheFormat::kSame) return with_dtype(dtype, quantise);
   switch (std::min(source_width, cache_width)) {
     case 16: return with.template operator()<Copy<16>, Copy<16>>();
     case 8: return with.template operator()<Copy<8>, Copy<8>>();

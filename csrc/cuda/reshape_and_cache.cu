@@ -192,11 +192,7 @@ void launch(const ReshapeAndCacheParams& p, const Context& context) {
   if (p.format == CacheFormat::kSame) {
     return source_bytes == 4 ? copy.template operator()<uint32_t>() : copy.template operator()<uint16_t>();
   }
-  switch (p.dtype) {
-    case Float::kFloat32: return quantise.template operator()<Float::kFloat32>();
-    case Float::kFloat16: return quantise.template operator()<Float::kFloat16>();
-    case Float::kBFloat16: return quantise.template operator()<Float::kBFloat16>();
-  }
+  with_dtype(p.dtype, quantise);
 }
 
 }  // namespace multikv::gpu

@@ -59,6 +59,14 @@ def make_slots(tokens: int, num_slots: int, dtype: torch.dtype, share_of_padding
     return slots
 
 
+def slots_used_twice(tokens: int, num_slots: int) -> Tensor:
+    """Many tokens of the first half for each slot, and one of the second, soon: if threads race, it is overwritten."""
+    slots = torch.full((tokens,), -1)
+    slots[: tokens // 2] = torch.randint(num_slots, (tokens // 2,))
+    slots[tokens // 2 :][:num_slots] = torch.arange(num_slots)
+    return slots
+
+
 def mla_arguments(
     device: torch.device | str = "cpu",
     *,

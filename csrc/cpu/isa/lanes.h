@@ -60,10 +60,10 @@ inline Bytes halves_of(Floats low, Floats high) {
 inline Bytes interleave_low_words(Bytes even, Bytes odd) {
   return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
 }
+// Words first, first + 2, ... of two vectors, as pairs in integers.
 inline __m512i every_second_word(int first) {
-  return _mm512_add_epi16(_mm512_set1_epi16(static_cast<int16_t>(first)),
-                          _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26, 24,
-                                           22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0));
+  const __m512i pairs = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return _mm512_add_epi32(_mm512_mullo_epi32(pairs, all_ints(4 << 16 | 4)), all_ints((first + 2) << 16 | first));
 }
 // The low, or the high, 16 bits of each integer of `a`, and then of `b`.
 inline Bytes low_words(Bytes a, Bytes b) { return _mm512_permutex2var_epi16(a, every_second_word(0), b); }

@@ -6,8 +6,10 @@
 #if defined(__SSE2__)
 // GCC 12 warns of its own header, whose functions begin with a vector that is undefined on purpose.
 #pragma GCC diagnostic push
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
