@@ -9,7 +9,7 @@ namespace multikv {
 // Good for what is then rounded to fp8: exact (the correctly rounded float32) where |x / scale| is in [2^-30, 2^20); below
 // and above, a value of the right sign that fp8 sends to the same zero, maximum or NaN.
 //
-// r = 1 / scale correctly rounded, q = x * r, then q += r * (x - q * scale) with fused operations. One such step gives the
+// r = 1 / scale correctly rounded, q = x * r, then q -= r * (q * scale - x) with fused operations. One such step gives the
 // correctly rounded quotient of every x with at most 11 significant bits (float16, bfloat16) and every scale:
 // tests/quotient_exhaustive.cpp tries all pairs of significands. For float32 the first step leaves q within one unit in
 // the last place and the second gives the correctly rounded quotient (Markstein, "Computation of elementary functions
@@ -33,15 +33,14 @@ class Quotient {
   // `fma(a, b, c)` is a * b + c rounded once. kSteps: 1 for 16-bit inputs, 2 for float32.
   template <int kSteps, class Fma>
   constexpr float divide(float x, Fma fma) const {
+    static_assert(kSteps == 1 || kSteps == 2);
     const float scaled = x * factor_;
     const float estimate = scaled * reciprocal_;
-    static_assert(kSteps == 1 || kSteps == 2);
-    float q = fma(fma(-estimate, scale_, scaled), reciprocal_, estimate);
-    if constexpr (kSteps == 2) q = fma(fma(-q, scale_, scaled), reciprocal_, q);
-    // Infinities and NaN, and what fp8 saturates, keep the estimate: their remainder may have overflowed. A zero
-    // remainder has lost the sign of a zero quotient.
-    const auto result = std::bit_cast<int32_t>(__builtin_fabsf(estimate) < 0x1p20f ? q : estimate);
-    return std::bit_cast<float>((result & 0x7fffffff) | static_cast<int32_t>(std::bit_cast<uint32_t>(scaled) & 0x80000000u));
+    // The remainder is taken negative, q * scale - x: a zero one is then +0, and -0 + +0 * -r keeps the sign of a zero quotient.
+    float q = fma(fma(estimate, scale_, -scaled), -reciprocal_, estimate);
+    if constexpr (kSteps == 2) q = fma(fma(q, scale_, -scaled), -reciprocal_, q);
+    // Infinities and NaN, and what fp8 saturates, keep the estimate: their remainder may have overflowed.
+    return __builtin_fabsf(estimate) < 0x1p20f ? q : estimate;
   }
 
  private:

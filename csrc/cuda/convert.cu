@@ -21,8 +21,7 @@ struct Offsets {
   int64_t src, dst;  // in elements
 };
 __device__ inline Offsets offsets_of(const Rows& rows, Divisor row_vectors, int64_t vector, int elements) {
-  if (rows.num_dims == 0) return {vector * elements, vector * elements};
-  int64_t row = row_vectors.divide(vector, high_product);
+  int64_t row = quotient_of(vector, row_vectors);
   const int64_t within = (vector - row * static_cast<int64_t>(row_vectors.value)) * elements;
   Offsets offsets = {within, within};
   for (int d = 0; d < rows.num_dims; ++d) {
@@ -34,29 +33,27 @@ __device__ inline Offsets offsets_of(const Rows& rows, Divisor row_vectors, int6
   return offsets;
 }
 
-template <class Move, int kElements, int kUnroll>
+template <class Move, int kElements, int kUnroll, bool kDense>
 __global__ void __launch_bounds__(256)
     convert_fp8_kernel(const MULTIKV_GRID_CONSTANT ConvertFp8Params p, Divisor row_vectors, int64_t num_vectors) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.x * kUnroll) + threadIdx.x;
+  const int64_t src_bytes = p.to_fp8 ? num_bytes(p.dtype) : 1, dst_bytes = p.to_fp8 ? 1 : num_bytes(p.dtype);
   const char* src = static_cast<const char*>(p.src);
   char* dst = static_cast<char*>(p.dst);
-  const int64_t src_bytes = p.to_fp8 ? num_bytes(p.dtype) : 1, dst_bytes = p.to_fp8 ? 1 : num_bytes(p.dtype);
+  const Move move(p.scale, p.format);
   typename Move::Source values[kUnroll];
-  char* to[kUnroll];
+  Offsets at[kUnroll];
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
     const int64_t vector = first + i * blockDim.x;
-    to[i] = nullptr;
-    if (vector < num_vectors) {
-      const Offsets offsets = offsets_of(p.rows, row_vectors, vector, kElements);
-      values[i] = Move::Source::read(src + offsets.src * src_bytes);
-      to[i] = dst + offsets.dst * dst_bytes;
-    }
+    if (vector >= num_vectors) continue;
+    if constexpr (kDense) at[i] = {vector * kElements, vector * kElements};
+    else at[i] = offsets_of(p.rows, row_vectors, vector, kElements);
+    values[i] = Move::Source::read(src + at[i].src * src_bytes);
   }
-  const Move move(p.scale, p.format);
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
-    if (to[i] != nullptr) move(values[i]).write(to[i]);
+    if (first + i * blockDim.x < num_vectors) move(values[i]).write(dst + at[i].dst * dst_bytes);
   }
 }
 
@@ -66,8 +63,12 @@ void launch_move(const ConvertFp8Params& p, const Context& context) {
   const int64_t row_vectors = p.rows.row_size / kElements;
   const int64_t num_vectors = p.rows.num_rows * row_vectors;
   const auto blocks = static_cast<unsigned>((num_vectors + kThreads * kUnroll - 1) / (kThreads * kUnroll));
-  convert_fp8_kernel<Move, kElements, kUnroll>
-      <<<blocks, kThreads, 0, context.stream>>>(p, Divisor::of(row_vectors), num_vectors);
+  const auto run = [&]<bool kDense>() {
+    convert_fp8_kernel<Move, kElements, kUnroll, kDense>
+        <<<blocks, kThreads, 0, context.stream>>>(p, Divisor::of(row_vectors), num_vectors);
+  };
+  if (p.rows.num_dims == 0) run.template operator()<true>();
+  else run.template operator()<false>();
 }
 
 template <Float kDtype>

@@ -3,8 +3,17 @@
 namespace multikv::gpu {
 namespace {
 
+// An entry that is moved by its vectors alone.
+struct NoRest {
+  static constexpr int kBlocks = 8;
+  using Place = const char*;
+  struct Rest {};
+  __device__ static Rest read_rest(Place) { return {}; }
+  __device__ static void write_rest(int64_t, Place, Rest) {}
+};
+
 // Entries that lie dense on both sides.
-struct DenseEntries {
+struct DenseEntries : NoRest {
   const char* src;
   char* dst;
   int64_t src_stride_block, src_stride_slot, dst_stride_token;  // bytes
@@ -17,23 +26,28 @@ struct DenseEntries {
         dst_stride_token(p.dst_stride_token_bytes), num_vectors(p.entry.row_size / vector_bytes), q(p.sequences) {}
   __host__ __device__ const Sequences& sequences() const { return q; }
   __host__ __device__ int64_t vectors() const { return num_vectors; }
-  __device__ int64_t place(int64_t id, int64_t offset) const { return id * src_stride_block + offset * src_stride_slot; }
+  __device__ Place place(Found entry) const {
+    return src + entry.block * src_stride_block + entry.offset * src_stride_slot;
+  }
 };
 
 // Bytes as they are, kWidth at a time.
 template <int kWidth>
 struct CopyDense : DenseEntries {
+  static constexpr int kVectorBytes = kWidth;
   using Value = Pack<kWidth>;
   explicit CopyDense(const CpGatherCacheParams& p) : DenseEntries(p, kWidth) {}
-  __device__ Value read(int64_t place, int64_t vector) const { return Value::read(src + place + vector * kWidth); }
+  __device__ Value read(Place place, int64_t vector) const { return Value::template read<true>(place + vector * kWidth); }
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
-    value.write(dst + token * dst_stride_token + vector * kWidth);
+    value.template write<true>(dst + token * dst_stride_token + vector * kWidth);
   }
 };
 
 // The same for entries of several rows.
 template <int kWidth>
 struct CopyRows : DenseEntries {
+  static constexpr int kBlocks = 6;
+  static constexpr int kVectorBytes = kWidth;
   using Value = Pack<kWidth>;
   Rows rows;
   Divisor row_vectors;
@@ -42,15 +56,15 @@ struct CopyRows : DenseEntries {
       : DenseEntries(p, kWidth), rows(p.entry), row_vectors(Divisor::of(p.entry.row_size / kWidth)) {
     num_vectors *= rows.num_rows;
   }
-  __device__ Value read(int64_t place, int64_t vector) const {
-    return Value::read(src + place + within(vector, rows.src_stride));
+  __device__ Value read(Place place, int64_t vector) const {
+    return Value::template read<true>(place + within(vector, rows.src_stride));
   }
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
-    value.write(dst + token * dst_stride_token + within(vector, rows.dst_stride));
+    value.template write<true>(dst + token * dst_stride_token + within(vector, rows.dst_stride));
   }
   // Byte offset of a vector within the entry.
   __device__ int64_t within(int64_t vector, const int64_t* strides) const {
-    int64_t row = row_vectors.divide(vector, high_product);
+    int64_t row = quotient_of(vector, row_vectors);
     int64_t bytes = (vector - row * static_cast<int64_t>(row_vectors.value)) * kWidth;
     for (int d = 0; d + 1 < rows.num_dims; ++d) {
       bytes += row % rows.size[d] * strides[d];
@@ -63,6 +77,7 @@ struct CopyRows : DenseEntries {
 // kElements codes become floats.
 template <Float kDtype, int kElements>
 struct DequantiseDense : DenseEntries {
+  static constexpr int kVectorBytes = kElements * static_cast<int>(num_bytes(kDtype));
   struct Value {
     Pack<kElements> codes;
     float scale;
@@ -72,73 +87,74 @@ struct DequantiseDense : DenseEntries {
 
   explicit DequantiseDense(const GatherAndMaybeDequantCacheParams& p)
       : DenseEntries(p.gather, kElements), scale(p.scale), format(p.format) {}
-  __device__ Value read(int64_t place, int64_t vector) const {
-    return {Pack<kElements>::read(src + place + vector * kElements), *scale};
+  __device__ Value read(Place place, int64_t vector) const {
+    return {Pack<kElements>::template read<true>(place + vector * kElements), *scale};
   }
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
-    constexpr int64_t kBytes = kElements * num_bytes(kDtype);
     dequantise<kDtype, kElements>(value.codes.words, value.scale, format)
-        .write(dst + token * dst_stride_token + vector * kBytes);
+        .template write<true>(dst + token * dst_stride_token + vector * kVectorBytes);
   }
 };
 
-// fp8_ds_mla to bfloat16, kElements of the output at a time; the place is an address, for there are two caches.
+// fp8_ds_mla to bfloat16, kElements of the output at a time. There are two caches.
 template <int kElements>
-struct UpconvertEntry {
+struct UpconvertEntry : NoRest {
+  static constexpr int kVectorBytes = 2 * kElements, kBlocks = 6;
   static constexpr int64_t kCodeVectors = DsMlaEntry::kLatentSize / kElements;
+  // Lanes of a group take codes and rotary elements side by side, so both go the same way as far as they can.
   struct Value {
-    Pack<kElements * 2> elements;  // of the rotary part; else the codes
+    Pack<kElements> first, second;  // the codes; or the rotary elements in two halves
     float scale;
+    bool is_rope;
   };
   CpGatherAndUpconvertFp8KvCacheParams p;
 
   __host__ __device__ const Sequences& sequences() const { return p.sequences; }
   __host__ __device__ int64_t vectors() const { return kCodeVectors + DsMlaEntry::kRopeSize / kElements; }
-  __device__ int64_t place(int64_t id, int64_t offset) const {
+  __device__ Place place(Found entry) const {
+    auto [id, offset] = entry;
     if (p.host_row_ids.data != nullptr) {
       const int64_t row = id * static_cast<int64_t>(p.sequences.block_size.value) + offset;
       const int64_t device_row = p.device_row_ids.at(row);
       if (device_row < 0) {
         const int64_t host_row = p.host_row_ids.at(row);
-        if (static_cast<uint64_t>(host_row) >= static_cast<uint64_t>(p.num_host_rows)) return -1;
-        return reinterpret_cast<int64_t>(p.host_cache) + host_row * p.host_stride_row_bytes;
+        if (static_cast<uint64_t>(host_row) >= static_cast<uint64_t>(p.num_host_rows)) return nullptr;
+        return static_cast<const char*>(p.host_cache) + host_row * p.host_stride_row_bytes;
       }
-      id = p.sequences.block_size.divide(device_row, high_product);
+      id = quotient_of(device_row, p.sequences.block_size);
       offset = device_row - id * static_cast<int64_t>(p.sequences.block_size.value);
-      if (id >= p.num_device_blocks) return -1;
+      if (id >= p.num_device_blocks) return nullptr;
     }
-    return reinterpret_cast<int64_t>(p.src_cache) + id * p.src_stride_block_bytes + offset * p.src_stride_slot_bytes;
+    return static_cast<const char*>(p.src_cache) + id * p.src_stride_block_bytes + offset * p.src_stride_slot_bytes;
   }
-  __device__ Value read(int64_t place, int64_t vector) const {
-    const char* entry = reinterpret_cast<const char*>(place);
+  __device__ Value read(Place entry, int64_t vector) const {
     Value value;
-    if (vector < kCodeVectors) {
-      const auto codes = Pack<kElements>::read(entry + vector * kElements);
-#pragma unroll
-      for (int i = 0; i < (kElements + 3) / 4; ++i) value.elements.words[i] = codes.words[i];
-      const char* scale = entry + DsMlaEntry::kScalesAt + vector * kElements / DsMlaEntry::kTileSize * 4;
-      value.scale = __uint_as_float(kElements > 1 ? load<4>(scale).x : load_word(scale));
+    value.is_rope = vector >= kCodeVectors;
+    const char* from = entry + vector * kElements;
+    if (value.is_rope) from = entry + DsMlaEntry::kRopeAt + (vector - kCodeVectors) * (2 * kElements);
+    value.first = Pack<kElements>::template read<true>(from);
+    if (value.is_rope) {
+      value.second = Pack<kElements>::template read<true>(from + kElements);
     } else {
-      value.elements = read_rope(entry + DsMlaEntry::kRopeAt + (vector - kCodeVectors) * kElements * 2);
+      const char* scale = entry + DsMlaEntry::kScalesAt + vector * kElements / DsMlaEntry::kTileSize * 4;
+      value.scale = __uint_as_float(kElements > 1 ? *reinterpret_cast<const uint32_t*>(scale) : load_word(scale));
     }
     return value;
   }
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
-    char* to = static_cast<char*>(p.dst) + (token * p.dst_stride_token + vector * kElements) * 2;
-    if (vector < kCodeVectors) {
-      dequantise<Float::kBFloat16, kElements>(value.elements.words, value.scale, p.format).write(to);
-    } else {
-      value.elements.write(to);
+    auto out = dequantise<Float::kBFloat16, kElements>(value.first.words, value.scale, p.format);
+    if (value.is_rope) {
+      if constexpr (kElements == 1) {
+        out.words[0] = (value.first.words[0] & 0xff) | (value.second.words[0] & 0xff) << 8;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kElements / 4; ++i) {
+          out.words[i] = value.first.words[i];
+          out.words[kElements / 4 + i] = value.second.words[i];
+        }
+      }
     }
-  }
-  __device__ static Pack<kElements * 2> read_rope(const char* from) {
-    if constexpr (kElements > 1) {
-      return Pack<kElements * 2>::read(from);
-    } else {  // an entry may begin at any byte
-      Pack<2> element;
-      element.words[0] = static_cast<uint8_t>(from[0]) | static_cast<uint8_t>(from[1]) << 8;
-      return element;
-    }
+    out.template write<true>(static_cast<char*>(p.dst) + (token * p.dst_stride_token + vector * kElements) * 2);
   }
 };
 
@@ -152,7 +168,7 @@ int copy_alignment(const CpGatherCacheParams& p) {
 
 template <Float kDtype>
 void launch_dequantise(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
-  constexpr int kElements = 16;
+  constexpr int kElements = 8;
   const CpGatherCacheParams& g = p.gather;
   const bool is_wide = common_alignment(16, {address(g.dst), g.dst_stride_token_bytes}) == 16 &&
                        common_alignment(kElements, {address(g.src_cache), g.entry.row_size, g.src_stride_block_bytes,
@@ -186,8 +202,8 @@ void launch(const CpGatherAndUpconvertFp8KvCacheParams& p, const Context& contex
   const bool is_wide = common_alignment(16, {address(p.src_cache), p.src_stride_block_bytes, p.src_stride_slot_bytes,
                                              address(p.dst), p.dst_stride_token * 2, address(p.host_cache),
                                              p.host_stride_row_bytes}) == 16;
-  if (is_wide) launch_gather(UpconvertEntry<16>{p}, context);
-  else launch_gather(UpconvertEntry<1>{p}, context);
+  if (is_wide) launch_gather(UpconvertEntry<8>{{}, p}, context);
+  else launch_gather(UpconvertEntry<1>{{}, p}, context);
 }
 
 }  // namespace multikv::gpu

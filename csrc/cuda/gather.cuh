@@ -1,6 +1,7 @@
 // Reading sequences out of a cache: which entry each output row takes, and the kernel that all gathers share.
 #pragma once
 
+#include "divide.cuh"
 #include "grid.h"
 #include "launch.h"
 #include "vec.cuh"
@@ -49,76 +50,99 @@ __device__ inline SequenceStart sequence_of(const Sequences& q, int64_t first, i
   return {sequence, begin};
 }
 
-// place(block id, offset) of the entry for each lane's token; -1 where there is none. All lanes of the group must call.
-template <class Place>
-__device__ inline int64_t look_up(const Sequences& q, int64_t first, int num_tokens, int lane, Place place) {
+// The block and the offset in it of the entry for each lane's token; block -1: there is none. All lanes of the group must call.
+struct Found {
+  int64_t block, offset;
+};
+__device__ inline Found look_up(const Sequences& q, int64_t first, int num_tokens, int lane) {
+  constexpr Found kNone = {-1, 0};
   const int64_t token = first + lane;
   // One sequence most likely begins with the first row, at its first position: its block is loaded with the bounds.
-  const int64_t likely_block = q.num_sequences == 1 ? static_cast<int64_t>(q.block_size.divide(token, high_product)) : -1;
-  const bool is_likely = likely_block >= 0 && likely_block < q.blocks_per_sequence;
-  const int64_t likely_id = is_likely ? q.block_table.at(likely_block) : -1;
-  const auto [sequence, begin] = sequence_of(q, first, num_tokens, lane);
-  if (lane >= num_tokens || sequence < 0 || sequence >= q.num_sequences || begin < 0 || begin > token) return -1;
+  const bool is_one = q.num_sequences == 1;
+  int64_t likely_block = -1, likely_id = -1;
+  if (is_one) {
+    likely_block = static_cast<int64_t>(quotient_of(token, q.block_size));
+    if (likely_block < q.blocks_per_sequence) likely_id = q.block_table.at(likely_block);
+  }
+  SequenceStart at;
+  if (is_one) {
+    at.begin = q.cu_seq_lens.at(0);
+    const int64_t end = q.num_bounds > 1 ? q.cu_seq_lens.at(1) : q.num_tokens;
+    at.sequence = token < at.begin ? -1 : token < end ? 0 : 1;
+  } else {
+    at = sequence_of(q, first, num_tokens, lane);
+  }
+  const auto [sequence, begin] = at;
+  if (lane >= num_tokens || sequence < 0 || sequence >= q.num_sequences || begin < 0 || begin > token) return kNone;
   const int64_t start = q.seq_starts.data == nullptr ? 0 : q.seq_starts.at(sequence);
-  if (start < 0) return -1;
+  if (start < 0) return kNone;
   const uint64_t position = static_cast<uint64_t>(start) + static_cast<uint64_t>(token - begin);
-  const uint64_t block = q.block_size.divide(position, high_product);
-  if (block >= static_cast<uint64_t>(q.blocks_per_sequence)) return -1;
+  const uint64_t block = quotient_of(position, q.block_size);
+  if (block >= static_cast<uint64_t>(q.blocks_per_sequence)) return kNone;
   const int64_t id = static_cast<int64_t>(block) == likely_block ? likely_id : q.block_table.at(sequence, block);
-  if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(q.num_blocks)) return -1;
-  return place(id, static_cast<int64_t>(position - block * q.block_size.value));
+  if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(q.num_blocks)) return kNone;
+  return {id, static_cast<int64_t>(position - block * q.block_size.value)};
 }
 
 constexpr int kMaxTile = 128;              // tokens of a thread block
 constexpr int64_t kTileBytes = 18 * 1024;  // and what they should come to, so that the look-up is worth it
 
-// An op says what it moves by an Entry: sequences(); vectors(), of one row; place(id, offset), a number that names an entry of
-// the cache; read(place, vector), and write(token, vector, value).
+// An op says what it moves by an Entry: sequences(); vectors(), of one row, and kVectorBytes, of one vector where it is wider;
+// kBlocks, how many thread blocks a multiprocessor should hold;
+// place(found), where an entry of the cache lies (false: nowhere); read(place, vector), and write(token, vector, value). What
+// is left of a row, if it is little: read_rest(place) and write_rest(token, place, rest), by one thread.
 // A thread block takes `tile` tokens. Threads: x and blockIdx.y over vectors, z over tokens.
 template <class Entry>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, Entry::kBlocks)
     gather_kernel(const MULTIKV_GRID_CONSTANT Entry entry, int tile, int64_t first_chunk) {
   constexpr int kUnroll = 2;
-  __shared__ int64_t places[kMaxTile];
+  using Place = typename Entry::Place;
+  __shared__ Place places[kMaxTile];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * tile;
   const int64_t rest = entry.sequences().num_tokens - first;
   const int num_tokens = static_cast<int>(rest < tile ? rest : tile);
   const int thread = threadIdx.z * blockDim.x + threadIdx.x;
   // Groups of 32 lanes look up 32 tokens each: there are enough of them.
   const int begin = thread & ~31;
+  Place own{};
   if (begin < num_tokens) {
     const int count = num_tokens - begin < 32 ? num_tokens - begin : 32;
-    places[begin + thread % 32] = look_up(entry.sequences(), first + begin, count, thread % 32,
-                                          [&](int64_t id, int64_t offset) { return entry.place(id, offset); });
+    const Found found = look_up(entry.sequences(), first + begin, count, thread % 32);
+    if (found.block >= 0) own = entry.place(found);
+    places[thread] = own;
   }
   __syncthreads();
 
+  const bool has_rest = own && first_chunk + blockIdx.y == 0;
+  typename Entry::Rest rest_of_own{};
+  if (has_rest) rest_of_own = entry.read_rest(own);
   const int64_t vector = (first_chunk + blockIdx.y) * blockDim.x + threadIdx.x;
-  if (vector >= entry.vectors()) return;
-  for (int next = threadIdx.z; next < num_tokens; next += kUnroll * blockDim.z) {
+  const int step = static_cast<int>(blockDim.z), end = vector < entry.vectors() ? num_tokens : 0;
+  for (int next = threadIdx.z; next < end; next += kUnroll * step) {
     typename Entry::Value values[kUnroll];
     bool is_found[kUnroll];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      const int token = next + i * blockDim.z;
-      is_found[i] = token < num_tokens && places[token] >= 0;
-      if (is_found[i]) values[i] = entry.read(places[token], vector);
+      const int token = next + i * step;
+      const Place place = token < num_tokens ? places[token] : Place{};
+      is_found[i] = static_cast<bool>(place);
+      if (is_found[i]) values[i] = entry.read(place, vector);
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      if (is_found[i]) entry.write(first + next + i * blockDim.z, vector, values[i]);
+      if (is_found[i]) entry.write(first + next + i * step, vector, values[i]);
     }
   }
+  if (has_rest) entry.write_rest(first + thread, own, rest_of_own);
 }
 
 template <class Entry>
 void launch_gather(const Entry& entry, const Context& context) {
-  constexpr int64_t kVectorBytes = sizeof(typename Entry::Value);
   const int64_t num_tokens = entry.sequences().num_tokens;
-  const int64_t vectors = entry.vectors();
+  const int64_t vectors = std::max<int64_t>(entry.vectors(), 1);
   // Tiles small enough to occupy every multiprocessor a few times over.
   const int64_t spread = (num_tokens + 4 * context.num_multiprocessors - 1) / (4 * context.num_multiprocessors);
-  const int64_t enough = std::clamp<int64_t>(kTileBytes / (vectors * kVectorBytes), 1, kMaxTile);
+  const int64_t enough = std::clamp<int64_t>(kTileBytes / (vectors * Entry::kVectorBytes), 1, kMaxTile);
   int64_t tile = std::min(spread, enough);
   BlockShape shape = block_shape(std::min<int64_t>(vectors, 256), 1, tile);
   // No threads that have one token less than others.

@@ -19,6 +19,24 @@ namespace multikv::gpu {
 __device__ inline uint32_t ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 
 __device__ inline uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
+__device__ inline uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+
+// Accesses, of 8 or 16 bytes, to memory that is touched once: it gives way to other memory in the caches.
+template <class Vec>
+__device__ inline Vec load_once(const Vec* from) {
+  if constexpr (sizeof(Vec) == 16) {
+    const uint4 words = __ldcs(reinterpret_cast<const uint4*>(from));
+    return {words.x, words.y, words.z, words.w};
+  } else {
+    const uint2 words = __ldcs(reinterpret_cast<const uint2*>(from));
+    return {words.x, words.y};
+  }
+}
+template <class Vec>
+__device__ inline void store_once(Vec* to, const Vec& vec) {
+  if constexpr (sizeof(Vec) == 16) __stcs(reinterpret_cast<uint4*>(to), make_uint4(vec.x, vec.y, vec.z, vec.w));
+  else __stcs(reinterpret_cast<uint2*>(to), make_uint2(vec.x, vec.y));
+}
 
 // A value of another lane of the group, whose lanes must all call.
 template <class T>

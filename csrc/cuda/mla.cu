@@ -12,9 +12,9 @@ __global__ void __launch_bounds__(256)
     concat_and_cache_mla_kernel(const MULTIKV_GRID_CONSTANT Params p, int64_t first_layer) {
   const auto& layer = layer_of(p, first_layer + blockIdx.y);
   const auto index_of = [&](int64_t token) { return layer.slots.mapping.at(token); };
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.z * kUnroll) + threadIdx.z;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.z * kUnroll);
   const auto write = [&]<class Width>() {
-    write_entries<Width, kUnroll>(layer, index_of, layer.rope_size, first, blockDim.z, threadIdx.x, blockDim.x);
+    write_entries<Width, kUnroll, false>(layer, index_of, layer.rope_size, first, threadIdx.z, blockDim.z, threadIdx.x, blockDim.x);
   };
   if constexpr (std::is_same_v<Params, ConcatAndCacheMlaGroupedParams>) {
     // Only here are the addresses of the caches known.
@@ -29,14 +29,11 @@ template <class Params>
 void launch_layers(const Params& p, const ConcatAndCacheMlaParams& first, int64_t num_layers, int source_width,
                    int cache_width, const Context& context) {
   const int64_t num_tokens = first.slots.num_tokens;
-  const auto shape_for = [&](int vector_bytes) {
-    const int64_t vectors = (first.latent_size + first.rope_size) * num_bytes(first.dtype) / vector_bytes;
+  with_moves(first.dtype, first.format, source_width, cache_width, [&]<class Move>() {
+    const int64_t vectors = (first.latent_size + first.rope_size) * num_bytes(first.dtype) / Move::kSourceBytes;
     BlockShape shape = block_shape(vectors, 1, num_tokens);
     shape.row_blocks = num_layers;
-    return shape;
-  };
-  with_moves(first.dtype, first.format, source_width, cache_width, [&]<class Short, class Long>() {
-    launch_moves<Short, Long>(num_tokens, 1, context, shape_for, [&]<class Move, int kUnroll>(const BlockShape& shape) {
+    launch_moves<Move>(num_tokens, 1, context, shape, [&]<int kUnroll>() {
       const int64_t tile = shape.threads.z * kUnroll;
       for_each_grid((num_tokens + tile - 1) / tile, shape, 1, [&](dim3 grid, int64_t first_layer) {
         concat_and_cache_mla_kernel<Move, kUnroll><<<grid, shape.threads, 0, context.stream>>>(p, first_layer);
@@ -45,50 +42,34 @@ void launch_layers(const Params& p, const ConcatAndCacheMlaParams& first, int64_
   });
 }
 
-// A group of 32 lanes writes kTokens entries.
-template <Float kDtype, bool kWide, int kTokens>
-__global__ void __launch_bounds__(256) ds_mla_kernel(const MULTIKV_GRID_CONSTANT ConcatAndCacheMlaParams p) {
-  constexpr int kBytes = kWide ? 16 : 1, kRopeBytes = DsMlaEntry::kRopeSize * static_cast<int>(num_bytes(kDtype));
-  const int64_t groups = blockDim.x / 32, lane = threadIdx.x % 32;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * groups * kTokens + threadIdx.x / 32;
-  int64_t slots[kTokens];
-#pragma unroll
-  for (int i = 0; i < kTokens; ++i) {
-    const int64_t token = first + i * groups;
-    slots[i] = token < p.slots.num_tokens ? p.slots.mapping.at(token) : -1;
-  }
-  const auto entry_of = [&](int i) {
-    const int64_t offset = slot_offset(p.slots, slots[i], p.kv_cache_stride_block, p.kv_cache_stride_slot);
-    return offset < 0 ? nullptr : static_cast<char*>(p.kv_cache) + offset;
-  };
-  write_ds_mla_latent<kDtype, kWide, kTokens>(p, first, groups, lane, entry_of);
-#pragma unroll
-  for (int i = 0; i < kTokens; ++i) {
-    char* entry = entry_of(i);
-    if (entry == nullptr) continue;
-    const char* rope = static_cast<const char*>(p.k_pe) + (first + i * groups) * p.k_pe_stride_token * num_bytes(kDtype);
-    for (int64_t at = lane * kBytes; at < kRopeBytes; at += 32 * kBytes) {
-      const auto value = p.rope_size > 0 ? Pack<kBytes>::read(rope + at) : Pack<kBytes>{};
-      value.write(entry + DsMlaEntry::kRopeAt + at);
-    }
-  }
-}
-
+// A group of 32 lanes writes an entry.
 template <Float kDtype, bool kWide>
-void launch_ds_mla_width(const ConcatAndCacheMlaParams& p, const Context& context) {
-  constexpr int kGroups = 8;
-  const auto run = [&]<int kTokens>() {
-    const auto blocks = static_cast<unsigned>((p.slots.num_tokens - 1) / (kGroups * kTokens) + 1);
-    ds_mla_kernel<kDtype, kWide, kTokens><<<blocks, kGroups * 32, 0, context.stream>>>(p);
-  };
-  if (!kWide || p.slots.num_tokens <= kGroups * 8 * context.num_multiprocessors) run.template operator()<1>();
-  else run.template operator()<kWide ? 2 : 1>();
+__global__ void __launch_bounds__(256, 6) ds_mla_kernel(const MULTIKV_GRID_CONSTANT ConcatAndCacheMlaParams p) {
+  constexpr int kBytes = kWide ? 16 : 1, kRopeBytes = DsMlaEntry::kRopeSize * static_cast<int>(num_bytes(kDtype));
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, first = lane * kBytes;
+  if (token >= p.slots.num_tokens) return;
+  const int64_t slot = p.slots.mapping.at(token);
+  const char* rope = static_cast<const char*>(p.k_pe) + token * p.k_pe_stride_token * num_bytes(kDtype);
+  const auto read = [&](int at) { return p.rope_size > 0 ? Pack<kBytes>::read(rope + at) : Pack<kBytes>{}; };
+  Pack<kBytes> value{};
+  if (first < kRopeBytes) value = read(first);
+  char* entry = nullptr;
+  write_ds_mla_latent<kDtype, kWide, false>(p, token, lane, [&] { return entry = entry_at(p, slot); });
+  if (entry == nullptr) return;
+  if (first < kRopeBytes) value.write(entry + DsMlaEntry::kRopeAt + first);
+  for (int at = first + 32 * kBytes; at < kRopeBytes; at += 32 * kBytes) read(at).write(entry + DsMlaEntry::kRopeAt + at);
 }
 
 template <Float kDtype>
 void launch_ds_mla(const ConcatAndCacheMlaParams& p, const Context& context) {
-  if (std::min(source_alignment(p), cache_alignment(p)) == 16) launch_ds_mla_width<kDtype, true>(p, context);
-  else launch_ds_mla_width<kDtype, false>(p, context);
+  constexpr int kThreads = 256;
+  const auto blocks = static_cast<unsigned>((p.slots.num_tokens - 1) / (kThreads / 32) + 1);
+  if (std::min(source_alignment(p), cache_alignment(p)) == 16) {
+    ds_mla_kernel<kDtype, true><<<blocks, kThreads, 0, context.stream>>>(p);
+  } else {
+    ds_mla_kernel<kDtype, false><<<blocks, kThreads, 0, context.stream>>>(p);
+  }
 }
 
 // Rows are the heads of all tokens. Threads: x over the vectors of a row of q_out, y and blockIdx.x over rows.
@@ -107,7 +88,7 @@ __global__ void __launch_bounds__(256) concat_mla_q_kernel(const MULTIKV_GRID_CO
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       const int64_t row = first + i * blockDim.y;
-      const int64_t token = heads.divide(row, high_product), head = row - token * heads.value;
+      const int64_t token = quotient_of(row, heads), head = row - token * heads.value;
       to[i] = nullptr;
       if (token < p.num_tokens) {
         values[i] = Pack<kWidth>::read(source + token * stride_token + head * stride_head);

@@ -10,6 +10,7 @@ namespace multikv::gpu {
 
 // What a thread reads before it writes: enough in flight to cover the latency of memory.
 constexpr int kBytesInFlight = 64;
+constexpr int kMaxRows = 64;  // of a thread block, in the dimension z
 
 // How one thread's vector gets from the source to the cache: kSourceBytes in, kCacheBytes out. What it needs beside the vector
 // (`Scale`) is loaded with it, and used when both are there. Narrow: the same, element by element.
@@ -40,66 +41,111 @@ struct Quantise {
   }
 };
 
-// One vector of every token: where it is read and where it is written. All in bytes.
+// One vector of every token: where it is read, and where it is written within the token's entry.
 struct Lane {
   const char* source;
   char* cache;
-  int64_t source_stride_token, cache_stride_block, cache_stride_slot;
+  int64_t source_stride_token;  // bytes
 };
 
-// Moves the lane's vectors of the tokens first, first + step, ...: kUnroll of them, all in flight before the first is written.
-// index_of(token): its slot, or -1.
-template <class Move, int kUnroll, class IndexOf>
-__device__ inline void write_tokens(const Slots& slots, IndexOf index_of, int64_t first, int64_t step, const Lane& lane,
-                                    const float* scale, CacheFormat format) {
+// Of the cache, in bytes.
+struct SlotStrides {
+  int64_t block, slot;
+};
+
+// The part of a thread in a tile of tokens that a thread block writes: tokens first + row, first + row + rows, ... (kUnroll of
+// them), and of each the vectors vector, vector + vectors_step, ... below num_vectors.
+struct TilePart {
+  int64_t first;
+  int row, rows;
+  int64_t vector, vector_step, num_vectors;
+};
+
+__device__ inline int thread_of_block() {
+  return static_cast<int>((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+}
+
+// Moves the tile's vectors. All threads of the block must call. index_of(token): its slot, or -1; lane_of(vector): its Lane.
+template <class Move, int kUnroll, bool kOnce = false, class IndexOf, class LaneOf>
+__device__ inline void write_tokens(const Slots& slots, IndexOf index_of, const TilePart& part, SlotStrides strides,
+                                    LaneOf lane_of, const float* scale, CacheFormat format) {
   const typename Move::Scale loaded_scale = Move::scale(scale);
-  typename Move::Source values[kUnroll];
-  int64_t token_slots[kUnroll];
-#pragma unroll
-  for (int i = 0; i < kUnroll; ++i) {
-    const int64_t token = first + i * step;
-    token_slots[i] = -1;
-    if (token < slots.num_tokens) {
-      token_slots[i] = index_of(token);
-      values[i] = Move::Source::read(lane.source + token * lane.source_stride_token);
+  const auto offset = [&](int64_t index) { return slot_offset(slots, index, strides.block, strides.slot); };
+  if constexpr (kUnroll == 1) {  // the shortest way from load to store
+    const int64_t token = part.first + part.row;
+    if (token >= slots.num_tokens) return;
+    for (int64_t vector = part.vector; vector < part.num_vectors; vector += part.vector_step) {
+      const Lane lane = lane_of(vector);
+      const char* from = lane.source + token * lane.source_stride_token;
+      const int64_t index = index_of(token);
+      const auto value = Move::Source::template read<kOnce>(from);
+      const int64_t to = offset(index);
+      if (to >= 0) Move(loaded_scale, format)(value).template write<kOnce>(lane.cache + to);
     }
-  }
-  const Move move(loaded_scale, format);
+  } else {
+    // kUnroll vectors are in flight before the first is written. Where tokens go is computed once for all their vectors.
+    __shared__ int64_t offsets[kUnroll * kMaxRows];
+    const int64_t rest = slots.num_tokens - part.first;
+    const int tile = kUnroll * part.rows, num_tokens = static_cast<int>(rest < tile ? rest : tile);
+    const int thread = thread_of_block(), num_threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+    int64_t index = thread < num_tokens ? index_of(part.first + thread) : -1;
+    typename Move::Source values[kUnroll];
+    char* cache = nullptr;
+    const auto read = [&](int64_t vector) {
+      const Lane lane = lane_of(vector);
+      const char* from = lane.source + (part.first + part.row) * lane.source_stride_token;
+      cache = lane.cache;
 #pragma unroll
-  for (int i = 0; i < kUnroll; ++i) {
-    const int64_t offset = slot_offset(slots, token_slots[i], lane.cache_stride_block, lane.cache_stride_slot);
-    if (offset >= 0) move(values[i]).write(lane.cache + offset);
+      for (int i = 0; i < kUnroll; ++i) {
+        if (part.row + i * part.rows < num_tokens) values[i] = Move::Source::template read<kOnce>(from);
+        from += part.rows * lane.source_stride_token;
+      }
+    };
+    int64_t vector = part.vector;
+    if (vector < part.num_vectors) read(vector);
+    for (int token = thread; token < tile; token += num_threads) {
+      if (token != thread) index = token < num_tokens ? index_of(part.first + token) : -1;
+      offsets[token] = offset(index);
+    }
+    __syncthreads();
+    const Move move(loaded_scale, format);
+    while (vector < part.num_vectors) {
+#pragma unroll
+      for (int i = 0; i < kUnroll; ++i) {
+        const int64_t to = offsets[part.row + i * part.rows];
+        if (to >= 0) move(values[i]).template write<kOnce>(cache + to);
+      }
+      vector += part.vector_step;
+      if (vector < part.num_vectors) read(vector);
+    }
   }
 }
 
-// Calls with<Short, Long>() with the moves for such inputs: Short, a vector that is soon read and written, for few tokens, and
-// Long for many. The widths: the widest accesses that suit source and cache.
+// Calls with<Move>() with the move for such inputs. The widths: the widest accesses that suit source and cache.
 template <class With>
 void with_moves(Float dtype, CacheFormat format, int source_width, int cache_width, With with) {
   const auto quantise = [&]<Float kDtype>() {
-    if (source_width == 16 && cache_width == 16) with.template operator()<Quantise<kDtype, 8>, Quantise<kDtype, 16>>();
-    else with.template operator()<Quantise<kDtype, 1>, Quantise<kDtype, 1>>();
+    if (source_width == 16 && cache_width >= 8) with.template operator()<Quantise<kDtype, 8>>();
+    else with.template operator()<Quantise<kDtype, 1>>();
   };
   if (format != CacheFormat::kSame) return with_dtype(dtype, quantise);
   switch (std::min(source_width, cache_width)) {
-    case 16: return with.template operator()<Copy<16>, Copy<16>>();
-    case 8: return with.template operator()<Copy<8>, Copy<8>>();
-    case 4: return with.template operator()<Copy<4>, Copy<4>>();
-    default: return with.template operator()<Copy<2>, Copy<2>>();
+    case 16: return with.template operator()<Copy<16>>();
+    case 8: return with.template operator()<Copy<8>>();
+    case 4: return with.template operator()<Copy<4>>();
+    default: return with.template operator()<Copy<2>>();
   }
 }
 
-// Calls launch<Move, kUnroll>(shape): Short vectors, one token each, for a short chain from load to store, unless they would
-// more than fill the GPU; then Long vectors of several tokens. shape_for(bytes of a vector) gives a block's threads, of which
-// `copies` work on each token and row.
-template <class Short, class Long, class ShapeFor, class Launch>
-void launch_moves(int64_t num_tokens, int64_t copies, const Context& context, ShapeFor shape_for, Launch launch) {
-  constexpr int kUnroll = Long::kSourceBytes < 16 ? 4 : kBytesInFlight / Long::kSourceBytes;
-  const BlockShape shape = shape_for(Short::kSourceBytes);
+// Calls launch<kUnroll>(): one token for each thread, for a short chain from load to store, unless these would more than fill the
+// GPU; then several. `copies` threads of a block's shape work on each token and row.
+template <class Move, class Launch>
+void launch_moves(int64_t num_tokens, int64_t copies, const Context& context, const BlockShape& shape, Launch launch) {
+  constexpr int kUnroll = Move::kSourceBytes < 16 ? 4 : kBytesInFlight / Move::kSourceBytes;
   if (num_tokens / shape.threads.z * shape.row_blocks * copies <= 8 * context.num_multiprocessors) {
-    launch.template operator()<Short, 1>(shape);
+    launch.template operator()<1>();
   } else {
-    launch.template operator()<Long, kUnroll>(shape_for(Long::kSourceBytes));
+    launch.template operator()<kUnroll>();
   }
 }
 

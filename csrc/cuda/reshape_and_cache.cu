@@ -10,22 +10,24 @@ __global__ void __launch_bounds__(256)
                                    int cache_element_bytes, int64_t first_head) {
   const CacheWrite& w = blockIdx.z == 0 ? p.key : p.value;
   const int64_t head = first_head + blockIdx.y * blockDim.y + threadIdx.y;
-  const int64_t vectors = w.head_size * source_element_bytes / Move::kSourceBytes;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.z * kUnroll) + threadIdx.z;
-  if (head >= p.num_heads) return;
-  for (int64_t vector = threadIdx.x; vector < vectors; vector += blockDim.x) {
-    const Lane lane = {
-        .source = static_cast<const char*>(w.source) + head * w.source_stride_head * source_element_bytes +
-                  vector * Move::kSourceBytes,
-        .cache = static_cast<char*>(w.cache) + head * w.cache_stride_head * cache_element_bytes +
-                 vector * Move::kCacheBytes,
-        .source_stride_token = w.source_stride_token * source_element_bytes,
-        .cache_stride_block = w.cache_stride_block * cache_element_bytes,
-        .cache_stride_slot = w.cache_stride_slot * cache_element_bytes,
-    };
-    const auto index_of = [&](int64_t token) { return p.slots.mapping.at(token); };
-    write_tokens<Move, kUnroll>(p.slots, index_of, first, blockDim.z, lane, w.scale + head * w.scale_stride_head, p.format);
-  }
+  const TilePart part = {
+      .first = static_cast<int64_t>(blockIdx.x) * (blockDim.z * kUnroll),
+      .row = static_cast<int>(threadIdx.z),
+      .rows = static_cast<int>(blockDim.z),
+      .vector = threadIdx.x,
+      .vector_step = blockDim.x,
+      .num_vectors = head < p.num_heads ? w.head_size * source_element_bytes / Move::kSourceBytes : 0,
+  };
+  const auto lane_of = [&](int64_t vector) -> Lane {
+    return {static_cast<const char*>(w.source) + head * w.source_stride_head * source_element_bytes +
+                vector * Move::kSourceBytes,
+            static_cast<char*>(w.cache) + head * w.cache_stride_head * cache_element_bytes + vector * Move::kCacheBytes,
+            w.source_stride_token * source_element_bytes};
+  };
+  const SlotStrides strides = {w.cache_stride_block * cache_element_bytes, w.cache_stride_slot * cache_element_bytes};
+  const float* scale = w.scale + (head < p.num_heads ? head * w.scale_stride_head : 0);
+  write_tokens<Move, kUnroll>(
+      p.slots, [&](int64_t token) { return p.slots.mapping.at(token); }, part, strides, lane_of, scale, p.format);
 }
 
 // The widest access that suits one side (source or cache) of a write.
@@ -40,105 +42,175 @@ int cache_alignment(const CacheWrite& w, int64_t element_bytes) {
 
 // The packed layout: a thread block takes tokens of one head.
 constexpr int kThreads = 256;
-constexpr int kTokens = 64;   // of a block
-constexpr int kDims = 128;    // of a tile of values
+constexpr int kDims = 128;   // of a tile of values
+constexpr int kRun = 16;     // tokens that are written as one, if they are neighbours in the cache
 
-// Keys: each vector goes as a whole into one of the cache. Threads: pairs of vectors first, for memory moves 32 bytes at
+// Keys: each vector goes as a whole into one of the cache. Threads: four vectors first, for memory moves 32 bytes at
 // least; then tokens, for their vectors are neighbours in the cache; then further vectors.
-template <class Move>
-__device__ inline void write_packed_keys(const ReshapeAndCacheParams& p, int64_t head) {
-  constexpr int kPair = 2, kStep = 16, kUnroll = kTokens / kStep, kVectorThreads = kThreads / kStep;
+template <class Move, int kTokens>
+__device__ inline void write_packed_keys(const ReshapeAndCacheParams& p, int64_t head, int64_t first) {
+  constexpr int kNear = 4, kStep = 16, kUnroll = kTokens / kStep, kVectorThreads = kThreads / kStep;
   const PackedWrite& w = p.key;
   const int64_t source_bytes = num_bytes(p.dtype), cache_bytes = num_bytes(p.format, p.dtype);
-  const int64_t vectors = p.head_size * source_bytes / Move::kSourceBytes;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTokens + threadIdx.x / kPair % kStep;
-  const auto index_of = [&](int64_t token) { return p.slots.mapping.at(token); };
-  for (int64_t vector = threadIdx.x / (kPair * kStep) * kPair + threadIdx.x % kPair; vector < vectors;
-       vector += kVectorThreads) {
+  const TilePart part = {
+      .first = first,
+      .row = static_cast<int>(threadIdx.x / kNear % kStep),
+      .rows = kStep,
+      .vector = threadIdx.x / (kNear * kStep) * kNear + threadIdx.x % kNear,
+      .vector_step = kVectorThreads,
+      .num_vectors = p.head_size * source_bytes / Move::kSourceBytes,
+  };
+  const auto lane_of = [&](int64_t vector) -> Lane {
     const int64_t element = vector * (Move::kCacheBytes / cache_bytes);
-    const auto chunk = static_cast<int64_t>(w.vector_size.divide(element, high_product));
-    const Lane lane = {
-        .source = static_cast<const char*>(w.source) + head * w.source_stride_head * source_bytes +
-                  vector * Move::kSourceBytes,
-        .cache = static_cast<char*>(w.cache) +
-                 (head * w.cache_stride_head + chunk * w.cache_stride_vector + element -
-                  chunk * static_cast<int64_t>(w.vector_size.value)) * cache_bytes,
-        .source_stride_token = w.source_stride_token * source_bytes,
-        .cache_stride_block = w.cache_stride_block * cache_bytes,
-        .cache_stride_slot = w.cache_stride_row * cache_bytes,
-    };
-    write_tokens<Move, kUnroll>(p.slots, index_of, first, kStep, lane, w.scale + head * w.scale_stride_head, p.format);
+    const auto chunk = static_cast<int64_t>(quotient_of(element, w.vector_size));
+    return {static_cast<const char*>(w.source) + head * w.source_stride_head * source_bytes + vector * Move::kSourceBytes,
+            static_cast<char*>(w.cache) + (head * w.cache_stride_head + chunk * w.cache_stride_vector + element -
+                                           chunk * static_cast<int64_t>(w.vector_size.value)) * cache_bytes,
+            w.source_stride_token * source_bytes};
+  };
+  write_tokens<Move, kUnroll, true>(
+      p.slots, [&](int64_t token) { return p.slots.mapping.at(token); }, part,
+      {w.cache_stride_block * cache_bytes, w.cache_stride_row * cache_bytes}, lane_of,
+      w.scale + head * w.scale_stride_head, p.format);
+}
+
+// Elements of kPer = 4 / sizeof(Element) rows change places with columns: word `column` of the result holds element `column` of
+// all rows.
+template <class Element, int kPer>
+__device__ inline uint32_t column_of(const uint32_t* const (&rows)[kPer], int column) {
+  if constexpr (kPer == 1) {
+    return rows[0][column];
+  } else if constexpr (kPer == 2) {
+    return __byte_perm(rows[0][column / 2], rows[1][column / 2], column % 2 == 0 ? 0x5410 : 0x7632);
+  } else {
+    const int word = column / 4, selector = column % 4 | (column % 4 + 4) << 4;
+    return __byte_perm(__byte_perm(rows[0][word], rows[1][word], selector),
+                       __byte_perm(rows[2][word], rows[3][word], selector), 0x5410);
   }
 }
 
-// Values change places with tokens: through shared memory, as cache elements.
-template <class Move, class Element>
-__device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64_t head) {
-  constexpr int kElementBytes = sizeof(Element), kVector = Move::kCacheBytes / kElementBytes;
-  constexpr int kPitch = kDims * kElementBytes + 4;  // bytes; the tokens of a dimension lie in different banks
-  constexpr int kUnroll = kVector == 1 ? 4 : kTokens * kDims / kVector / kThreads;
-  __shared__ uint32_t words[kTokens * kPitch / 4];
-  auto* elements = reinterpret_cast<char*>(words);
+// Values change places with tokens, in shared memory: a row of it is a dimension, its words hold kPer tokens each.
+template <class Element, int kTokens>
+struct ValueTile {
+  static constexpr int kPer = 4 / sizeof(Element), kWords = kTokens / kPer;
+  static constexpr int kPlacers = kTokens < 32 ? 32 : kTokens;  // whole groups of lanes
+  uint32_t words[kDims][kWords + 1];
+  int64_t places[kPlacers];    // in elements; negative: nowhere
+  bool is_run[kPlacers / kRun];
+
+  // Words of a row are rotated so that all the lanes that write a column, and all that read one, have banks of their own.
+  __device__ uint32_t& word(int dim, int word) { return words[dim][static_cast<unsigned>(word + dim / 32 * 2) % kWords]; }
+  __device__ Element element(int dim, int token) {
+    return static_cast<Element>(word(dim, token / kPer) >> (token % kPer * 8 * sizeof(Element) % 32));
+  }
+};
+
+// Where the tokens of a tile go, by a thread for each of kPlacers.
+template <class Element, int kTokens>
+__device__ inline void place_values(const ReshapeAndCacheParams& p, ValueTile<Element, kTokens>& tile, int64_t head,
+                                    int64_t index, int token) {
   const PackedWrite& w = p.value;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTokens;
+  int64_t place = -1;
+  if (is_slot(p.slots, index)) {
+    const auto [block, offset] = slot_of(p.slots, index);
+    const auto group = static_cast<int64_t>(quotient_of(offset, w.vector_size));
+    place = block * w.cache_stride_block + head * w.cache_stride_head + group * w.cache_stride_vector +
+            (offset - group * static_cast<int64_t>(w.vector_size.value));
+  }
+  tile.places[token] = place;
+  const int lane = token % 32, begin = lane / kRun * kRun;
+  const int64_t first = shuffle(place, begin);
+  const auto address = reinterpret_cast<uintptr_t>(w.cache) + first * sizeof(Element);
+  const bool is_wide = (address | w.cache_stride_row * sizeof(Element)) % 16 == 0;
+  const uint32_t neighbours = ballot(place >= 0 && place == first + (lane - begin)) >> begin;
+  if (lane == begin) tile.is_run[token / kRun] = is_wide && (neighbours & 0xffff) == 0xffff;
+}
+
+template <class Move, class Element, int kTokens>
+__device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64_t head, int64_t first) {
+  using Tile = ValueTile<Element, kTokens>;
+  constexpr int kPer = Tile::kPer, kWords = Tile::kWords, kPlacers = Tile::kPlacers;
+  constexpr int kVector = Move::kCacheBytes / static_cast<int>(sizeof(Element));
+  constexpr int kUnroll = kVector == 1 || kPer == 4 || kTokens < 64 ? 1 : 4 / kPer;
+  __shared__ Tile tile;
+  const PackedWrite& w = p.value;
   const int num_tokens = static_cast<int>(p.slots.num_tokens - first < kTokens ? p.slots.num_tokens - first : kTokens);
   const int64_t source_bytes = num_bytes(p.dtype), stride = w.source_stride_token * source_bytes;
   const char* source = static_cast<const char*>(w.source) + head * w.source_stride_head * source_bytes + first * stride;
   const auto scale = Move::scale(w.scale + head * w.scale_stride_head);
+  const int thread = threadIdx.x, lane = thread % 32;
+  const int64_t index = thread < num_tokens ? p.slots.mapping.at(first + thread) : -1;
 
-  // A group of 32 lanes writes two dimensions of 16 tokens: neighbours in the cache, if they are neighbours in a block of 16.
-  const int token = threadIdx.x / 32 * 16 % kTokens + threadIdx.x % 16;
-  const int64_t index = token < num_tokens ? p.slots.mapping.at(first + token) : -1;
   for (int64_t begin = 0; begin < p.head_size; begin += kDims) {
     const int dims = static_cast<int>(p.head_size - begin < kDims ? p.head_size - begin : kDims);
-    const int vectors = dims / kVector, count = vectors * num_tokens;
-    for (int round = threadIdx.x; round < count; round += kUnroll * kThreads) {
-      typename Move::Source values[kUnroll];
+    const int vectors = dims / kVector, count = vectors * kWords;
+    // task / vectors, exact for tasks below 2^16
+    const uint32_t reciprocal = vectors == 1 ? 0 : 0xffffffffu / vectors + 1;
+    const auto word_of = [&](int task) {
+      return vectors == 1 ? task : static_cast<int>(high_product(static_cast<uint32_t>(task), reciprocal));
+    };
+    for (int round = thread; round < count; round += kUnroll * kThreads) {
+      typename Move::Source values[kUnroll][kPer];
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) {
-        const int t = (round + i * kThreads) / vectors, vector = round + i * kThreads - t * vectors;
-        if (t < num_tokens) {
-          values[i] = Move::Source::read(source + t * stride + begin * source_bytes + vector * Move::kSourceBytes);
+        const int task = round + i * kThreads, word = word_of(task), vector = task - word * vectors;
+        const char* from = source + word * kPer * stride + begin * source_bytes + vector * Move::kSourceBytes;
+#pragma unroll
+        for (int k = 0; k < kPer; ++k) {
+          if (word * kPer + k < num_tokens) values[i][k] = Move::Source::template read<true>(from + k * stride);
         }
       }
       const Move move(scale, p.format);
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) {
-        const int t = (round + i * kThreads) / vectors, vector = round + i * kThreads - t * vectors;
-        if (t >= num_tokens) continue;
-        const auto value = move(values[i]);
-        char* at = elements + t * kPitch + vector * Move::kCacheBytes;
-        if constexpr (Move::kCacheBytes < 4) {
-          *reinterpret_cast<Element*>(at) = static_cast<Element>(value.words[0]);
-        } else {
+        const int task = round + i * kThreads, word = word_of(task), vector = task - word * vectors;
+        if (task >= count) continue;
+        Pack<Move::kCacheBytes> rows[kPer];
+        const uint32_t* row_words[kPer];
 #pragma unroll
-          for (int k = 0; k < Move::kCacheBytes / 4; ++k) reinterpret_cast<uint32_t*>(at)[k] = value.words[k];
-        }
+        for (int k = 0; k < kPer; ++k) row_words[k] = (rows[k] = move(values[i][k])).words;
+#pragma unroll
+        for (int d = 0; d < kVector; ++d) tile.word(vector * kVector + d, word) = column_of<Element, kPer>(row_words, d);
       }
     }
+    if (begin == 0 && thread < kPlacers) place_values(p, tile, head, index, thread);
     __syncthreads();
-    if (is_slot(p.slots, index)) {
-      const auto [block, offset] = slot_of(p.slots, index);
-      const auto group = static_cast<int64_t>(w.vector_size.divide(offset, high_product));
-      Element* to = static_cast<Element*>(w.cache) + block * w.cache_stride_block + head * w.cache_stride_head +
-                    group * w.cache_stride_vector + (offset - group * static_cast<int64_t>(w.vector_size.value));
-      const auto* from = reinterpret_cast<const Element*>(elements + token * kPitch);
-#pragma unroll 8
-      for (int d = threadIdx.x / (2 * kTokens) * 2 + threadIdx.x / 16 % 2; d < dims; d += kThreads / kTokens) {
-        to[(begin + d) * w.cache_stride_row] = from[d];
+    Element* cache = static_cast<Element*>(w.cache) + begin * w.cache_stride_row;
+    constexpr int kRuns = kTokens / kRun;
+    if (const int run = thread / 32 % kRuns; tile.is_run[run]) {  // two groups of lanes for each
+      // Pieces of 16 bytes, those of a dimension by neighbouring lanes.
+      constexpr int kPieces = kRun * sizeof(Element) / 16, kStep = kThreads / kRuns / kPieces;
+      const int piece = lane % kPieces;
+      Element* to = cache + tile.places[run * kRun] + piece * (16 / sizeof(Element));
+      for (int dim = (thread / (32 * kRuns) * 32 + lane) / kPieces; dim < dims; dim += kStep) {
+        Pack<16> out;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out.words[i] = tile.word(dim, run * (kRun / kPer) + piece * 4 + i);
+        out.template write<true>(reinterpret_cast<char*>(to + dim * w.cache_stride_row));
+      }
+    }
+    for (int begin_run = 0; begin_run < num_tokens; begin_run += kRun) {  // element by element, by all threads
+      const int token = begin_run + thread % kRun, first_dim = thread / kRun;
+      const int64_t place = tile.places[token];
+      if (tile.is_run[begin_run / kRun] || place < 0) continue;
+      Element* to = cache + place + first_dim * w.cache_stride_row;
+#pragma unroll 4
+      for (int dim = first_dim; dim < dims; dim += kThreads / kRun, to += kThreads / kRun * w.cache_stride_row) {
+        *to = tile.element(dim, token);
       }
     }
     __syncthreads();
   }
 }
 
-// blockIdx.x over tokens, y over heads, z: key or value.
-template <class Move, class Element>
+// blockIdx.x over heads, of keys and then of values, y over tokens: the blocks that read neighbouring memory run together.
+template <class Move, class Element, int kTokens>
 __global__ void __launch_bounds__(kThreads)
-    reshape_and_cache_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_head) {
-  const int64_t head = first_head + blockIdx.y;
-  if (blockIdx.z == 0) write_packed_keys<Move>(p, head);
-  else write_packed_values<Move, Element>(p, head);
+    reshape_and_cache_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_tile) {
+  const int64_t first = (first_tile + blockIdx.y) * kTokens;
+  const int64_t head = blockIdx.x;
+  if (head < p.num_heads) write_packed_keys<Move, kTokens>(p, head, first);
+  else write_packed_values<Move, Element, kTokens>(p, head - p.num_heads, first);
 }
 
 }  // namespace
@@ -148,12 +220,10 @@ void launch(const ReshapeAndCacheFlashParams& p, const Context& context) {
   const int64_t cache_bytes = num_bytes(p.format, p.dtype);
   const int source_width = std::min(source_alignment(p.key, source_bytes), source_alignment(p.value, source_bytes));
   const int cache_width = std::min(cache_alignment(p.key, cache_bytes), cache_alignment(p.value, cache_bytes));
-  const auto shape_for = [&](int vector_bytes) {
+  with_moves(p.dtype, p.format, source_width, cache_width, [&]<class Move>() {
     const int64_t head_size = std::max(p.key.head_size, p.value.head_size);
-    return block_shape(head_size * source_bytes / vector_bytes, p.num_heads, p.slots.num_tokens);
-  };
-  with_moves(p.dtype, p.format, source_width, cache_width, [&]<class Short, class Long>() {
-    launch_moves<Short, Long>(p.slots.num_tokens, 2, context, shape_for, [&]<class Move, int kUnroll>(const BlockShape& shape) {
+    const BlockShape shape = block_shape(head_size * source_bytes / Move::kSourceBytes, p.num_heads, p.slots.num_tokens);
+    launch_moves<Move>(p.slots.num_tokens, 2, context, shape, [&]<int kUnroll>() {
       const int64_t tile = shape.threads.z * kUnroll;
       for_each_grid((p.slots.num_tokens + tile - 1) / tile, shape, 2, [&](dim3 grid, int64_t first_head) {
         reshape_and_cache_flash_kernel<Move, kUnroll><<<grid, shape.threads, 0, context.stream>>>(
@@ -175,19 +245,26 @@ void launch(const ReshapeAndCacheParams& p, const Context& context) {
       16, {address(k.cache), static_cast<int64_t>(k.vector_size.value) * cache_bytes, k.cache_stride_block * cache_bytes,
            k.cache_stride_head * cache_bytes, k.cache_stride_vector * cache_bytes, k.cache_stride_row * cache_bytes});
   const bool wide = std::min({key_width, source_width(k), source_width(v)}) == 16;
-  const BlockShape shape = {dim3(kThreads), p.num_heads};
-  const auto run = [&]<class Move, class Element>() {
-    for_each_grid((p.slots.num_tokens - 1) / kTokens + 1, shape, 2, [&](dim3 grid, int64_t first_head) {
-      reshape_and_cache_kernel<Move, Element><<<grid, shape.threads, 0, context.stream>>>(p, first_head);
+  const auto run_tiles = [&]<class Move, class Element, int kTokens>() {
+    const BlockShape shape = {dim3(kThreads), (p.slots.num_tokens - 1) / kTokens + 1};
+    for_each_grid(2 * p.num_heads, shape, 1, [&](dim3 grid, int64_t first_tile) {
+      reshape_and_cache_kernel<Move, Element, kTokens>
+          <<<grid, shape.threads, 0, context.stream>>>(p, first_tile / shape.threads.y);
     });
   };
+  const auto run = [&]<class Move, class Element>() {
+    constexpr int kMany = 64;
+    const bool is_small = p.slots.num_tokens / kMany * 2 * p.num_heads <= 4 * context.num_multiprocessors;
+    if (is_small) run_tiles.template operator()<Move, Element, kRun>();
+    else run_tiles.template operator()<Move, Element, kMany>();
+  };
   const auto quantise = [&]<Float kDtype>() {
-    if (wide) run.template operator()<Quantise<kDtype, 16>, uint8_t>();
-    else run.template operator()<Quantise<kDtype, 1>, uint8_t>();
+    if (wide) run.template operator()<Quantise<kDtype, 8>, uint8_t>();
+    else run_tiles.template operator()<Quantise<kDtype, 1>, uint8_t, kRun>();
   };
   const auto copy = [&]<class Element>() {
     if (wide) run.template operator()<Copy<16>, Element>();
-    else run.template operator()<Copy<sizeof(Element)>, Element>();
+    else run_tiles.template operator()<Copy<sizeof(Element)>, Element, kRun>();
   };
   if (p.format == CacheFormat::kSame) {
     return source_bytes == 4 ? copy.template operator()<uint32_t>() : copy.template operator()<uint16_t>();

@@ -62,23 +62,17 @@ __device__ inline void cache_key(const ConcatAndCacheMlaParams& p, char* entry, 
   if (p.is_ds_mla) {
     char* to = entry + DsMlaEntry::kRopeAt + at * num_bytes(kDtype);
     if constexpr (kElements > 1) {
-      value.write(to);
+      value.template write<true>(to);
     } else {  // an entry may begin at any byte
       to[0] = static_cast<char>(value.words[0]);
       to[1] = static_cast<char>(value.words[0] >> 8);
     }
   } else if (p.format == CacheFormat::kSame) {
-    value.write(entry + (p.latent_size + at) * num_bytes(kDtype));
+    value.template write<true>(entry + (p.latent_size + at) * num_bytes(kDtype));
   } else {
     const Quantise<kDtype, kElements> quantise(*p.scale, p.format);
-    quantise(value).write(entry + p.latent_size + at);
+    quantise(value).template write<true>(entry + p.latent_size + at);
   }
-}
-
-// Byte offset of the token's entry; -1 if it has none.
-__device__ inline int64_t entry_offset(const ConcatAndCacheMlaParams& p, int64_t slot) {
-  const int64_t bytes = p.is_ds_mla ? 1 : num_bytes(p.format, p.dtype);
-  return slot_offset(p.slots, slot, p.kv_cache_stride_block * bytes, p.kv_cache_stride_slot * bytes);
 }
 
 // One vector of pairs of kRows heads of a token, or of its key.
@@ -109,8 +103,8 @@ __device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, c
     for (int k = 0; k < kRows; ++k) {
       const int64_t head = first_head + k * head_step;
       if (head >= num_heads) continue;
-      first[k] = Vector::read(data + head * stride_head + at_first * kBytes);
-      second[k] = Vector::read(data + head * stride_head + at_second * kBytes);
+      first[k] = Vector::template read<true>(data + head * stride_head + at_first * kBytes);
+      second[k] = Vector::template read<true>(data + head * stride_head + at_second * kBytes);
     }
     if (static_cast<uint64_t>(position) >= static_cast<uint64_t>(p.num_positions)) return;
     const char* table = static_cast<const char*>(p.cos_sin_cache) + position * p.cos_sin_cache_stride_position * kTableBytes;
@@ -127,13 +121,12 @@ __device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, c
       if (head >= num_heads) continue;
       if (p.is_neox) rotate<kDtype, kTable, kPairs, true>(first[k], second[k], cosines, sines);
       else rotate<kDtype, kTable, kPairs, false>(first[k], second[k], cosines, sines);
-      first[k].write(data + head * stride_head + at_first * kBytes);
-      second[k].write(data + head * stride_head + at_second * kBytes);
+      first[k].template write<true>(data + head * stride_head + at_first * kBytes);
+      second[k].template write<true>(data + head * stride_head + at_second * kBytes);
     }
     if constexpr (kIsKey) {
-      const int64_t offset = entry_offset(write, slot);
-      if (offset < 0) continue;
-      char* entry = static_cast<char*>(write.kv_cache) + offset;
+      char* entry = entry_at(write, slot);
+      if (entry == nullptr) continue;
       cache_key<kDtype, kPairs>(write, entry, at_first, first[0]);
       cache_key<kDtype, kPairs>(write, entry, at_second, second[0]);
     }
@@ -153,22 +146,20 @@ __device__ inline void cache_latent(const ConcatAndCacheMlaRopeFusedParams& p, i
   if (write.is_ds_mla) {
     if constexpr (kDtype != Float::kFloat32) {
       constexpr int64_t kGroups = kThreads / 32;
-      const int64_t token = first + threadIdx.x / 32;
-      const auto entry_of = [&](int i) {
-        const int64_t t = token + i * kGroups;
-        const int64_t offset = entry_offset(write, t < write.slots.num_tokens ? index_of(t) : -1);
-        return offset < 0 ? nullptr : static_cast<char*>(write.kv_cache) + offset;
-      };
-      write_ds_mla_latent<kDtype, kWide, kLatentTokens / kGroups>(write, token, kGroups, threadIdx.x % 32, entry_of);
+      for (int64_t token = first + threadIdx.x / 32; token < first + kLatentTokens; token += kGroups) {
+        const int64_t slot = token < write.slots.num_tokens ? index_of(token) : -1;
+        write_ds_mla_latent<kDtype, kWide, true>(write, token, threadIdx.x % 32, [&] { return entry_at(write, slot); });
+      }
     }
     return;
   }
   constexpr int kLanes = 64, kStep = kThreads / kLanes, kUnroll = kLatentTokens / kStep;
-  const int64_t token = first + threadIdx.x / kLanes;
   if (write.format == CacheFormat::kSame) {
-    write_entries<Copy<kWide ? 16 : kElementBytes>, kUnroll>(write, index_of, 0, token, kStep, threadIdx.x % kLanes, kLanes);
+    write_entries<Copy<kWide ? 16 : kElementBytes>, kUnroll, true>(write, index_of, 0, first, threadIdx.x / kLanes, kStep,
+                                                             threadIdx.x % kLanes, kLanes);
   } else {
-    write_entries<Quantise<kDtype, kWide ? 8 : 1>, kUnroll>(write, index_of, 0, token, kStep, threadIdx.x % kLanes, kLanes);
+    write_entries<Quantise<kDtype, kWide ? 8 : 1>, kUnroll, true>(write, index_of, 0, first, threadIdx.x / kLanes, kStep,
+                                                            threadIdx.x % kLanes, kLanes);
   }
 }
 

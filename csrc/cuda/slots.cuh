@@ -1,7 +1,7 @@
 // Where a token goes.
 #pragma once
 
-#include "gpu.cuh"
+#include "divide.cuh"
 
 namespace multikv::gpu {
 
@@ -10,7 +10,7 @@ struct Slot {
 };
 // Not for what is past the end.
 __device__ inline Slot slot_of(const Slots& slots, int64_t index) {
-  const auto block = static_cast<int64_t>(slots.block_size.divide(index, high_product));
+  const auto block = static_cast<int64_t>(quotient_of(index, slots.block_size));
   return {block, index - block * static_cast<int64_t>(slots.block_size.value)};
 }
 

@@ -14,53 +14,54 @@ __device__ inline float amax_of(const uint32_t* words, float amax) {
   return amax;
 }
 
+// Vectors of a tile that a lane keeps in registers.
+constexpr int kTileVectors = 2;
+
 // Where a tile goes. codes == nullptr: nowhere.
 struct TilePlace {
   char* codes;
   char* scale;  // four bytes
 };
 
-// Quantises kTiles tiles of `size` elements: `lanes` neighbouring lanes of a group together (a power of two), each a vector of
-// kElements after the other. All lanes of the group must call. sources[i] == nullptr: there is no such tile. place_of(i) is
-// asked for when all loads are on their way; scale_of(amax) gives the scale (always a power of two, or not), stored(scale)
-// what is stored.
-template <Float kDtype, int kElements, int kTiles, class PlaceOf, class ScaleOf, class Stored>
-__device__ inline void quantise_tiles(const char* const (&sources)[kTiles], PlaceOf place_of, int64_t size, int lane,
-                                      int lanes, CacheFormat format, bool is_power_of_two, ScaleOf scale_of,
-                                      Stored stored) {
+// Quantises a tile of `size` elements: `lanes` neighbouring lanes of a group together (a power of two), each a vector of kElements
+// after the other. All lanes of the group must call. source == nullptr: there is no tile. place() is asked for when all loads
+// are on their way; scale_of(amax) gives the scale (always a power of two, or not), stored(scale) what is stored.
+template <Float kDtype, int kElements, bool kOnce, class Place, class ScaleOf, class Stored>
+__device__ inline void quantise_tile(const char* source, Place place_of, int64_t size, int lane, int lanes,
+                                     CacheFormat format, bool is_power_of_two, ScaleOf scale_of, Stored stored) {
   constexpr int kSourceBytes = kElements * static_cast<int>(num_bytes(kDtype));
   using Source = Pack<kSourceBytes>;
-  const int64_t vectors = size / kElements;
-  // Most tiles are one vector for each lane: it stays in registers.
-  Source first[kTiles];
+  const int vectors = source == nullptr ? 0 : static_cast<int>(size / kElements);
+  const auto read = [&](int i) { return Source::template read<kOnce>(source + static_cast<int64_t>(i) * kSourceBytes); };
+  // Most tiles are kTileVectors for each lane: they stay in registers.
+  Source held[kTileVectors];
 #pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
-    first[t] = Source{};
-    if (sources[t] != nullptr && lane < vectors) first[t] = Source::read(sources[t] + lane * kSourceBytes);
-  }
+  for (int v = 0; v < kTileVectors; ++v) held[v] = lane + v * lanes < vectors ? read(lane + v * lanes) : Source{};
+  float amax = 0.0f;
 #pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
-    float amax = amax_of<kDtype, kElements>(first[t].words, 0.0f);
-    for (int64_t i = lane + lanes; sources[t] != nullptr && i < vectors; i += lanes) {
-      amax = amax_of<kDtype, kElements>(Source::read(sources[t] + i * kSourceBytes).words, amax);
-    }
-    for (int mask = lanes / 2; mask > 0; mask /= 2) amax = fmaxf(amax, shuffle_xor(amax, mask));
-    const TilePlace place = place_of(t);
-    if (place.codes == nullptr) continue;
-    const float scale = scale_of(amax);
-    if (lane == 0) store_word(place.scale, stored(scale));
-    const auto write = [&](auto by_scale) {
-      if (lane < vectors) quantise<kDtype, kElements>(first[t].words, format, by_scale).write(place.codes + lane * kElements);
-      for (int64_t i = lane + lanes; i < vectors; i += lanes) {
-        const Source source = Source::read(sources[t] + i * kSourceBytes);
-        quantise<kDtype, kElements>(source.words, format, by_scale).write(place.codes + i * kElements);
-      }
+  for (int v = 0; v < kTileVectors; ++v) amax = amax_of<kDtype, kElements>(held[v].words, amax);
+  for (int i = lane + kTileVectors * lanes; i < vectors; i += lanes) amax = amax_of<kDtype, kElements>(read(i).words, amax);
+  for (int mask = lanes / 2; mask > 0; mask /= 2) amax = fmaxf(amax, shuffle_xor(amax, mask));
+
+  const TilePlace place = place_of();
+  if (place.codes == nullptr) return;
+  const float scale = scale_of(amax);
+  if (lane == 0) store_word(place.scale, stored(scale));
+  const auto write = [&](auto by_scale) {
+    const auto write_vector = [&](const Source& from, int i) {
+      quantise<kDtype, kElements>(from.words, format, by_scale)
+          .template write<kOnce>(place.codes + static_cast<int64_t>(i) * kElements);
     };
-    if (is_power_of_two) {
-      write([factor = 1.0f / scale](float x) { return x * factor; });  // as exact as the division
-    } else {
-      write([quotient = Quotient(scale)](float x) { return divide<kDtype>(quotient, x); });
+#pragma unroll
+    for (int v = 0; v < kTileVectors; ++v) {
+      if (lane + v * lanes < vectors) write_vector(held[v], lane + v * lanes);
     }
+    for (int i = lane + kTileVectors * lanes; i < vectors; i += lanes) write_vector(read(i), i);
+  };
+  if (is_power_of_two) {  // 2^-e for 2^e: as exact as the division
+    write([factor = __uint_as_float(0x7f000000u - __float_as_uint(scale))](float x) { return x * factor; });
+  } else {
+    write([quotient = Quotient(scale)](float x) { return divide<kDtype>(quotient, x); });
   }
 }
 

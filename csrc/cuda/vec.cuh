@@ -27,34 +27,35 @@ struct Vec<2> {
   uint16_t x;
 };
 
-template <int kBytes>
-__device__ inline Vec<kBytes> load(const char* from) {
-  return *reinterpret_cast<const Vec<kBytes>*>(from);
-}
-
-template <int kBytes>
-__device__ inline void store(char* to, const Vec<kBytes>& value) {
-  *reinterpret_cast<Vec<kBytes>*>(to) = value;
-}
-
-// kBytes of elements side by side, moved by accesses of up to 16 bytes.
+// kBytes of elements side by side, moved by accesses of up to 16 bytes. kOnce: see load_once.
 template <int kBytes>
 struct Pack {
   static constexpr int kAccess = kBytes < 16 ? kBytes : 16;
+  using Access = Vec<kAccess>;
   union {
-    Vec<kAccess> vecs[kBytes / kAccess];
+    Access accesses[kBytes / kAccess];
     uint32_t words[(kBytes + 3) / 4];
   };
 
+  template <bool kOnce = false>
   __device__ static Pack read(const char* from) {
     Pack pack;
 #pragma unroll
-    for (int i = 0; i < kBytes / kAccess; ++i) pack.vecs[i] = load<kAccess>(from + i * kAccess);
+    for (int i = 0; i < kBytes / kAccess; ++i) {
+      const auto* access = reinterpret_cast<const Access*>(from) + i;
+      if constexpr (kOnce && kAccess >= 8) pack.accesses[i] = load_once(access);
+      else pack.accesses[i] = *access;
+    }
     return pack;
   }
+  template <bool kOnce = false>
   __device__ void write(char* to) const {
 #pragma unroll
-    for (int i = 0; i < kBytes / kAccess; ++i) store<kAccess>(to + i * kAccess, vecs[i]);
+    for (int i = 0; i < kBytes / kAccess; ++i) {
+      auto* access = reinterpret_cast<Access*>(to) + i;
+      if constexpr (kOnce && kAccess >= 8) store_once(access, accesses[i]);
+      else *access = accesses[i];
+    }
   }
 };
 

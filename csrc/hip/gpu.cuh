@@ -20,6 +20,19 @@ __device__ inline uint32_t ballot(bool predicate) {
 }
 
 __device__ inline uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
+__device__ inline uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+
+// Accesses, of 8 or 16 bytes, to memory that is touched once: it gives way to other memory in the caches.
+template <class Vec>
+using Words = uint32_t __attribute__((ext_vector_type(sizeof(Vec) / 4)));
+template <class Vec>
+__device__ inline Vec load_once(const Vec* from) {
+  return __builtin_bit_cast(Vec, __builtin_nontemporal_load(reinterpret_cast<const Words<Vec>*>(from)));
+}
+template <class Vec>
+__device__ inline void store_once(Vec* to, const Vec& vec) {
+  __builtin_nontemporal_store(__builtin_bit_cast(Words<Vec>, vec), reinterpret_cast<Words<Vec>*>(to));
+}
 
 // A value of another lane of the group, whose lanes must all call.
 template <class T>
