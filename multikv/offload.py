@@ -13,14 +13,14 @@ from torch import Tensor
 from . import platforms
 from .ops import swap_blocks
 
-_DIRECTIONS = ("to_host", "from_host", "within_device")
+_DIRECTIONS = ("to_host", "from_host")  # within a device a kernel copies all
 _NEVER = 2**63 - 1
 _SCRATCH_BYTES = 32 << 20
 _SMALL_BYTES = 32 << 10  # blocks by which the kernel's rate is measured
 _RUN_BYTES = 256 << 10  # runs by which the cost of each is measured
 _REPEATS = 5
 _KERNEL_BLOCKS = (4, 8, 16, 32, 64)
-_ENOUGH = 0.98  # of the best rate, by as few thread blocks as reach it
+_ENOUGH = 0.99  # of the best rate, by as few thread blocks as reach it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SwapCosts:
 
     The copy engines copy a run of neighbouring blocks if it has at least `in_batches` bytes, or `one_by_one` where they
     cannot be given many runs at a time (in a CUDA graph; on ROCm); smaller ones are a kernel's, of `kernel_blocks`
-    thread blocks (0: as many as there is work for).
+    thread blocks.
     """
 
     in_batches: int
@@ -90,25 +90,24 @@ class _PinnedMemory:
 def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str, SwapCosts]:
     """Measures what swaps cost on a device, and lets `auto` choose by it from now on.
 
-    It takes a fraction of a second, needs 64 MiB of the device and 32 MiB of pinned memory, and waits for the device:
-    for a program's start. Without it, what an H200 measured is taken. Not while a CUDA graph is captured.
+    It takes a fraction of a second, needs 32 MiB of the device and of pinned memory, and waits for the device: for a
+    program's start. Without it, what an H200 measured is taken. Not while a CUDA graph is captured.
 
     Args:
         device: a GPU; None: the current one.
 
     Returns:
-        What swap_costs then returns: "to_host", "from_host" and "within_device".
+        What swap_costs then returns: "to_host" and "from_host".
     """
     device = _gpu("calibrate_swaps", device)
     before = platforms.swap_strategy()
     try:
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
-            scratch = [torch.zeros(_SCRATCH_BYTES, dtype=torch.uint8, device=device) for _ in range(2)]
+            scratch = torch.zeros(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
             host = empty_pinned(_SCRATCH_BYTES).zero_()
             _measured[device.index] = {
-                "to_host": _measure(device, "to_host", scratch[0], host),
-                "from_host": _measure(device, "from_host", host, scratch[0]),
-                "within_device": _measure(device, "within_device", *scratch),
+                "to_host": _measure(device, "to_host", scratch, host),
+                "from_host": _measure(device, "from_host", host, scratch),
             }
             torch.cuda.synchronize(device)
     finally:
@@ -146,17 +145,12 @@ def _set(device: torch.device, name: str, in_batches: int, one_by_one: int, kern
 def _measure(device: torch.device, name: str, src: Tensor, dst: Tensor) -> SwapCosts:
     """A run pays for a copy engine when what it saves of the device's time is more than what it costs besides."""
     platforms.set_swap_strategy("kernel")
-    kernel_blocks, kernel_s = 0, math.inf
-    if name == "within_device":
-        _set(device, name, _NEVER, _NEVER, 0)
-        kernel_s, _ = _time(src, dst, _SMALL_BYTES)
-    else:
-        times = {}
-        for blocks in _KERNEL_BLOCKS:
-            _set(device, name, _NEVER, _NEVER, blocks)
-            times[blocks], _ = _time(src, dst, _SMALL_BYTES)
-        kernel_s = min(times.values())
-        kernel_blocks = next(blocks for blocks, seconds in times.items() if seconds * _ENOUGH <= kernel_s)
+    times = {}
+    for blocks in _KERNEL_BLOCKS:
+        _set(device, name, _NEVER, _NEVER, blocks)
+        times[blocks], _ = _time(src, dst, _SMALL_BYTES)
+    kernel_s = min(times.values())
+    kernel_blocks = next(blocks for blocks, seconds in times.items() if seconds * _ENOUGH <= kernel_s)
     platforms.set_swap_strategy("copy_engine")
     copy_s, copy_host_s = _time(src, dst, _SCRATCH_BYTES)
     saved_s_per_byte = (kernel_s - copy_s) / _SCRATCH_BYTES

@@ -21,7 +21,6 @@ from bad_calls import Bad
 from calls import CALLS
 from calls.gather import gather_arguments
 from calls.reshape_and_cache import flash_arguments
-from calls.swap import swap_arguments
 from helpers import OPS, assert_same_bytes, check, copy_of, run, tensors_of
 
 FAMILIES = (
@@ -147,16 +146,6 @@ def test_one_meta_tensor_among_others(any_device, op):
             run(op, wrong)
         types = sorted({x.device.type for x in tensors_of(wrong).values()})
         assert str(caught.value) == f"{op}: expected all tensors on one device, got {', '.join(types)}"
-
-
-def test_swap_between_two_gpus(gpu):
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
-    call = swap_arguments(torch.device("cuda", 0))
-    call["dst"] = call["dst"].to("cuda:1")
-    with pytest.raises(RuntimeError) as caught:
-        run("swap_blocks", call)
-    assert str(caught.value) == "swap_blocks: dst: expected device cuda:0 like src, got cuda:1"
 
 
 @pytest.mark.parametrize("op", GOOD_CALLS)

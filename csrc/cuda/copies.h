@@ -78,10 +78,11 @@ class Copies {
   static inline thread_local size_t sizes_[kMaxBatch];
 };
 
-// Where a GPU finds these bytes of the host's memory, all of which must be pinned, and seen in one piece; else nullptr.
-inline void* view_of_host(const void* address, int64_t num_bytes) {
+// Where a GPU finds these bytes of the host's memory, all of which must be pinned, and seen in one piece; else nullptr. `memory`:
+// what was last found, which for the next tensor is often the same.
+inline void* view_of_host(const void* address, int64_t num_bytes, std::optional<Memory>& memory) {
   const auto begin = reinterpret_cast<uintptr_t>(address), end = begin + num_bytes;
-  std::optional<Memory> memory = memory_at(address);
+  if (!memory || begin < memory->begin || begin >= memory->end) memory = memory_at(address);
   if (!memory) return nullptr;
   const intptr_t view = memory->view;
   while (memory->end < end) {  // neighbours that were registered one by one

@@ -39,7 +39,7 @@ struct Crossovers {
     for (auto& device : of) {
       set(device[kToHost], 448 << 10, 4 << 20, 8);
       set(device[kFromHost], 320 << 10, 3 << 20, 8);
-      set(device[kWithinDevice], kNever, 512 << 20, 0);
+      set(device[kWithinDevice], kNever, kNever, 0);  // whatever the size
     }
   }
   static void set(Crossover& crossover, int64_t in_batches, int64_t one_by_one, int kernel_blocks) {
@@ -71,7 +71,11 @@ cudaError_t is_capturing(cudaStream_t stream, bool& result) {
   return error;
 }
 
+// The runs of at least so many blocks.
 cudaError_t copy_runs(const SwapBlocksParams& p, int64_t from_blocks, Copies& copies) {
+  if (std::none_of(p.runs, p.runs + p.num_runs, [&](const SwapRun& run) { return run.num_blocks >= from_blocks; })) {
+    return cudaSuccess;
+  }
   for (int64_t layer = 0; layer < p.num_layers; ++layer) {
     const auto* src = static_cast<const char*>(p.layers[layer].src);
     auto* dst = static_cast<char*>(p.layers[layer].dst);
@@ -99,9 +103,10 @@ cudaError_t copy_between_devices(const SwapBlocksParams& p, const Context& conte
 // The layers as the GPU sees them. False: some of the host's memory it does not.
 bool find_views(const SwapBlocksParams& p, std::vector<SwapLayer>& views) {
   views.assign(p.layers, p.layers + p.num_layers);
+  std::optional<Memory> memory;
   for (SwapLayer& layer : views) {
-    if (p.src_device < 0 && (layer.src = view_of_host(layer.src, p.src_bytes)) == nullptr) return false;
-    if (p.dst_device < 0 && (layer.dst = view_of_host(layer.dst, p.dst_bytes)) == nullptr) return false;
+    if (p.src_device < 0 && (layer.src = view_of_host(layer.src, p.src_bytes, memory)) == nullptr) return false;
+    if (p.dst_device < 0 && (layer.dst = view_of_host(layer.dst, p.dst_bytes, memory)) == nullptr) return false;
   }
   return true;
 }
@@ -130,7 +135,7 @@ cudaError_t launch(const SwapBlocksParams& p, const Context& context) {
   SwapKernel kernel(views.data(), p.num_layers, p.block_bytes, p.block_bytes, p.num_blocks,
                     crossover.kernel_blocks.load(std::memory_order_relaxed), context.stream);
   for (int64_t i = 0; i < p.num_runs; ++i) {
-    const SwapRun& run = p.runs[i];
+    const SwapRun run = p.runs[i];
     if (run.num_blocks >= from_blocks) continue;
     for (int64_t k = 0; k < run.num_blocks; ++k) MULTIKV_RETURN_IF_FAILED(kernel.add(run.src_block + k, run.dst_block + k));
   }

@@ -90,11 +90,12 @@ class SwapKernel {
     h.pieces_per_block = Divisor::of((block_bytes + h.piece_bytes - 1) / h.piece_bytes);
     // The layers of one launch leave room for at least as many bytes of pairs.
     layers_per_launch_ = std::min<int64_t>(num_layers, payload_bytes() / 2 / static_cast<int64_t>(sizeof(SwapLayer)));
+    pairs_ = reinterpret_cast<BlockPair*>(payload() + layers_per_launch_ * sizeof(SwapLayer));
     max_pairs_ = (payload_bytes() - layers_per_launch_ * static_cast<int64_t>(sizeof(SwapLayer))) / 8;
   }
 
   cudaError_t add(int64_t src_block, int64_t dst_block) {
-    pairs()[count_++] = {static_cast<uint32_t>(src_block), static_cast<uint32_t>(dst_block)};
+    pairs_[count_++] = {static_cast<uint32_t>(src_block), static_cast<uint32_t>(dst_block)};
     return count_ == max_pairs_ ? submit() : cudaSuccess;
   }
 
@@ -104,7 +105,7 @@ class SwapKernel {
     for (int64_t begin = 0; begin < num_layers_; begin += layers_per_launch_) {
       const int64_t layers = std::min(layers_per_launch_, num_layers_ - begin);
       if (layers != layers_per_launch_) {  // the last ones: pairs move up behind them
-        std::memmove(payload() + layers * sizeof(SwapLayer), pairs(), count_ * sizeof(BlockPair));
+        std::memmove(payload() + layers * sizeof(SwapLayer), pairs_, count_ * sizeof(BlockPair));
       }
       std::memcpy(payload(), layers_ + begin, layers * sizeof(SwapLayer));
       SwapHead& h = head();
@@ -131,7 +132,6 @@ class SwapKernel {
   SwapHead& head() { return is_large_ ? large().head : small().head; }
   unsigned char* payload() { return is_large_ ? large().payload : small().payload; }
   int64_t payload_bytes() const { return is_large_ ? SwapLaunch<kLarge>::kPayload : SwapLaunch<kSmall>::kPayload; }
-  BlockPair* pairs() { return reinterpret_cast<BlockPair*>(payload() + layers_per_launch_ * sizeof(SwapLayer)); }
 
   void launch() {
     if (is_large_) launch_width<kLarge>(large());
@@ -156,6 +156,7 @@ class SwapKernel {
   }
 
   const SwapLayer* layers_;
+  BlockPair* pairs_ = nullptr;  // in the parameters that are launched
   int64_t num_layers_, layers_per_launch_ = 1, max_pairs_ = 0, count_ = 0;
   int link_blocks_, width_ = 1, unroll_ = 4;
   cudaStream_t stream_;
