@@ -101,16 +101,17 @@ class Engine:
         self.most_blocks = num_blocks // 8
         self.resident: OrderedDict[int, Conversation] = OrderedDict()  # those that waited longest first
         self.conversations = [Conversation(first=i << 16) for i in range(FITS_ONE_OF * 8)]
-        self.weights = torch.randn(2048, 2048, device=device) if device.type == "cuda" else torch.randn(64, 64)
+        size = 2048 if device.type == "cuda" else 64
+        self.weights = torch.randn(size, size, dtype=torch.bfloat16, device=device)
         self.scale = torch.ones(1, device=device)
         self.link = Link(device, pool, self.caches[0])
         self.streams = [torch.cuda.Stream() for _ in range(2)] if device.type == "cuda" else [None, None]
         for conversation in self.conversations:
-            self.bring(conversation)
-            for _ in range(self.random.randint(1, self.most_blocks // 2)):
-                self.step(conversation, self.random.randint(1, 4 * BLOCK_SIZE))
-                self.wait(1)
-                self.bring(conversation)
+            blocks = self.random.randint(1, self.most_blocks // 2)
+            self.wait(1)
+            self.bring(conversation, room=blocks + SPARE_BLOCKS)
+            self.wait(0)
+            self.step(conversation, blocks * BLOCK_SIZE, products=0)
 
     def on(self, stream: torch.cuda.Stream | None):
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
@@ -129,11 +130,11 @@ class Engine:
         (self.free_on_device if out else self.free_on_host).extend(conversation.blocks)
         conversation.blocks, conversation.is_on_device = targets, not out
 
-    def bring(self, conversation: Conversation, busy: Conversation | None = None) -> None:
-        """Onto the device, with room to grow for a turn or two; `busy` must stay there."""
+    def bring(self, conversation: Conversation, busy: Conversation | None = None, room: int = SPARE_BLOCKS) -> None:
+        """Onto the device, with room to grow; `busy` must stay there."""
         key = conversation.first
         with self.on(self.streams[1]):
-            needed = SPARE_BLOCKS + (0 if conversation.is_on_device else len(conversation.blocks))
+            needed = room + (0 if conversation.is_on_device else len(conversation.blocks))
             while len(self.free_on_device) < needed:
                 victim = next(c for c in self.resident.values() if c is not busy and c is not conversation)
                 del self.resident[victim.first]
@@ -143,7 +144,7 @@ class Engine:
         self.resident[key] = conversation
         self.resident.move_to_end(key)
 
-    def step(self, conversation: Conversation, tokens: int) -> None:
+    def step(self, conversation: Conversation, tokens: int, products: int = 4) -> None:
         """The model computes, and writes the new tokens' K into the cache."""
         begin = conversation.length
         conversation.length = min(begin + tokens, self.most_blocks * BLOCK_SIZE)
@@ -157,7 +158,7 @@ class Engine:
             key = key.view(-1, self.heads, HEAD_SIZE)
             slots = self.slots(conversation)[begin:]
             for cache in self.caches:
-                for _ in range(4):
+                for _ in range(products):
                     self.weights @ self.weights
                 multikv.reshape_and_cache_flash(key, key, cache, cache, slots, "auto", self.scale, self.scale)
 

@@ -1,5 +1,6 @@
 """Memory of the host for blocks that leave a GPU, and what this host's link does with them. See docs/swap.md."""
 
+import contextlib
 import ctypes
 import dataclasses
 import math
@@ -19,8 +20,8 @@ _SCRATCH_BYTES = 32 << 20
 _SMALL_BYTES = 32 << 10  # blocks by which the kernel's rate is measured
 _RUN_BYTES = 256 << 10  # runs by which the cost of each is measured
 _REPEATS = 5
-_KERNEL_BLOCKS = (4, 8, 16, 32, 64)
-_ENOUGH = 0.99  # of the best rate, by as few thread blocks as reach it
+_KERNEL_THREADS = (256, 512, 1024, 2048, 4096, 8192, 32768)
+_ENOUGH = 0.98  # of the best rate, by as few threads as reach it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +29,13 @@ class SwapCosts:
     """What one direction costs on one device, and what follows from it.
 
     The copy engines copy a run of neighbouring blocks if it has at least `in_batches` bytes, or `one_by_one` where they
-    cannot be given many runs at a time (in a CUDA graph; on ROCm); smaller ones are a kernel's, of `kernel_blocks`
-    thread blocks.
+    cannot be given many runs at a time (in a CUDA graph; on ROCm); smaller ones are a kernel's, of `kernel_threads`
+    threads in all.
     """
 
     in_batches: int
     one_by_one: int
-    kernel_blocks: int
+    kernel_threads: int
     # As measured; None: not yet, and the sizes above are those of an H200.
     copy_gb_per_s: float | None = None  # of one large copy
     kernel_gb_per_s: float | None = None
@@ -52,6 +53,8 @@ def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -
     keep it. Exactly so much is taken: torch's pin_memory=True rounds up to a power of two. It is given back when
     the tensor and all views of it are gone. On a host without a GPU it is ordinary memory.
 
+    The first call in a process also measures the current GPU's link, a tenth of a second: see calibrate_swaps.
+
     Args:
         shape: sizes, or one size.
         dtype: any.
@@ -65,33 +68,33 @@ def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -
     count = math.prod(shape)
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    memory = _PinnedMemory(count * dtype.itemsize)
-    return torch.frombuffer(memory.buffer, dtype=dtype).view(shape)
+    memory = _pinned(count * dtype.itemsize)
+    if torch.cuda.current_device() not in _measured and not torch.cuda.is_current_stream_capturing():
+        with contextlib.suppress(torch.OutOfMemoryError):  # then it goes on as on an H200
+            calibrate_swaps()
+    return memory.view(dtype).view(shape)
 
 
-class _PinnedMemory:
-    """Bytes from the driver; `buffer`, which tensors keep alive, gives them back when it goes."""
+def _pinned(num_bytes: int) -> Tensor:
+    torch.cuda.init()
+    library, address, error = platforms.gpu_library(), ctypes.c_void_p(), ctypes.create_string_buffer(256)
+    library.multikv_allocate_host(ctypes.byref(address), ctypes.c_int64(num_bytes), error, 256)
+    if error.value:
+        raise RuntimeError(f"empty_pinned: {num_bytes} bytes: {error.value.decode()}")
 
-    def __init__(self, num_bytes: int) -> None:
-        torch.cuda.init()
-        library, address = platforms.gpu_library(), ctypes.c_void_p()
-        error = ctypes.create_string_buffer(256)
-        library.multikv_allocate_host(ctypes.byref(address), ctypes.c_int64(num_bytes), error, 256)
-        if error.value:
-            raise RuntimeError(f"empty_pinned: {num_bytes} bytes: {error.value.decode()}")
+    class Buffer(ctypes.c_uint8 * num_bytes):  # which the tensor keeps
+        def __del__(self, free=library.multikv_free_host, at=address.value) -> None:
+            free(ctypes.c_void_p(at))
 
-        class Buffer(ctypes.c_uint8 * num_bytes):
-            def __del__(self, free=library.multikv_free_host, at=address.value) -> None:
-                free(ctypes.c_void_p(at))
-
-        self.buffer = Buffer.from_address(address.value)
+    return torch.frombuffer(Buffer.from_address(address.value), dtype=torch.uint8)
 
 
 def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str, SwapCosts]:
     """Measures what swaps cost on a device, and lets `auto` choose by it from now on.
 
-    It takes a fraction of a second, needs 32 MiB of the device and of pinned memory, and waits for the device: for a
-    program's start. Without it, what an H200 measured is taken. Not while a CUDA graph is captured.
+    empty_pinned does it for the current GPU when it is first called. It takes a tenth of a second, needs 32 MiB of
+    the device and of pinned memory, and waits for the device: for a program's start, and not while a CUDA graph is
+    captured. Without it, what an H200 measured is taken. Within a device there is nothing to choose.
 
     Args:
         device: a GPU; None: the current one.
@@ -104,7 +107,7 @@ def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str,
     try:
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
             scratch = torch.zeros(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
-            host = empty_pinned(_SCRATCH_BYTES).zero_()
+            host = _pinned(_SCRATCH_BYTES).zero_()
             _measured[device.index] = {
                 "to_host": _measure(device, "to_host", scratch, host),
                 "from_host": _measure(device, "from_host", host, scratch),
@@ -131,26 +134,26 @@ def _gpu(function: str, device: torch.device | str | int | None) -> torch.device
 
 
 def _current(device: torch.device, name: str) -> SwapCosts:
-    sizes, blocks = [ctypes.c_int64(), ctypes.c_int64()], ctypes.c_int()
+    sizes, threads = [ctypes.c_int64(), ctypes.c_int64()], ctypes.c_int()
     platforms.gpu_library().multikv_get_swap_crossover(
-        device.index, _DIRECTIONS.index(name), *map(ctypes.byref, sizes), ctypes.byref(blocks))
-    return SwapCosts(*(size.value for size in sizes), blocks.value)
+        device.index, _DIRECTIONS.index(name), *map(ctypes.byref, sizes), ctypes.byref(threads))
+    return SwapCosts(*(size.value for size in sizes), threads.value)
 
 
-def _set(device: torch.device, name: str, in_batches: int, one_by_one: int, kernel_blocks: int) -> None:
+def _set(device: torch.device, name: str, in_batches: int, one_by_one: int, kernel_threads: int) -> None:
     platforms.gpu_library().multikv_set_swap_crossover(
-        device.index, _DIRECTIONS.index(name), ctypes.c_int64(in_batches), ctypes.c_int64(one_by_one), kernel_blocks)
+        device.index, _DIRECTIONS.index(name), ctypes.c_int64(in_batches), ctypes.c_int64(one_by_one), kernel_threads)
 
 
 def _measure(device: torch.device, name: str, src: Tensor, dst: Tensor) -> SwapCosts:
     """A run pays for a copy engine when what it saves of the device's time is more than what it costs besides."""
     platforms.set_swap_strategy("kernel")
     times = {}
-    for blocks in _KERNEL_BLOCKS:
-        _set(device, name, _NEVER, _NEVER, blocks)
-        times[blocks], _ = _time(src, dst, _SMALL_BYTES)
-    kernel_s = min(times.values())
-    kernel_blocks = next(blocks for blocks, seconds in times.items() if seconds * _ENOUGH <= kernel_s)
+    for threads in _KERNEL_THREADS:
+        _set(device, name, _NEVER, _NEVER, threads)
+        times[threads], _ = _time(src, dst, _SMALL_BYTES)
+    kernel_threads = next(threads for threads, seconds in times.items() if seconds * _ENOUGH <= min(times.values()))
+    kernel_s = times[kernel_threads]
     platforms.set_swap_strategy("copy_engine")
     copy_s, copy_host_s = _time(src, dst, _SCRATCH_BYTES)
     saved_s_per_byte = (kernel_s - copy_s) / _SCRATCH_BYTES
@@ -160,8 +163,8 @@ def _measure(device: torch.device, name: str, src: Tensor, dst: Tensor) -> SwapC
         device_s, host_s = _time(src, dst, _RUN_BYTES, in_batches)
         costs.append(max(host_s - copy_host_s, 0) / count + max(device_s - copy_s, 0) / count)
         sizes.append(round(costs[-1] / saved_s_per_byte) if saved_s_per_byte > 1e-16 else _NEVER)
-    _set(device, name, *sizes, kernel_blocks)
-    return SwapCosts(*sizes, kernel_blocks, _SCRATCH_BYTES / copy_s * 1e-9, _SCRATCH_BYTES / kernel_s * 1e-9,
+    _set(device, name, *sizes, kernel_threads)
+    return SwapCosts(*sizes, kernel_threads, _SCRATCH_BYTES / copy_s * 1e-9, _SCRATCH_BYTES / kernel_s * 1e-9,
                      *(cost * 1e6 for cost in costs))
 
 
@@ -183,7 +186,7 @@ def _time(src: Tensor, dst: Tensor, block_bytes: int, in_batches: bool = True) -
     for _ in range(_REPEATS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        torch.cuda._sleep(4_000_000)
+        torch.cuda._sleep(1_000_000)
         begin.record()
         start = time.perf_counter()
         run()

@@ -242,9 +242,12 @@ void launch(const ConvertFp8Params& p) {
   for_pieces(count, bytes_moved, [&](int64_t begin, int64_t end) { kernels().convert_fp8(p, begin, end, stores); });
 }
 
+// Blocks that move elsewhere are rarely read soon: they bypass the caches where other outputs, so many times as large, would.
+constexpr int64_t kRarelyReadSoon = 16;
+
 void launch(const SwapBlocksParams& p) {
   const int64_t layer_bytes = p.num_blocks * p.block_bytes, num_bytes = p.num_layers * layer_bytes;
-  const Stores stores = stores_for(num_bytes);
+  const Stores stores = stores_for(kRarelyReadSoon * num_bytes);
   for_pieces(num_bytes, 2, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t layer = begin / layer_bytes, first = layer * layer_bytes;
@@ -268,7 +271,7 @@ void launch(const SwapBlocksBatchParams& p) {
     if (error[0] != '\0') throw std::runtime_error(error);
     if (is_done) return;
   }
-  const Stores stores = stores_for(p.num_bytes);
+  const Stores stores = stores_for(kRarelyReadSoon * p.num_bytes);
   for_pieces(p.num_bytes, 2, [&](int64_t begin, int64_t end) { kernels().swap_blocks_batch(p, begin, end, stores); });
 }
 

@@ -26,7 +26,7 @@ enum Direction : int { kToHost, kFromHost, kWithinDevice, kNumDirections };
 // host. In batches that is little, one by one it is more.
 struct Crossover {
   std::atomic<int64_t> in_batches, one_by_one;
-  std::atomic<int> kernel_blocks;  // thread blocks that keep the link busy; 0: as many as there is work for
+  std::atomic<int> kernel_threads;  // those that keep the link busy; 0: as many as there is work for
 };
 
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
@@ -37,15 +37,15 @@ struct Crossovers {
   Crossover of[kMaxDevices][kNumDirections];
   Crossovers() {
     for (auto& device : of) {
-      set(device[kToHost], 448 << 10, 4 << 20, 8);
-      set(device[kFromHost], 320 << 10, 3 << 20, 8);
+      set(device[kToHost], 448 << 10, 4 << 20, 512);
+      set(device[kFromHost], 320 << 10, 3 << 20, 2048);
       set(device[kWithinDevice], kNever, kNever, 0);  // whatever the size
     }
   }
-  static void set(Crossover& crossover, int64_t in_batches, int64_t one_by_one, int kernel_blocks) {
+  static void set(Crossover& crossover, int64_t in_batches, int64_t one_by_one, int kernel_threads) {
     crossover.in_batches.store(in_batches, std::memory_order_relaxed);
     crossover.one_by_one.store(one_by_one, std::memory_order_relaxed);
-    crossover.kernel_blocks.store(kernel_blocks, std::memory_order_relaxed);
+    crossover.kernel_threads.store(kernel_threads, std::memory_order_relaxed);
   }
 };
 Crossovers crossovers;
@@ -133,7 +133,7 @@ cudaError_t launch(const SwapBlocksParams& p, const Context& context) {
   MULTIKV_RETURN_IF_FAILED(copy_runs(p, from_blocks, copies));
   if (from_blocks == 0) return cudaSuccess;
   SwapKernel kernel(views.data(), p.num_layers, p.block_bytes, p.block_bytes, p.num_blocks,
-                    crossover.kernel_blocks.load(std::memory_order_relaxed), context.stream);
+                    crossover.kernel_threads.load(std::memory_order_relaxed), context.stream);
   for (int64_t i = 0; i < p.num_runs; ++i) {
     const SwapRun run = p.runs[i];
     if (run.num_blocks >= from_blocks) continue;
@@ -203,7 +203,7 @@ Place place_of(Ranges& ranges, std::string_view name, int64_t i, const void* add
 struct PlacedCopy {
   uintptr_t src, dst;
   int64_t num_bytes;
-  bool is_within;  // the device
+  Direction direction;
 };
 
 // Copies of one size, as pairs of block ids that count from the lowest addresses. False: too far apart for that.
@@ -218,7 +218,7 @@ bool launch_pairs(const PlacedCopy* copies, int64_t count, const Crossover& cros
   if (std::max(src_end - src, dst_end - dst) / unit > std::numeric_limits<uint32_t>::max()) return false;
   const SwapLayer base{reinterpret_cast<const void*>(src), reinterpret_cast<void*>(dst)};
   SwapKernel kernel(&base, 1, static_cast<int64_t>(unit), copies[0].num_bytes, count,
-                    crossover.kernel_blocks.load(std::memory_order_relaxed), stream);
+                    crossover.kernel_threads.load(std::memory_order_relaxed), stream);
   for (int64_t i = 0; i < count && error == cudaSuccess; ++i) {
     error = kernel.add((copies[i].src - src) / unit, (copies[i].dst - dst) / unit);
   }
@@ -245,26 +245,25 @@ cudaError_t launch(const SwapBlocksBatchParams& p, const Context& context) {
     are_known = are_known && src.view != 0 && dst.view != 0;
     const bool is_ours = (src.device == context.device_index || dst.device == context.device_index) &&
                          (src.device < 0 || dst.device < 0 || src.device == dst.device);
-    const bool is_within = src.device == dst.device;
     const Direction direction = dst.device < 0 ? kToHost : src.device < 0 ? kFromHost : kWithinDevice;
     const Crossover& crossover = crossover_of(context.device_index, direction);
     const bool has_views = src.view != 0 && dst.view != 0;
     if (is_ours && has_views && copy.num_bytes < copy_engine_from(crossover, may_batch && direction != kWithinDevice)) {
-      by_kernel.push_back({src.view, dst.view, copy.num_bytes, is_within});
+      by_kernel.push_back({src.view, dst.view, copy.num_bytes, direction});
     } else {
       by_engine.push_back(i);
     }
   }
   // Of all that a kernel copies, one launch for each size.
   const auto is_before = [](const PlacedCopy& a, const PlacedCopy& b) {
-    return a.is_within != b.is_within ? a.is_within < b.is_within : a.num_bytes < b.num_bytes;
+    return a.direction != b.direction ? a.direction < b.direction : a.num_bytes < b.num_bytes;
   };
   if (!std::is_sorted(by_kernel.begin(), by_kernel.end(), is_before)) std::stable_sort(by_kernel.begin(), by_kernel.end(), is_before);
   Copies copies(context.stream, context.device_index, may_batch && are_known, p.is_src_access_order_any);
   for (const int64_t i : by_engine) MULTIKV_RETURN_IF_FAILED(copies.add(p.copies[i].dst, p.copies[i].src, p.copies[i].num_bytes));
   for (size_t begin = 0, end = 0; begin < by_kernel.size(); begin = end) {
     while (end < by_kernel.size() && !is_before(by_kernel[begin], by_kernel[end])) ++end;
-    const Crossover& crossover = crossover_of(context.device_index, by_kernel[begin].is_within ? kWithinDevice : kToHost);
+    const Crossover& crossover = crossover_of(context.device_index, by_kernel[begin].direction);
     cudaError_t error = cudaSuccess;
     if (!launch_pairs(&by_kernel[begin], end - begin, crossover, context.stream, error)) {
       for (size_t i = begin; i < end && error == cudaSuccess; ++i) {
@@ -295,21 +294,21 @@ __attribute__((visibility("default"))) void multikv_set_swap_strategy(int strate
   multikv::gpu::strategy.store(static_cast<multikv::gpu::Strategy>(strategy));
 }
 
-// kernel_blocks < 0: as it is.
+// kernel_threads < 0: as it is.
 __attribute__((visibility("default"))) void multikv_set_swap_crossover(int device, int direction, int64_t in_batches,
-                                                                       int64_t one_by_one, int kernel_blocks) {
+                                                                       int64_t one_by_one, int kernel_threads) {
   using namespace multikv::gpu;
   Crossover& crossover = crossover_of(device, static_cast<Direction>(direction));
-  const int blocks = kernel_blocks < 0 ? crossover.kernel_blocks.load() : kernel_blocks;
-  Crossovers::set(crossover, in_batches, one_by_one, blocks);
+  const int threads = kernel_threads < 0 ? crossover.kernel_threads.load() : kernel_threads;
+  Crossovers::set(crossover, in_batches, one_by_one, threads);
 }
 
 __attribute__((visibility("default"))) void multikv_get_swap_crossover(int device, int direction, int64_t* in_batches,
-                                                                       int64_t* one_by_one, int* kernel_blocks) {
+                                                                       int64_t* one_by_one, int* kernel_threads) {
   using namespace multikv::gpu;
   const Crossover& crossover = crossover_of(device, static_cast<Direction>(direction));
   *in_batches = crossover.in_batches.load();
   *one_by_one = crossover.one_by_one.load();
-  *kernel_blocks = crossover.kernel_blocks.load();
+  *kernel_threads = crossover.kernel_threads.load();
 }
 }

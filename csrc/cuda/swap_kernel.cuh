@@ -36,7 +36,7 @@ struct SwapLaunch {
 // A group of threads copies a piece of a block, kUnroll vectors each, all in flight before the first is written; groups take
 // turns over the pieces of each block, of each pair, of each layer.
 template <int kWidth, int kUnroll, int kBytes>
-__global__ void __launch_bounds__(256) swap_blocks_kernel(const MULTIKV_GRID_CONSTANT SwapLaunch<kBytes> launch) {
+__global__ void __launch_bounds__(1024) swap_blocks_kernel(const MULTIKV_GRID_CONSTANT SwapLaunch<kBytes> launch) {
   const SwapHead& h = launch.head;
   const int lanes = 1 << h.lanes_log2, lane = threadIdx.x & (lanes - 1);
   const int64_t groups_per_block = blockDim.x >> h.lanes_log2;
@@ -69,10 +69,11 @@ __global__ void __launch_bounds__(256) swap_blocks_kernel(const MULTIKV_GRID_CON
 // Collects pairs of blocks that are copied in every one of some layers, and launches when a launch is full.
 class SwapKernel {
  public:
-  // link_blocks: thread blocks that copy; 0: as many as there is work for.
+  // link_threads: those that copy, all together; 0: as many as there is work for. Few: what they have in flight fills a link, and
+  // more would only stand in the way of others. See docs/swap.md.
   SwapKernel(const SwapLayer* layers, int64_t num_layers, int64_t unit_bytes, int64_t block_bytes, int64_t most_pairs,
-             int link_blocks, cudaStream_t stream)
-      : layers_(layers), num_layers_(num_layers), link_blocks_(link_blocks), stream_(stream),
+             int link_threads, cudaStream_t stream)
+      : layers_(layers), num_layers_(num_layers), link_threads_(link_threads), stream_(stream),
         is_large_(has_large_parameters() && most_pairs * 8 + num_layers * 16 > SwapLaunch<kSmall>::kPayload) {
     SwapHead& h = head();
     h = {};
@@ -85,7 +86,7 @@ class SwapKernel {
     if (width_ == 8) width_ = 4;
     const int64_t vectors = (block_bytes + width_ - 1) / width_;
     while ((1 << h.lanes_log2) < vectors && h.lanes_log2 < 5) ++h.lanes_log2;
-    unroll_ = link_blocks == 0 && width_ == 16 ? 2 : 4;
+    unroll_ = link_threads == 0 && width_ == 16 ? 2 : 4;
     h.piece_bytes = width_ * unroll_ << h.lanes_log2;
     h.pieces_per_block = Divisor::of((block_bytes + h.piece_bytes - 1) / h.piece_bytes);
     // The layers of one launch leave room for at least as many bytes of pairs.
@@ -148,17 +149,20 @@ class SwapKernel {
   template <int kWidth, int kUnroll, int kBytes>
   void launch_as(const SwapLaunch<kBytes>& parameters) {
     constexpr int64_t kMostBlocks = 1 << 30;
-    const int threads = link_blocks_ == 0 ? 128 : 256;
+    constexpr int kMostThreads = 1024;
+    // Of two multiprocessors, each can fill half a link; one cannot fill all of it.
+    const int link_blocks = std::max(2, link_threads_ / kMostThreads);
+    const int threads = link_threads_ == 0 ? 128 : std::clamp(link_threads_ / link_blocks / 32 * 32, 32, kMostThreads);
     const int64_t groups = threads >> parameters.head.lanes_log2;
     const int64_t needed = (parameters.head.num_pieces + groups - 1) / groups;
-    const int64_t blocks = std::min<int64_t>(needed, link_blocks_ == 0 ? kMostBlocks : link_blocks_);
+    const int64_t blocks = std::min<int64_t>(needed, link_threads_ == 0 ? kMostBlocks : link_blocks);
     swap_blocks_kernel<kWidth, kUnroll, kBytes><<<static_cast<unsigned>(blocks), threads, 0, stream_>>>(parameters);
   }
 
   const SwapLayer* layers_;
   BlockPair* pairs_ = nullptr;  // in the parameters that are launched
   int64_t num_layers_, layers_per_launch_ = 1, max_pairs_ = 0, count_ = 0;
-  int link_blocks_, width_ = 1, unroll_ = 4;
+  int link_threads_, width_ = 1, unroll_ = 4;
   cudaStream_t stream_;
   bool is_large_;
 };
