@@ -11,9 +11,9 @@ from multikv import _cases
 from multikv._cases import Workload
 
 DIRECTIONS = {"cuda": ("d2h", "h2d", "d2d"), "cpu": ("h2h",)}
-NUM_BLOCKS = {"4K": 2048, "32K": 2048, "256K": 2048, "2M": 512}  # by size: 1 GiB is enough
+NUM_BLOCKS = {"4K": 2048, "32K": 2048, "256K": 2048, "2M": 256}  # by size: 512 MiB are enough
 LAYERS = 32
-NUM_BLOCKS_OF_LAYERS = {"4K": 2048, "32K": 256, "256K": 64, "2M": 16}
+NUM_BLOCKS_OF_LAYERS = {"4K": 2048, "32K": 256, "256K": 35, "2M": 7}
 QUICK = ("4K", "256K")
 
 

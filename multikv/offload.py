@@ -16,11 +16,11 @@ from .ops import swap_blocks
 
 _DIRECTIONS = ("to_host", "from_host")  # within a device a kernel copies all
 _NEVER = 2**63 - 1
-_SCRATCH_BYTES = 32 << 20
+_SCRATCH_BYTES = 256 << 20  # more than address translation keeps at hand: beyond that, copies wait longer
 _SMALL_BYTES = 32 << 10  # blocks by which the kernel's rate is measured
 _RUN_BYTES = 256 << 10  # runs by which the cost of each is measured
-_REPEATS = 5
-_KERNEL_THREADS = (256, 512, 1024, 2048, 4096, 8192, 32768)
+_REPEATS = 3
+_KERNEL_THREADS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 32768)
 _ENOUGH = 0.98  # of the best rate, by as few threads as reach it
 
 
@@ -53,7 +53,7 @@ def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -
     keep it. Exactly so much is taken: torch's pin_memory=True rounds up to a power of two. It is given back when
     the tensor and all views of it are gone. On a host without a GPU it is ordinary memory.
 
-    The first call in a process also measures the current GPU's link, a tenth of a second: see calibrate_swaps.
+    The first call in a process also measures the current GPU's link, which takes about a second: see calibrate_swaps.
 
     Args:
         shape: sizes, or one size.
@@ -92,8 +92,8 @@ def _pinned(num_bytes: int) -> Tensor:
 def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str, SwapCosts]:
     """Measures what swaps cost on a device, and lets `auto` choose by it from now on.
 
-    empty_pinned does it for the current GPU when it is first called. It takes a tenth of a second, needs 32 MiB of
-    the device and of pinned memory, and waits for the device: for a program's start, and not while a CUDA graph is
+    empty_pinned does it for the current GPU when it is first called. It takes about a second, needs 256 MiB of
+    pinned memory and of the device (which PyTorch keeps for its next tensors), and waits for the device: for a program's start, and not while a CUDA graph is
     captured. Without it, what an H200 measured is taken. Within a device there is nothing to choose.
 
     Args:
@@ -169,16 +169,15 @@ def _measure(device: torch.device, name: str, src: Tensor, dst: Tensor) -> SwapC
 
 
 def _time(src: Tensor, dst: Tensor, block_bytes: int, in_batches: bool = True) -> tuple[float, float]:
-    """Seconds on the device and on the host to copy all blocks, in an order without neighbours."""
-    count = _SCRATCH_BYTES // block_bytes
-    order = torch.arange(count)
-    mapping = torch.stack([order, order.flip(0)], 1)
+    """Seconds on the device and on the host to copy all blocks, in random order."""
+    random, count = torch.Generator().manual_seed(0), _SCRATCH_BYTES // block_bytes
+    mapping = torch.stack([torch.randperm(count, generator=random) for _ in range(2)], 1)
     call = lambda: swap_blocks(src, dst, block_bytes, mapping)  # noqa: E731
     call()
     run = call
     if not in_batches and platforms.platform() == "cuda":  # as in a graph; ROCm has no batches anyway
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin()
+        graph.capture_begin(capture_error_mode="thread_local")  # others may go on
         call()
         graph.capture_end()
         run = graph.replay

@@ -107,7 +107,7 @@ def test_swaps_beside_writes(gpu, swap_strategy, strategy):
     lanes = [Lane(caches, host, i * count, count, seed=i + 1) for i in range(BLOCKS // count)]
     end = time.monotonic() + SECONDS / 3
     while time.monotonic() < end:
-        for _ in range(50):
+        for _ in range(400):
             random.choice(lanes).step()
         torch.cuda.synchronize()
         assert [lane.wrong() for lane in lanes] == [0] * len(lanes)

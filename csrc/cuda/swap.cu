@@ -37,7 +37,7 @@ struct Crossovers {
   Crossover of[kMaxDevices][kNumDirections];
   Crossovers() {
     for (auto& device : of) {
-      set(device[kToHost], 448 << 10, 4 << 20, 512);
+      set(device[kToHost], 448 << 10, 4 << 20, 1024);
       set(device[kFromHost], 320 << 10, 3 << 20, 2048);
       set(device[kWithinDevice], kNever, kNever, 0);  // whatever the size
     }
