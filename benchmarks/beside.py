@@ -1,7 +1,7 @@
 """`python -m benchmarks.beside`: what swaps cost the computation beside them.
 
-Matrix products run on one stream, swaps on another without a pause; by how much longer the products take, and what the swaps
-reach meanwhile, for each way to copy. As Markdown.
+Matrix products run on one stream, swaps on another without a pause; by how much longer the products take, and what the
+swaps reach meanwhile, for each way to copy. As Markdown.
 """
 
 import argparse
@@ -68,7 +68,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     out = parser.parse_args().out
     rows = []
-    print("| direction | blocks | what copies | swaps, GB/s | 2,048^3 slower by, % | GB/s | 8,192^3 slower by, % |\n|---|---|---|---:|---:|---:|---:|")
+    print("| direction | blocks | what copies | swaps, GB/s | 2,048^3 slower by, % | GB/s | 8,192^3 slower by, % |",
+          "|---|---|---|---:|---:|---:|---:|", sep="\n")
     alone = {name: min(beside(*shape, None, 0)[0] for _ in range(3)) for name, shape in PRODUCTS.items()}
     for direction in DIRECTIONS:
         for block, (block_bytes, num_blocks) in BLOCKS.items():
@@ -84,10 +85,11 @@ def main() -> None:
                     ms, rate = beside(*shape, lambda: multikv.swap_blocks(*tensors, block_bytes, mapping), total)
                     row |= {f"{name} slower by": ms / alone[name] - 1, f"{name} GB/s": rate}
                 rows.append(row)
-                print(f"| {direction} | {block} | {strategy} | " + " | ".join(
-                    f"{row[f'{name} GB/s']:.1f} | {100 * row[f'{name} slower by']:.0f}" for name in PRODUCTS) + " |", flush=True)
+                cells = [f"{row[f'{name} GB/s']:.1f} | {100 * row[f'{name} slower by']:.0f}" for name in PRODUCTS]
+                print(f"| {direction} | {block} | {strategy} | {' | '.join(cells)} |", flush=True)
     if out:
-        out.write_text(json.dumps({"machine": machine.describe(torch.device("cuda")), "alone_ms": alone, "rows": rows}, indent=1) + "\n")
+        content = {"machine": machine.describe(torch.device("cuda")), "alone_ms": alone, "rows": rows}
+        out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

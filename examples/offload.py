@@ -1,9 +1,9 @@
 """More conversations than fit the GPU: their blocks wait in the host's memory, and come back for their next turn.
 
-Every turn one conversation goes on: a model step (matrix products, and the new tokens' K and V written to the cache) runs on
-one stream, while on another the blocks of the next conversation come in, and those of the ones that have waited longest go
-out to make room, all layers in one call of `swap_blocks_layers`. At the end every token of every conversation is compared
-with what was written.
+Every turn one conversation goes on: a model step (matrix products, and the new tokens' K written to the cache) runs on
+one stream, while on another the blocks of the next conversation come in, and those of the ones that have waited longest
+go out to make room, all layers in one call of `swap_blocks_layers`. At the end every token of every conversation is
+compared with what was written.
 
     python examples/offload.py [--device cuda] [--seconds 10] [--megabytes 2048] [--block-kib 32]
 
@@ -192,7 +192,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--megabytes", type=int, default=2048, help=f"of cache on the device; the host has {FITS_ONE_OF} times that")
+    parser.add_argument("--megabytes", type=int, default=2048,
+                        help=f"of cache on the device; the host has {FITS_ONE_OF} times that")
     parser.add_argument("--block-kib", type=int, default=32, help="size of a block in one layer")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -212,14 +213,17 @@ def main() -> int:
             turns += 1
             if turns % 20 == 0:
                 share = 100 * link.rate() / link.plain_copy
-                progress.update(task, completed=elapsed, description=f"turn {turns}: {link.bytes / 1e9:.1f} GB, {share:.0f}% of the link")
+                text = f"turn {turns}: {link.bytes / 1e9:.1f} GB, {share:.0f}% of the link"
+                progress.update(task, completed=elapsed, description=text)
         progress.update(task, completed=arguments.seconds)
     wrong = engine.wrong_tokens()
     rate = link.rate()
     tokens = sum(conversation.length for conversation in engine.conversations)
-    console.print(f"{turns} turns of {len(engine.conversations)} conversations, {tokens:,} tokens, of which the device holds a part: "
-                  f"{link.bytes / 1e9:.2f} GB moved in {link.calls} calls, blocks of {engine.block_bytes >> 10} KiB x {LAYERS} layers")
-    console.print(f"link: {rate / 1e9:.1f} GB/s while swapping, {100 * rate / link.plain_copy:.0f}% of a plain copy's {link.plain_copy / 1e9:.1f}")
+    console.print(f"{turns} turns of {len(engine.conversations)} conversations, {tokens:,} tokens, of which the device "
+                  f"holds a part: {link.bytes / 1e9:.2f} GB moved in {link.calls} calls, "
+                  f"blocks of {engine.block_bytes >> 10} KiB x {LAYERS} layers")
+    console.print(f"link: {rate / 1e9:.1f} GB/s while swapping, {100 * rate / link.plain_copy:.0f}% of a plain copy's "
+                  f"{link.plain_copy / 1e9:.1f}")
     console.print(f"[red]{wrong} tokens are WRONG[/]" if wrong else "all contents are right")
     return 1 if wrong else 0
 

@@ -92,9 +92,10 @@ def _pinned(num_bytes: int) -> Tensor:
 def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str, SwapCosts]:
     """Measures what swaps cost on a device, and lets `auto` choose by it from now on.
 
-    empty_pinned does it for the current GPU when it is first called. It takes about a second, needs 256 MiB of
-    pinned memory and of the device (which PyTorch keeps for its next tensors), and waits for the device: for a program's start, and not while a CUDA graph is
-    captured. Without it, what an H200 measured is taken. Within a device there is nothing to choose.
+    empty_pinned does it for the current GPU when it is first called. It takes about a second, needs 256 MiB of pinned
+    memory and of the device (which PyTorch keeps for its next tensors), and waits for the device: for a program's
+    start, and not while a CUDA graph is captured. Without it, what an H200 measured is taken. Within a device there is
+    nothing to choose.
 
     Args:
         device: a GPU; None: the current one.

@@ -173,11 +173,6 @@ BAD_ARGUMENTS += [
         "block_mapping: expected pairs that read nothing that is written, "
         "got pair 0, whose block 1 of src[0] overlaps block 1 of dst[1], that of pair 2",
     ),
-    layers(
-        "read_and_written_in_one_layer",
-        {"src": lambda x: [x[0], x[1], x[1]], "dst": lambda x: [x[0], x[1], x[2]], "block_mapping": pairs((0, 3), (0, 3))},
-        "block_mapping: expected blocks of dst that differ, got block 3 in pairs 0 and 1",
-    ),
 ]
 
 # Good calls by default: five copies, one of them of 0 bytes.

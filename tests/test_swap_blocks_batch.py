@@ -57,7 +57,8 @@ def test_memory_of_all_kinds(gpu, src, dst, strategy, swap_strategy):
         sizes[::7] = block // 2  # of two sizes
         expected = target.cpu().clone()
         for i, (s, n) in enumerate(zip(order.tolist(), sizes.tolist())):
-            expected[offset + i * block : offset + i * block + n] = source[offset + s * block : offset + s * block + n].cpu()
+            begin, end = offset + s * block, offset + i * block
+            expected[end : end + n] = source[begin : begin + n].cpu()
         before = source.data_ptr() + offset, target.data_ptr() + offset
         torch.cuda.synchronize()
         run(OP, {"src": before[0] + order * block, "dst": before[1] + torch.arange(count) * block, "sizes": sizes})
@@ -145,7 +146,8 @@ print("works after it:", torch.equal(a, b))
 def test_bad_addresses_are_raised(gpu, what):
     run = subprocess.run([sys.executable, "-c", BAD_ADDRESSES, what], cwd=ROOT, capture_output=True, text=True)
     lines = run.stdout.splitlines()
-    assert len(lines) == 3 and all(line.startswith("swap_blocks_batch: ") for line in lines[:2]), run.stdout + run.stderr
+    assert len(lines) == 3, run.stdout + run.stderr
+    assert all(line.startswith("swap_blocks_batch: ") for line in lines[:2]), run.stdout
     assert lines[2] == "works after it: True"
 
 

@@ -1,4 +1,4 @@
-"""Swaps where a GPU takes part: what copies, in which order, from which memory. The traps of docs/swap.md, one by one."""
+"""Swaps where a GPU takes part: what copies, in which order, from which memory: the traps of docs/swap.md."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from multikv import platforms
 
 STRATEGIES = ("auto", "copy_engine", "kernel")
 ROUTES = [("device", "pinned"), ("pinned", "device"), ("device", "device"), ("device", "pageable"), ("pageable", "device")]
+SIXTY_FOUR = {"src_blocks": 64, "dst_blocks": 64, "block_shape": (8192,)}
 QUEUED = [route for route in ROUTES if "pageable" not in route]
 OPS = {"swap_blocks": swap_arguments, "swap_blocks_layers": layers_arguments}
 
@@ -52,8 +53,10 @@ def mixed_pairs(blocks):
 def test_strategies(gpu, strategy, stream, route):
     """Blocks of all sizes and alignments; runs that a copy engine takes beside blocks that it does not."""
     src, dst = route
-    for block_shape, dtype in (((4096,), torch.uint8), ((16, 33), torch.bfloat16), ((1001,), torch.uint8), ((3,), torch.uint8)):
-        options = {"src": src, "dst": dst, "block_shape": block_shape, "dtype": dtype, "src_blocks": 300, "dst_blocks": 300}
+    shapes = ((4096,), torch.uint8), ((16, 33), torch.bfloat16), ((1001,), torch.uint8), ((3,), torch.uint8)
+    for block_shape, dtype in shapes:
+        options = {"src": src, "dst": dst, "block_shape": block_shape, "dtype": dtype}
+        options |= {"src_blocks": 300, "dst_blocks": 300}
         for op, make in OPS.items():
             check(op, make(gpu, **options, pairs=mixed_pairs(300)))
             check(op, make(gpu, **options, pairs=random_pairs(280, 300, 300), offset=16))
@@ -62,10 +65,10 @@ def test_strategies(gpu, strategy, stream, route):
 
 @pytest.mark.parametrize("route", QUEUED, ids="_to_".join)
 def test_takes_its_turn(gpu, strategy, stream, route):
-    """After what the stream was given before, which may still write the blocks; before what it is given next. And the mapping
-    may be changed or freed as soon as the call returns."""
+    """After what the stream was given before, which may still write the blocks; before what it is given next. And the
+    mapping may be changed or freed as soon as the call returns."""
     for op, make in OPS.items():
-        call = make(gpu, src=route[0], dst=route[1], src_blocks=64, dst_blocks=64, block_shape=(8192,), pairs=mixed_pairs(64))
+        call = make(gpu, src=route[0], dst=route[1], **SIXTY_FOUR, pairs=mixed_pairs(64))
         run(op, call)  # whatever is done the first time
         torch.cuda.synchronize()
         late = copy_of(call, None)
@@ -91,7 +94,7 @@ def test_takes_its_turn(gpu, strategy, stream, route):
 def test_graphs(gpu, strategy, route):
     """Nothing of it is lost in a graph, as a batch of copies would be, nor read while the graph is made."""
     for op, make in OPS.items():
-        call = make(gpu, src=route[0], dst=route[1], src_blocks=64, dst_blocks=64, block_shape=(8192,), pairs=mixed_pairs(64))
+        call = make(gpu, src=route[0], dst=route[1], **SIXTY_FOUR, pairs=mixed_pairs(64))
         untouched = copy_of({"dst": call["dst"]})
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -200,7 +203,7 @@ def test_between_two_gpus(two_gpus, strategy, current):
 def test_between_two_gpus_in_order(two_gpus, strategy, streams):
     """After what both streams were given before, and before what the second is given next."""
     for source, target in (two_gpus, two_gpus[::-1]):
-        src, dst = torch.zeros(1 << 20, dtype=torch.uint8, device=source), torch.zeros(1 << 20, dtype=torch.uint8, device=target)
+        src, dst = (torch.zeros(1 << 20, dtype=torch.uint8, device=device) for device in (source, target))
         new, seen = random_bytes(1 << 20, source), torch.zeros_like(dst)
         mapping = torch.stack([torch.randperm(64) for _ in range(2)], 1)
         expected = torch.zeros(64, 1 << 14, dtype=torch.uint8)
