@@ -11,7 +11,9 @@ from multikv import _cases
 from multikv._cases import Workload
 
 DIRECTIONS = {"cuda": ("d2h", "h2d", "d2d"), "cpu": ("h2h",)}
-NUM_BLOCKS = {"4K": 2048, "32K": 2048, "256K": 2048, "2M": 512}  # by size: 1 GiB is enough
+NUM_BLOCKS = {"4K": 2048, "32K": 2048, "256K": 2048, "2M": 256}  # by size: 512 MiB are enough
+LAYERS = 32
+NUM_BLOCKS_OF_LAYERS = {"4K": 2048, "32K": 256, "256K": 35, "2M": 7}
 QUICK = ("4K", "256K")
 
 
@@ -20,9 +22,16 @@ def cases(device: torch.device) -> Iterator[Case]:
     for direction in DIRECTIONS[device.type]:
         baseline = by_index if direction in ("d2d", "h2h") else by_block
         for size, num_blocks in NUM_BLOCKS.items():
-            block_bytes = int(size[:-1]) << {"K": 10, "M": 20}[size[-1]]
             yield Case.of(_cases.swap_blocks, f"{direction}/{size}", _expect, (baseline,), size in QUICK,
-                          direction=direction, block_bytes=block_bytes, num_blocks=num_blocks)
+                          direction=direction, block_bytes=_bytes(size), num_blocks=num_blocks)
+        for size, num_blocks in NUM_BLOCKS_OF_LAYERS.items():  # block by block they would take a second
+            baselines = (Baseline("index_copy_ of each layer", _index_layers, _layers),) if baseline is by_index else ()
+            yield Case.of(_cases.swap_blocks_layers, f"{direction}/{LAYERS}x{size}", _expect_layers, baselines, size in QUICK,
+                          direction=direction, block_bytes=_bytes(size), num_blocks=num_blocks, num_layers=LAYERS)
+
+
+def _bytes(size: str) -> int:
+    return int(size[:-1]) << {"K": 10, "M": 20}[size[-1]]
 
 
 def _indices(w: Workload) -> tuple[Any, ...]:
@@ -46,3 +55,17 @@ def _copy_each(*pairs: tuple[Tensor, Tensor]) -> None:
 
 def _expect(w: Workload) -> None:
     _index(*_indices(w))
+
+
+def _layers(w: Workload) -> tuple[Any, ...]:
+    src, dst, _, mapping = w.arguments
+    return dst, mapping[:, 1].to(dst[0].device), src, mapping[:, 0].to(src[0].device)
+
+
+def _index_layers(dst: list[Tensor], written: Tensor, src: list[Tensor], read: Tensor) -> None:
+    for target, source in zip(dst, src, strict=True):
+        _index(target, written, source, read)
+
+
+def _expect_layers(w: Workload) -> None:
+    _index_layers(*_layers(w))

@@ -73,6 +73,14 @@ inline constexpr char cp_gather_indexer_k_quant_cache[] =
 inline constexpr char swap_blocks[] =
     "swap_blocks(Tensor src, Tensor(a!) dst, int block_size_in_bytes, Tensor block_mapping) -> ()";
 
+// The same for many layers at once, with one mapping for all.
+inline constexpr char swap_blocks_layers[] =
+    "swap_blocks_layers(Tensor[] src, Tensor(a!)[] dst, int block_size_in_bytes, Tensor block_mapping) -> ()";
+
+// Copies between addresses, which the caller vouches for.
+inline constexpr char swap_blocks_batch[] =
+    "swap_blocks_batch(Tensor src_ptrs, Tensor(a!) dst_ptrs, Tensor sizes, bool is_src_access_order_any=False) -> ()";
+
 }  // namespace schema
 
 inline void define_ops(Library& m) {
@@ -89,6 +97,8 @@ inline void define_ops(Library& m) {
   m.def(schema::indexer_k_quant_and_cache);
   m.def(schema::cp_gather_indexer_k_quant_cache);
   m.def(schema::swap_blocks);
+  m.def(schema::swap_blocks_layers);
+  m.def(schema::swap_blocks_batch);
 }
 
 template <class Backend>
@@ -106,6 +116,8 @@ void implement_ops(Library& m) {
   implement<Backend, schema::indexer_k_quant_and_cache, make_indexer_k_quant_and_cache_params>(m);
   implement<Backend, schema::cp_gather_indexer_k_quant_cache, make_cp_gather_indexer_k_quant_cache_params>(m);
   implement<Backend, schema::swap_blocks, make_swap_blocks_params>(m);
+  implement<Backend, schema::swap_blocks_layers, make_swap_blocks_layers_params>(m);
+  implement<Backend, schema::swap_blocks_batch, make_swap_blocks_batch_params>(m);
 }
 
 }  // namespace multikv

@@ -244,17 +244,39 @@ struct CpGatherIndexerKQuantCacheParams {
   Sequences sequences;
 };
 
-// Neighbouring blocks that stay neighbours, as one copy.
+// Neighbouring blocks that stay neighbours, as one copy; counted in blocks.
 struct SwapRun {
-  int64_t src_offset_bytes, dst_offset_bytes, num_bytes;
-  int64_t begin_bytes;  // bytes of all runs before this one
+  int64_t src_block, dst_block, num_blocks;
+  int64_t begin;  // blocks of all runs before this one
 };
 
-struct SwapBlocksParams {
+struct SwapLayer {
   const void* src;
   void* dst;
-  const SwapRun* runs;  // on the host, until launch() returns
-  int64_t num_runs, num_bytes;
+};
+
+// The same runs in every layer. What the pointers point to lives until launch() returns.
+struct SwapBlocksParams {
+  const SwapLayer* layers;
+  const SwapRun* runs;
+  int64_t num_layers, num_runs, num_blocks;  // num_blocks: of all runs, in one layer
+  int64_t block_bytes;
+  int64_t src_bytes, dst_bytes;    // what the mapping reaches of each tensor, from its start
+  int32_t src_device, dst_device;  // -1: the host
+};
+
+// Copies between addresses of any memory.
+struct SwapCopy {
+  const void* src;
+  void* dst;
+  int64_t num_bytes;
+  int64_t begin_bytes;  // bytes of all copies before this one
+};
+
+struct SwapBlocksBatchParams {
+  const SwapCopy* copies;  // as the layers of SwapBlocksParams
+  int64_t num_copies, num_bytes;
+  bool is_src_access_order_any;
 };
 
 // Launch parameters of a GPU kernel: bytes that are copied as they stand, at most 4 KB.

@@ -11,6 +11,7 @@ from . import platforms
 platforms.load()
 
 from . import _fake  # noqa: E402,F401  needs the schemas that load() registered
+from .offload import calibrate_swaps, empty_pinned  # noqa: E402
 from .ops import (  # noqa: E402
     concat_and_cache_mla,
     concat_and_cache_mla_grouped,
@@ -25,6 +26,8 @@ from .ops import (  # noqa: E402
     reshape_and_cache,
     reshape_and_cache_flash,
     swap_blocks,
+    swap_blocks_batch,
+    swap_blocks_layers,
 )
 
 try:
@@ -33,6 +36,7 @@ except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "calibrate_swaps",
     "concat_and_cache_mla",
     "concat_and_cache_mla_grouped",
     "concat_and_cache_mla_rope_fused",
@@ -42,9 +46,12 @@ __all__ = [
     "cp_gather_cache",
     "cp_gather_indexer_k_quant_cache",
     "gather_and_maybe_dequant_cache",
+    "empty_pinned",
     "indexer_k_quant_and_cache",
     "platforms",
     "reshape_and_cache",
     "reshape_and_cache_flash",
     "swap_blocks",
+    "swap_blocks_batch",
+    "swap_blocks_layers",
 ]

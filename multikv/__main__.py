@@ -68,6 +68,8 @@ CASES = [
     *(_case(_cases.swap_blocks, f"{name}, 256 x 32 KiB", {"num_blocks": 8, "block_bytes": 4096},
             {"num_blocks": 256, "block_bytes": 32768}, direction=direction)
       for name, direction in (("to the host", "d2h"), ("from the host", "h2d"))),
+    _case(_cases.swap_blocks_layers, "to the host, 8 x 64 x 32 KiB", {"num_blocks": 8, "block_bytes": 4096},
+          {"num_blocks": 64, "block_bytes": 32768}, direction="d2h", num_layers=8),
 ]
 
 

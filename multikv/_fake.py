@@ -5,6 +5,7 @@ op really runs, with the same text on every device. One meta tensor among real o
 pass in silence.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,8 @@ from .platforms import op_names
 
 def _writing_its_arguments(name: str) -> Callable[..., None]:
     def fake(*args: object, **kwargs: object) -> None:
-        types = {x.device.type for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)}
+        lists = [x if isinstance(x, (list, tuple)) else [x] for x in (*args, *kwargs.values())]
+        types = {x.device.type for x in itertools.chain(*lists) if isinstance(x, torch.Tensor)}
         if "meta" in types and len(types) > 1:
             raise RuntimeError(f"{name}: expected all tensors on one device, got {', '.join(sorted(types))}")
 

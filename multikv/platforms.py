@@ -5,6 +5,7 @@ The only place that reads `torch.version` and the environment:
 - `MULTIKV_PLATFORM` = auto (default), cpu, cuda or rocm: load this GPU library, or none, whatever is detected; it is an
   ImportError if that one cannot be loaded.
 - `MULTIKV_CPU_ISA` = baseline, avx2 or avx512: the instruction set of the CPU kernels; default: the best the CPU has.
+- `MULTIKV_SWAP` = auto (default), copy_engine or kernel: what copies blocks between the memories of GPU and host.
 - `MULTIKV_CHECK_INDICES` = 1: GPU ops check their indices too, at the price of a synchronisation.
 """
 
@@ -20,6 +21,7 @@ from . import _hosts
 
 _LIBRARY_DIR = Path(__file__).parent / "lib"
 _GPU_PLATFORMS = ("cuda", "rocm")
+_SWAP_STRATEGIES = ("auto", "copy_engine", "kernel")
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Library:
 
 
 _libraries: dict[str, Library] = {}
+_swap_strategy = "auto"
 _registrations: list[torch.library.Library] = []  # kernels that Python registers live as long as these
 
 
@@ -91,6 +94,35 @@ def set_check_indices(enabled: bool) -> None:
             _libraries[name].handle.multikv_set_check_indices(int(enabled))
 
 
+def set_swap_strategy(name: str) -> None:
+    """What copies the blocks of swaps on a GPU, for the whole process: "auto", "copy_engine" or "kernel".
+
+    auto chooses for each run of neighbouring blocks, by its size; see docs/swap.md. Memory that a kernel cannot see,
+    which is that of the host where it is not pinned, and that of another GPU, always goes by the copy engines. On a
+    host without a GPU it is checked, and does nothing.
+
+    Raises:
+        RuntimeError: another name.
+    """
+    if name not in _SWAP_STRATEGIES:
+        raise RuntimeError(f"swap strategy: expected one of {', '.join(_SWAP_STRATEGIES)}, got '{name}'")
+    for library in _libraries.values():
+        if library.name in _GPU_PLATFORMS and library.handle is not None:
+            library.handle.multikv_set_swap_strategy(_SWAP_STRATEGIES.index(name))
+    global _swap_strategy
+    _swap_strategy = name
+
+
+def swap_strategy() -> str:
+    """What set_swap_strategy, or else MULTIKV_SWAP, has set."""
+    return _swap_strategy
+
+
+def gpu_library() -> ctypes.CDLL | None:
+    """The library that serves GPU tensors here, if one does."""
+    return next((_libraries[name].handle for name in _GPU_PLATFORMS if _libraries[name].loaded), None)
+
+
 def load() -> None:
     """Loads the CPU library and the GPU library that serves this host. `import multikv` calls it, once."""
     if _libraries:
@@ -109,6 +141,9 @@ def _load() -> None:
     check_indices = os.environ.get("MULTIKV_CHECK_INDICES", "0")
     if check_indices not in ("0", "1"):
         raise ImportError(f"MULTIKV_CHECK_INDICES: expected 0 or 1, got '{check_indices}'")
+    strategy = os.environ.get("MULTIKV_SWAP", "auto")
+    if strategy not in _SWAP_STRATEGIES:
+        raise ImportError(f"MULTIKV_SWAP: expected one of {', '.join(_SWAP_STRATEGIES)}, got '{strategy}'")
     for name in ("cpu", *_GPU_PLATFORMS):
         _libraries[name] = _describe(name)
     cpu = _libraries["cpu"]
@@ -139,6 +174,9 @@ def _load() -> None:
     if platform() == "cpu":
         _refuse_gpu_tensors()
     set_check_indices(check_indices == "1")
+    set_swap_strategy(strategy)
+    if gpu := gpu_library():  # addresses are the CPU library's to copy, and it asks this one
+        cpu.handle.multikv_set_batch_of_gpu(ctypes.cast(gpu.multikv_batch_of_gpu, ctypes.c_void_p))
 
 
 def _describe(name: str) -> Library:

@@ -74,6 +74,14 @@ def check_indices() -> Iterator[Callable[[bool], None]]:
 
 
 @pytest.fixture
+def swap_strategy() -> Iterator[Callable[[str], None]]:
+    """Sets what copies the blocks of swaps on a GPU."""
+    before = platforms.swap_strategy()
+    yield platforms.set_swap_strategy
+    platforms.set_swap_strategy(before)
+
+
+@pytest.fixture
 def any_device(device_type: str) -> torch.device:
     """CPU and GPU once each, for what does not depend on the instruction set."""
     return torch.device("cuda", torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")

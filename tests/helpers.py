@@ -33,12 +33,17 @@ OPS = (
     "indexer_k_quant_and_cache",
     "cp_gather_indexer_k_quant_cache",
     "swap_blocks",
+    "swap_blocks_layers",
+    "swap_blocks_batch",
     "concat_mla_q",
     "concat_and_cache_mla_grouped",
 )
 
 # The arguments of a call by name, in the order of the schema.
 Arguments = dict[str, object]
+
+# Those that hold addresses, of the memory that they lie in.
+ADDRESSES = ("kv_cache_ptrs", "src_ptrs", "dst_ptrs")
 
 
 def short(value: object) -> str | None:
@@ -142,18 +147,25 @@ def storage_bytes(x: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
 
 
+def tensors_of(arguments: Arguments) -> dict[str, Tensor]:
+    """All tensors of a call, those of lists as name[i]."""
+    lists = {name: list(x) for name, x in arguments.items() if isinstance(x, (list, tuple))}
+    listed = {f"{name}[{i}]": x for name, items in lists.items() for i, x in enumerate(items)}
+    return {name: x for name, x in (arguments | listed).items() if isinstance(x, Tensor)}
+
+
 def move_addresses(name: str, copied: Tensor, original: Tensor) -> None:
-    """kv_cache_ptrs holds addresses of the memory that it lies in: those of a copy shall be of the copy's memory."""
-    if name == "kv_cache_ptrs":
+    """Addresses in a copy shall be of the copy's memory."""
+    if name in ADDRESSES:
         copied += storage_bytes(copied).data_ptr() - storage_bytes(original).data_ptr()
 
 
 def overwrite(arguments: Arguments, others: Arguments) -> None:
     """Gives the memory of every tensor the contents of the other's, which is as large."""
-    for name, x in arguments.items():
-        if isinstance(x, Tensor):
-            storage_bytes(x).copy_(storage_bytes(others[name]))
-            move_addresses(name, x, others[name])
+    theirs = tensors_of(others)
+    for name, x in tensors_of(arguments).items():
+        storage_bytes(x).copy_(storage_bytes(theirs[name]))
+        move_addresses(name, x, theirs[name])
 
 
 def copy_of(arguments: Arguments, device: torch.device | str | None = "cpu") -> Arguments:
@@ -164,6 +176,8 @@ def copy_of(arguments: Arguments, device: torch.device | str | None = "cpu") -> 
     storages: dict[int, torch.UntypedStorage] = {}
 
     def copy(name: str, x: object) -> object:
+        if isinstance(x, (list, tuple)):
+            return [copy(name, item) for item in x]
         if not isinstance(x, Tensor):
             return x
         bytes, place = storage_bytes(x), x.device if device is None else device
@@ -186,24 +200,24 @@ def assert_same_bytes(actual: Arguments, expected: Arguments, nan_outputs: Seque
     `nan_outputs` names tensors of floats in which one NaN is as good as another; what surrounds them is still compared
     byte for byte.
     """
-    for device in {x.device for x in actual.values() if isinstance(x, Tensor) and x.is_cuda}:
+    ours, theirs = tensors_of(actual), tensors_of(expected)
+    for device in {x.device for x in ours.values() if x.is_cuda}:
         torch.cuda.synchronize(device)  # for the end of a copy to pinned memory, nothing below waits
-    for name, x in actual.items():
-        if isinstance(x, Tensor):
-            got, wanted = _memory(name, x), _memory(name, expected[name])
-            if name in nan_outputs:
-                got = _with_nans_of(wanted, got, x)
-            if not torch.equal(got, wanted):
-                where = (got != wanted).nonzero().flatten()
-                first = where[0].item()
-                raise AssertionError(
-                    f"{name}: {len(where)} of {len(got)} bytes differ, the first at byte {first} (tensor starts at "
-                    f"{x.storage_offset() * x.element_size()}): got {got[first]:#04x}, expected {wanted[first]:#04x}"
-                )
+    for name, x in ours.items():
+        got, wanted = _memory(name, x), _memory(name, theirs[name])
+        if name in nan_outputs:
+            got = _with_nans_of(wanted, got, x)
+        if not torch.equal(got, wanted):
+            where = (got != wanted).nonzero().flatten()
+            first = where[0].item()
+            raise AssertionError(
+                f"{name}: {len(where)} of {len(got)} bytes differ, the first at byte {first} (tensor starts at "
+                f"{x.storage_offset() * x.element_size()}): got {got[first]:#04x}, expected {wanted[first]:#04x}"
+            )
 
 
 def _memory(name: str, x: Tensor) -> Tensor:
-    if name != "kv_cache_ptrs":
+    if name not in ADDRESSES:
         return storage_bytes(x).cpu()
     x = copy_of({name: x})[name]
     x -= storage_bytes(x).data_ptr()

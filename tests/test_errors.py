@@ -21,8 +21,7 @@ from bad_calls import Bad
 from calls import CALLS
 from calls.gather import gather_arguments
 from calls.reshape_and_cache import flash_arguments
-from calls.swap import swap_arguments
-from helpers import OPS, assert_same_bytes, check, copy_of, run
+from helpers import OPS, assert_same_bytes, check, copy_of, run, tensors_of
 
 FAMILIES = (
     bad_reshape_and_cache,
@@ -48,7 +47,8 @@ BAD_BOUNDS = bad_calls("BAD_BOUNDS")
 
 # One of each op, of which every tensor is read or written.
 NAMES = ("flash-fp8", "packed-fp8", "mla-fp8", "rope-neox", "grouped-fp8", "concat_q", "to_fp8", "gather-starts")
-NAMES += ("dequant-starts", "upconvert-host", "indexer_write", "indexer_gather", "swap")
+NAMES += ("dequant-starts", "upconvert-host", "indexer_write", "indexer_gather")
+NAMES += ("swap", "swap_layers", "swap_batch-pageable")
 GOOD_CALLS = {CALLS[name].op: CALLS[name] for name in NAMES}
 
 
@@ -144,18 +144,8 @@ def test_one_meta_tensor_among_others(any_device, op):
         wrong = call | {name: x.to("meta")}
         with pytest.raises(RuntimeError) as caught:
             run(op, wrong)
-        types = sorted({x.device.type for x in wrong.values() if isinstance(x, torch.Tensor)})
+        types = sorted({x.device.type for x in tensors_of(wrong).values()})
         assert str(caught.value) == f"{op}: expected all tensors on one device, got {', '.join(types)}"
-
-
-def test_swap_between_two_gpus(gpu):
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
-    call = swap_arguments(torch.device("cuda", 0))
-    call["dst"] = call["dst"].to("cuda:1")
-    with pytest.raises(RuntimeError) as caught:
-        run("swap_blocks", call)
-    assert str(caught.value) == "swap_blocks: dst: expected device cuda:0 like src, got cuda:1"
 
 
 @pytest.mark.parametrize("op", GOOD_CALLS)

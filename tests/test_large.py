@@ -81,7 +81,7 @@ def shares_memory(a: object, b: torch.Tensor) -> bool:
 SPREAD = [
     name
     for name, call in CALLS.items()
-    if call.op != "swap_blocks"
+    if not call.op.startswith("swap_blocks")
     and not call.nan_outputs
     and not name.endswith(("no_tokens", "no_sequences", "nothing"))
 ]

@@ -158,6 +158,30 @@ def test_mismatching_schema_does_not_compile(compile, what):
     assert MISMATCH in result.stderr
 
 
+LISTS = "const TensorList&, const MutableTensorList&, const MutableTensor&"
+WRONG_LISTS = {
+    "tensor_for_list": "op(Tensor x, Tensor(a!)[] y, Tensor(b!) z) -> ()",
+    "list_for_tensor": "op(Tensor[] x, Tensor(a!)[] y, Tensor(b!)[] z) -> ()",
+    "tensor_for_written_list": "op(Tensor[] x, Tensor(a!) y, Tensor(b!) z) -> ()",
+    "list_not_written": "op(Tensor[] x, Tensor[] y, Tensor(a!) z) -> ()",
+    "list_written_but_const": "op(Tensor(a!)[] x, Tensor(b!)[] y, Tensor(c!) z) -> ()",
+    "optional_list": "op(Tensor[] x, Tensor(a!)[]? y, Tensor(b!) z) -> ()",
+    "alias_letter_of_list": "op(Tensor[] x, Tensor(b!)[] y, Tensor(a!) z) -> ()",
+}
+
+
+def test_matching_lists_compile(compile):
+    result = compile("op(Tensor[] x, Tensor(a!)[] y, Tensor(b!) z) -> ()", LISTS)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("what", WRONG_LISTS)
+def test_mismatching_lists_do_not_compile(compile, what):
+    result = compile(WRONG_LISTS[what], LISTS)
+    assert result.returncode != 0
+    assert MISMATCH in result.stderr
+
+
 @pytest.mark.parametrize("what", WRONG_PARAMETERS)
 def test_parameters_unknown_to_schemas_do_not_compile(compile, what):
     result = compile(SCHEMA, WRONG_PARAMETERS[what])

@@ -81,6 +81,31 @@ def test_many_pairs_of_large_blocks(device):
     check_all_directions(device, pairs=pairs, src_blocks=50, dst_blocks=50, block_shape=(30_001,), dtype=torch.uint8)
 
 
+@pytest.mark.parametrize("blocks", [300, 5000, 5_000_000])
+def test_what_is_wrong_is_found_among_many_pairs(any_device, blocks):
+    """However the blocks are numbered, and in whatever order the pairs come."""
+    memory = torch.zeros(blocks, dtype=torch.uint8, device=any_device)
+    numbers = torch.randint(blocks, (blocks if blocks < 10_000 else 10_000,)).unique()
+    numbers = numbers[torch.randperm(len(numbers))][: len(numbers) // 2 * 2]
+    good = numbers.view(-1, 2)
+    run(OP, {"src": memory, "dst": memory, "block_size_in_bytes": 1, "block_mapping": good})
+    for _ in range(5):
+        i, j = torch.randperm(len(good))[:2].tolist()
+        twice, read = good.clone(), good.clone()
+        twice[i, 1] = good[j, 1]
+        read[i, 0] = good[j, 1]
+        first, second = sorted((i, j))
+        messages = (
+            f"blocks of dst that differ, got block {good[j, 1]} in pairs {first} and {second}",
+            f"pairs that read nothing that is written, got pair {i}, whose block {good[j, 1]} of src overlaps "
+            f"block {good[j, 1]} of dst, that of pair {j}",
+        )
+        for mapping, message in zip((twice, read), messages):
+            with pytest.raises(RuntimeError) as caught:
+                run(OP, {"src": memory, "dst": memory, "block_size_in_bytes": 1, "block_mapping": mapping})
+            assert str(caught.value) == f"{OP}: block_mapping: expected {message}"
+
+
 @pytest.mark.parametrize("pairs", [[(0, 0)], [(3, 1), (3, 2), (4, 0)], [(7, 6), (8, 5)], []], ids=str)
 def test_within_one_tensor(device, pairs):
     """To blocks that no pair reads."""

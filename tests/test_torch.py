@@ -49,7 +49,7 @@ def test_keyword_arguments(any_device, op):
         expected = copy_of(call)
         getattr(reference, op)(**expected)
         defaults = {name: p.default for name, p in inspect.signature(getattr(multikv, op)).parameters.items()}
-        named = {name: x for name, x in call.items() if isinstance(x, Tensor) or x is None or x != defaults[name]}
+        named = {name: x for name, x in call.items() if isinstance(x, (Tensor, list)) or x is None or x != defaults[name]}
         function(**dict(reversed(named.items())))
         assert_same_bytes(call, expected)
 
@@ -156,7 +156,7 @@ def test_compiled(any_device, op, dynamic):
     assert not allocations(code)
     call, first = make(any_device, **ONE_OF_EACH[op].larger), call
     # A number in a schema is a constant of the graph: another number is another graph.
-    if dynamic and all(isinstance(x, Tensor) or x == first[name] for name, x in call.items()):
+    if dynamic and all(isinstance(x, (Tensor, list)) or x == first[name] for name, x in call.items()):
         expected = copy_of(call, None)
         run(op, expected)
         with torch._dynamo.config.patch(error_on_recompile=True):

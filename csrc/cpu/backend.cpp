@@ -29,4 +29,7 @@ extern "C" {
 __attribute__((visibility("default"))) const char* multikv_cpu_isa() { return multikv::cpu::isa_name(); }
 __attribute__((visibility("default"))) const char* multikv_cpu_isas() { return multikv::cpu::supported_isa_names(); }
 __attribute__((visibility("default"))) int multikv_set_cpu_isa(const char* name) { return multikv::cpu::set_isa(name); }
+__attribute__((visibility("default"))) void multikv_set_batch_of_gpu(void* copy) {
+  multikv::cpu::set_batch_of_gpu(reinterpret_cast<multikv::cpu::BatchOfGpu>(copy));
+}
 }

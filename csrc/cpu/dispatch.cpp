@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 
 #include "kernels.h"
@@ -27,6 +28,7 @@ struct Kernels {
   decltype(&cp_gather_indexer_k_quant_cache<Isa::kBaseline>) cp_gather_indexer_k_quant_cache;
   decltype(&convert_fp8<Isa::kBaseline>) convert_fp8;
   decltype(&swap_blocks<Isa::kBaseline>) swap_blocks;
+  decltype(&swap_blocks_batch<Isa::kBaseline>) swap_blocks_batch;
 };
 
 template <Isa isa>
@@ -46,6 +48,7 @@ constexpr Kernels kernels_of(const char* name, bool (*is_supported)()) {
       .cp_gather_indexer_k_quant_cache = &cp_gather_indexer_k_quant_cache<isa>,
       .convert_fp8 = &convert_fp8<isa>,
       .swap_blocks = &swap_blocks<isa>,
+      .swap_blocks_batch = &swap_blocks_batch<isa>,
   };
 }
 
@@ -239,9 +242,37 @@ void launch(const ConvertFp8Params& p) {
   for_pieces(count, bytes_moved, [&](int64_t begin, int64_t end) { kernels().convert_fp8(p, begin, end, stores); });
 }
 
+// Blocks that move elsewhere are rarely read soon: they bypass the caches where other outputs, so many times as large, would.
+constexpr int64_t kRarelyReadSoon = 16;
+
 void launch(const SwapBlocksParams& p) {
-  const Stores stores = stores_for(p.num_bytes);
-  for_pieces(p.num_bytes, 2, [&](int64_t begin, int64_t end) { kernels().swap_blocks(p, begin, end, stores); });
+  const int64_t layer_bytes = p.num_blocks * p.block_bytes, num_bytes = p.num_layers * layer_bytes;
+  const Stores stores = stores_for(kRarelyReadSoon * num_bytes);
+  for_pieces(num_bytes, 2, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t layer = begin / layer_bytes, first = layer * layer_bytes;
+      const int64_t stop = std::min(end, first + layer_bytes);
+      kernels().swap_blocks(p, layer, begin - first, stop - first, stores);
+      begin = stop;
+    }
+  });
+}
+
+namespace {
+std::atomic<BatchOfGpu> batch_of_gpu{nullptr};
+}
+
+void set_batch_of_gpu(BatchOfGpu copy) { batch_of_gpu.store(copy); }
+
+void launch(const SwapBlocksBatchParams& p) {
+  if (const BatchOfGpu copy = batch_of_gpu.load()) {
+    char error[512] = "";
+    const bool is_done = copy(&p, error, sizeof error);
+    if (error[0] != '\0') throw std::runtime_error(error);
+    if (is_done) return;
+  }
+  const Stores stores = stores_for(kRarelyReadSoon * p.num_bytes);
+  for_pieces(p.num_bytes, 2, [&](int64_t begin, int64_t end) { kernels().swap_blocks_batch(p, begin, end, stores); });
 }
 
 }  // namespace multikv::cpu

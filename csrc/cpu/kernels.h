@@ -50,8 +50,12 @@ void cp_gather_indexer_k_quant_cache(const CpGatherIndexerKQuantCacheParams& p, 
 template <Isa isa>
 void convert_fp8(const ConvertFp8Params& p, int64_t begin, int64_t end, Stores stores);
 
-// [begin, end): of the bytes of all runs together.
+// [begin, end): of the bytes of all runs together, in that layer.
 template <Isa isa>
-void swap_blocks(const SwapBlocksParams& p, int64_t begin, int64_t end, Stores stores);
+void swap_blocks(const SwapBlocksParams& p, int64_t layer, int64_t begin, int64_t end, Stores stores);
+
+// [begin, end): of the bytes of all copies together.
+template <Isa isa>
+void swap_blocks_batch(const SwapBlocksBatchParams& p, int64_t begin, int64_t end, Stores stores);
 
 }  // namespace multikv::cpu

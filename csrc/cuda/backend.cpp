@@ -4,9 +4,11 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <atomic>
+#include <cstdio>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "../ops.h"
 #include "launch.h"
@@ -19,7 +21,11 @@ std::atomic<bool> check_indices{false};
 
 [[noreturn]] void fail(std::string_view op, cudaError_t error) {
   static_cast<void>(cudaGetLastError());  // or the next call would find this error and take it for its own
-  throw std::runtime_error(std::string(op) + ": " + kVendor + " error: " + cudaGetErrorString(error));
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const bool is_lost = cudaStreamIsCapturing(nullptr, &status) == error;  // some errors stay whatever is called
+  static_cast<void>(cudaGetLastError());
+  throw std::runtime_error(std::string(op) + ": " + kVendor + " error: " + cudaGetErrorString(error) +
+                           (is_lost ? " (the device's context is lost: no call will work in this process)" : ""));
 }
 
 void check(std::string_view op, cudaError_t error) {
@@ -104,7 +110,9 @@ struct Backend {
     static_assert(LaunchParams<Params>);
     const int32_t device_index = call.device_index();
     const DeviceGuard guard(call.op(), device_index);
-    launch(params, {current_stream(device_index), num_multiprocessors(device_index)});
+    const Context context{current_stream(device_index), num_multiprocessors(device_index), device_index, current_stream};
+    if constexpr (std::is_void_v<decltype(launch(params, context))>) launch(params, context);
+    else check(call.op(), launch(params, context));
     check(call.op(), cudaGetLastError());
   }
 };
@@ -114,6 +122,26 @@ struct Backend {
 
 STABLE_TORCH_LIBRARY_IMPL(multikv, CUDA, m) { multikv::implement_ops<multikv::gpu::Backend>(m); }
 
-extern "C" __attribute__((visibility("default"))) void multikv_set_check_indices(int enabled) {
+extern "C" {
+__attribute__((visibility("default"))) void multikv_set_check_indices(int enabled) {
   multikv::gpu::check_indices.store(enabled != 0);
+}
+
+// For the CPU's library, which is called for addresses; see cpu/launch.h.
+__attribute__((visibility("default"))) bool multikv_batch_of_gpu(const multikv::SwapBlocksBatchParams* p, char* error,
+                                                                 int64_t error_size) {
+  using namespace multikv::gpu;
+  constexpr std::string_view kOp = "swap_blocks_batch";
+  try {
+    int device_index = 0;
+    check(kOp, cudaGetDevice(&device_index));
+    if (!has_context(device_index)) return false;  // this process has used no GPU: nothing there is a GPU's
+    const Context context{current_stream(device_index), num_multiprocessors(device_index), device_index, current_stream};
+    check(kOp, launch(*p, context));
+    check(kOp, cudaGetLastError());
+  } catch (const std::exception& caught) {
+    std::snprintf(error, error_size, "%s", caught.what());
+  }
+  return true;
+}
 }

@@ -10,6 +10,8 @@ namespace multikv::gpu {
 struct Context {
   cudaStream_t stream;
   int num_multiprocessors;
+  int32_t device_index;
+  cudaStream_t (*stream_of)(int32_t device_index);  // torch's current one of another device
 };
 
 void launch(const ReshapeAndCacheFlashParams& p, const Context& context);
@@ -24,6 +26,8 @@ void launch(const GatherAndMaybeDequantCacheParams& p, const Context& context);
 void launch(const CpGatherAndUpconvertFp8KvCacheParams& p, const Context& context);
 void launch(const IndexerKQuantAndCacheParams& p, const Context& context);
 void launch(const CpGatherIndexerKQuantCacheParams& p, const Context& context);
-void launch(const SwapBlocksParams& p, const Context& context);
+// These use calls that report errors of their own.
+cudaError_t launch(const SwapBlocksParams& p, const Context& context);
+cudaError_t launch(const SwapBlocksBatchParams& p, const Context& context);
 
 }  // namespace multikv::gpu

@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace multikv {
 
@@ -65,6 +66,17 @@ class MutableTensor : public Tensor {
   void* mutable_data() const;
 };
 
+// `Tensor[]` and `Tensor(a!)[]` in the schema.
+template <class Element>
+struct ListOf {
+  std::vector<Element> items;
+
+  int64_t size() const { return static_cast<int64_t>(items.size()); }
+  const Element& operator[](int64_t i) const { return items[i]; }
+};
+using TensorList = ListOf<Tensor>;
+using MutableTensorList = ListOf<MutableTensor>;
+
 // Which names an op takes for the format of its cache: those of most caches; these and fp8_ds_mla; those of fp8 alone;
 // those of the indexer's cache.
 enum class FormatNames : uint8_t { kCache = 1, kMla = 2, kFp8 = 4, kIndexer = 8 };
@@ -115,6 +127,25 @@ struct ToImpl<std::optional<multikv::Tensor>> {
     std::optional<multikv::Tensor> tensor(std::in_place, to<AtenTensorHandle>(*inner));
     delete inner;
     return tensor;
+  }
+};
+
+// The list owns a handle of each tensor, and hands it over.
+template <class Element>
+struct ToImpl<multikv::ListOf<Element>> {
+  static multikv::ListOf<Element> call(StableIValue value, uint64_t, bool) {
+    auto handle = to<StableListHandle>(value);
+    multikv::ListOf<Element> list;
+    size_t size = 0;
+    torch_list_size(handle, &size);
+    list.items.reserve(size);
+    for (size_t i = 0; i < size; ++i) {
+      StableIValue item{};
+      torch_list_get_item(handle, i, &item);
+      list.items.emplace_back(to<AtenTensorHandle>(item));
+    }
+    torch_delete_list(handle);
+    return list;
   }
 };
 

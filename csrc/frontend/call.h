@@ -42,6 +42,8 @@ class Call {
 
   // Every tensor of a call is one (None is not), and on the device of the first that is checked.
   void check_device(std::string_view argument, const Tensor& tensor);
+  // Or on another device of that type.
+  void check_peer_device(std::string_view argument, const Tensor& tensor);
   // But those that must be on the CPU.
   void check_on_cpu(std::string_view argument, const Tensor& tensor) const;
   void check_dim(std::string_view argument, const Tensor& tensor, int64_t dim) const;

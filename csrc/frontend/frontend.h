@@ -65,4 +65,10 @@ CpGatherIndexerKQuantCacheParams make_cp_gather_indexer_k_quant_cache_params(
 SwapBlocksParams make_swap_blocks_params(Call& call, const Tensor& src, const MutableTensor& dst,
                                          int64_t block_size_in_bytes, const Tensor& block_mapping);
 
+SwapBlocksParams make_swap_blocks_layers_params(Call& call, const TensorList& src, const MutableTensorList& dst,
+                                                int64_t block_size_in_bytes, const Tensor& block_mapping);
+
+SwapBlocksBatchParams make_swap_blocks_batch_params(Call& call, const Tensor& src_ptrs, const MutableTensor& dst_ptrs,
+                                                    const Tensor& sizes, bool is_src_access_order_any);
+
 }  // namespace multikv

@@ -22,6 +22,10 @@ inline constexpr std::string_view schema_type<const MutableTensor&> = "Tensor(!)
 template <>
 inline constexpr std::string_view schema_type<const std::optional<Tensor>&> = "Tensor?";
 template <>
+inline constexpr std::string_view schema_type<const TensorList&> = "Tensor[]";
+template <>
+inline constexpr std::string_view schema_type<const MutableTensorList&> = "Tensor(!)[]";
+template <>
 inline constexpr std::string_view schema_type<const FormatName&> = "str";
 template <>
 inline constexpr std::string_view schema_type<int64_t> = "int";
@@ -35,9 +39,11 @@ constexpr std::string_view op_name(std::string_view schema) { return schema.subs
 // True where `text` (one argument of a schema, "Tensor(a!) dst") is of this type. `alias` counts the written tensors.
 constexpr bool is_of_type(std::string_view text, std::string_view type, char& alias) {
   const std::string_view written = text.substr(0, text.find(' '));
-  if (type != "Tensor(!)") return !type.empty() && written == type;
+  constexpr std::string_view kTensor = "Tensor(!)";
+  if (!type.starts_with(kTensor)) return !type.empty() && written == type;
   const char expected[] = {'T', 'e', 'n', 's', 'o', 'r', '(', alias++, '!', ')'};
-  return written == std::string_view(expected, sizeof expected);
+  return written.starts_with(std::string_view(expected, sizeof expected)) &&
+         written.substr(sizeof expected) == type.substr(kTensor.size());
 }
 
 // True where the schema's arguments are exactly of these types and it returns nothing.

@@ -1,123 +1,144 @@
-#include <algorithm>
-#include <vector>
-
 #include "frontend.h"
+#include "swap_mapping.h"
 
 namespace multikv {
 
 namespace {
 
-// A row of block_mapping, and which.
-struct Pair {
-  int64_t src, dst, at;
-};
-
-// One of the two tensors, in blocks.
-struct Side {
-  std::string_view name;
-  uint64_t address;
-  int64_t num_blocks;
-
-  Side(const Call& call, std::string_view name, const Tensor& tensor, int64_t block_bytes)
-      : name(name), address(reinterpret_cast<uintptr_t>(call.data(name, tensor))),
-        num_blocks(tensor.numel() * tensor.element_bytes() / block_bytes) {}
-};
-
-// The host's tensors may be anywhere on the CPU, the device's are all on one.
-void check_tensor(Call& call, std::string_view argument, const Tensor& tensor) {
-  if (tensor.is_none() || tensor.device().type != aoti_torch_device_type_cpu() ||
-      call.backend().device_type() == aoti_torch_device_type_cpu()) {
-    call.check_device(argument, tensor);
+// The host's tensors may be anywhere on the CPU; the op runs on the device of src, or of dst if src is the host's.
+void check_tensor(Call& call, const SwapSide& side, const Tensor& tensor, const Tensor& first) {
+  const auto fail = [&](std::string_view expected, std::string_view got) { call.fail(side.text(), expected, got); };
+  if (tensor.is_none()) fail("a tensor", "None");
+  if (side.index > 0) {
+    if (!(tensor.device() == first.device())) {
+      fail(join({"device ", device_text(first.device()), " like ", side.name, "[0]"}), device_text(tensor.device()));
+    }
+  } else if (tensor.device().type != aoti_torch_device_type_cpu()) {
+    call.check_peer_device(side.name, tensor);
+  } else if (call.backend().device_type() == aoti_torch_device_type_cpu()) {
+    call.check_device(side.name, tensor);
   }
-  if (!tensor.is_contiguous()) call.fail(argument, "a contiguous tensor", layout_text(tensor));
+  if (!tensor.is_contiguous()) fail("a contiguous tensor", layout_text(tensor));
 }
 
-void check_block(const Call& call, const Side& side, int64_t row, int column, int64_t block) {
-  if (block >= 0 && block < side.num_blocks) return;
-  call.fail_index("block_mapping", std::to_string(row) + ", " + std::to_string(column),
-                  join({"a block of ", side.name, " from 0 to ", std::to_string(side.num_blocks - 1)}), block);
+int32_t device_of(const Tensor& tensor) {
+  return tensor.device().type == aoti_torch_device_type_cpu() ? -1 : tensor.device().index;
 }
 
-std::vector<Pair> read_pairs(const Call& call, const Tensor& block_mapping, const Side& src, const Side& dst) {
-  const auto* mapping = static_cast<const int64_t*>(call.data("block_mapping", block_mapping));
-  std::vector<Pair> pairs(block_mapping.size(0));
-  for (int64_t i = 0; i < block_mapping.size(0); ++i) {
-    const int64_t* row = mapping + i * block_mapping.stride(0);
-    check_block(call, src, i, 0, row[0]);
-    check_block(call, dst, i, 1, row[1]);
-    pairs[i] = {row[0], row[1], i};
-  }
-  return pairs;
+SwapSide side_of(const Call& call, std::string_view name, int64_t index, const Tensor& tensor, int64_t block_bytes) {
+  SwapSide side{name, index, 0, tensor.numel() * tensor.element_bytes() / block_bytes};
+  side.address = reinterpret_cast<uintptr_t>(index < 0 ? call.data(name, tensor) : call.data(side.text(), tensor));
+  return side;
 }
 
-// No pair reads or writes what another one writes. `pairs` are sorted by dst.
-void check_overlaps(const Call& call, const std::vector<Pair>& pairs, const Side& src, const Side& dst,
-                    uint64_t block_bytes) {
-  const auto text = [](int64_t number) { return std::to_string(number); };
-  for (size_t i = 1; i < pairs.size(); ++i) {
-    const Pair &a = pairs[i - 1], &b = pairs[i];
-    if (a.dst != b.dst) continue;
-    call.fail("block_mapping", "blocks of dst that differ",
-              join({"block ", text(b.dst), " in pairs ", text(a.at), " and ", text(b.at)}));
-  }
-  const uint64_t src_end = src.address + src.num_blocks * block_bytes;
-  const uint64_t dst_end = dst.address + dst.num_blocks * block_bytes;
-  if (src.address >= dst_end || dst.address >= src_end) return;
-  for (const Pair& reader : pairs) {
-    // The first written block that ends after this one begins.
-    const uint64_t begin = src.address + reader.src * block_bytes;
-    const auto writer = std::partition_point(pairs.begin(), pairs.end(), [&](const Pair& pair) {
-      return dst.address + (pair.dst + 1) * block_bytes <= begin;
-    });
-    if (writer == pairs.end() || dst.address + writer->dst * block_bytes >= begin + block_bytes) continue;
-    call.fail("block_mapping", "pairs that read nothing that is written",
-              join({"pair ", text(reader.at), ", whose block ", text(reader.src), " of src overlaps block ",
-                    text(writer->dst), " of dst, that of pair ", text(writer->at)}));
-  }
+void check_mapping(const Call& call, const Tensor& block_mapping) {
+  call.check_dim("block_mapping", block_mapping, 2);
+  call.check_dtype("block_mapping", block_mapping, Dtype::kInt64, "");
+  call.check_size("block_mapping", block_mapping, 1, 2, "a block of src and one of dst");
+  call.check_inner_stride("block_mapping", block_mapping);
 }
 
-// Neighbours on both sides become one copy.
-void merge(const std::vector<Pair>& pairs, int64_t block_bytes, std::vector<SwapRun>& runs) {
-  runs.clear();
-  for (size_t i = 0; i < pairs.size(); ++i) {
-    const bool continues = i > 0 && pairs[i].src == pairs[i - 1].src + 1 && pairs[i].dst == pairs[i - 1].dst + 1;
-    if (continues) runs.back().num_bytes += block_bytes;
-    else runs.push_back({pairs[i].src * block_bytes, pairs[i].dst * block_bytes, block_bytes,
-                         static_cast<int64_t>(i) * block_bytes});
+// `index(i)`: that of layer i in the lists, -1 where there are none.
+template <class Source, class Target, class Index>
+SwapBlocksParams make_params(Call& call, int64_t num_layers, Source src, Target dst, Index index, int64_t block_bytes,
+                             const Tensor& block_mapping) {
+  SwapBlocksParams p{};
+  for (int64_t i = 0; i < num_layers; ++i) check_tensor(call, {"src", index(i), 0, 0}, src(i), src(0));
+  for (int64_t i = 0; i < num_layers; ++i) check_tensor(call, {"dst", index(i), 0, 0}, dst(i), dst(0));
+  call.check_at_least("block_size_in_bytes", block_bytes, 1);
+  check_mapping(call, block_mapping);
+  if (block_mapping.size(0) == 0 || num_layers == 0) {
+    call.set_nothing_to_do();
+    return p;
   }
+  static thread_local std::vector<SwapSides> sides;
+  static thread_local std::vector<SwapLayer> layers;  // lives until launch() returns, which is before the next call
+  sides.clear();
+  for (int64_t i = 0; i < num_layers; ++i) {
+    sides.push_back({side_of(call, "src", index(i), src(i), block_bytes), side_of(call, "dst", index(i), dst(i), block_bytes)});
+  }
+  const SwapRuns made = make_swap_runs(call, sides, block_bytes, block_mapping);
+  layers.clear();
+  for (int64_t i = 0; i < num_layers; ++i) {
+    const void* from = reinterpret_cast<const void*>(sides[i].src.address);
+    layers.push_back({from, dst(i).mutable_data()});  // after all checks: this is where a copy on write would copy
+  }
+  p.layers = layers.data();
+  p.runs = made.runs->data();
+  p.num_layers = num_layers;
+  p.num_runs = static_cast<int64_t>(made.runs->size());
+  p.num_blocks = block_mapping.size(0);
+  p.block_bytes = block_bytes;
+  p.src_bytes = made.src_end * block_bytes;
+  p.dst_bytes = made.dst_end * block_bytes;
+  p.src_device = device_of(src(0));
+  p.dst_device = device_of(dst(0));
+  return p;
+}
+
+const int64_t* numbers(const Call& call, std::string_view argument, const Tensor& tensor) {
+  call.check_on_cpu(argument, tensor);
+  call.check_dim(argument, tensor, 1);
+  call.check_dtype(argument, tensor, Dtype::kInt64, "");
+  call.check_inner_stride(argument, tensor);
+  return static_cast<const int64_t*>(call.data(argument, tensor));
 }
 
 }  // namespace
 
 SwapBlocksParams make_swap_blocks_params(Call& call, const Tensor& src, const MutableTensor& dst,
                                          int64_t block_size_in_bytes, const Tensor& block_mapping) {
-  SwapBlocksParams p{};
   call.check_on_cpu("block_mapping", block_mapping);  // first: then one of the others is on this backend's device
-  check_tensor(call, "src", src);
-  check_tensor(call, "dst", dst);
-  call.check_at_least("block_size_in_bytes", block_size_in_bytes, 1);
-  call.check_dim("block_mapping", block_mapping, 2);
-  call.check_dtype("block_mapping", block_mapping, Dtype::kInt64, "");
-  call.check_size("block_mapping", block_mapping, 1, 2, "a block of src and one of dst");
-  call.check_inner_stride("block_mapping", block_mapping);
-  if (block_mapping.size(0) == 0) {
-    call.set_nothing_to_do();
-    return p;
-  }
-  const Side from(call, "src", src, block_size_in_bytes), to(call, "dst", dst, block_size_in_bytes);
-  std::vector<Pair> pairs = read_pairs(call, block_mapping, from, to);
-  const auto by_dst = [](const Pair& a, const Pair& b) { return a.dst != b.dst ? a.dst < b.dst : a.at < b.at; };
-  if (!std::is_sorted(pairs.begin(), pairs.end(), by_dst)) std::sort(pairs.begin(), pairs.end(), by_dst);
-  check_overlaps(call, pairs, from, to, block_size_in_bytes);
+  return make_params(
+      call, 1, [&](int64_t) -> const Tensor& { return src; }, [&](int64_t) -> const MutableTensor& { return dst; },
+      [](int64_t) { return int64_t{-1}; }, block_size_in_bytes, block_mapping);
+}
 
-  static thread_local std::vector<SwapRun> runs;  // lives until launch() returns, which is before the next call
-  merge(pairs, block_size_in_bytes, runs);
-  p.runs = runs.data();
-  p.num_runs = static_cast<int64_t>(runs.size());
-  p.num_bytes = static_cast<int64_t>(pairs.size()) * block_size_in_bytes;
-  p.src = call.data("src", src);
-  p.dst = call.mutable_data("dst", dst);
-  return p;
+SwapBlocksParams make_swap_blocks_layers_params(Call& call, const TensorList& src, const MutableTensorList& dst,
+                                                int64_t block_size_in_bytes, const Tensor& block_mapping) {
+  call.check_on_cpu("block_mapping", block_mapping);
+  if (dst.size() != src.size()) {
+    call.fail("dst", std::to_string(src.size()) + " tensors, one for each of src", std::to_string(dst.size()));
+  }
+  return make_params(
+      call, src.size(), [&](int64_t i) -> const Tensor& { return src[i]; },
+      [&](int64_t i) -> const MutableTensor& { return dst[i]; }, [](int64_t i) { return i; }, block_size_in_bytes,
+      block_mapping);
+}
+
+SwapBlocksBatchParams make_swap_blocks_batch_params(Call& call, const Tensor& src_ptrs, const MutableTensor& dst_ptrs,
+                                                    const Tensor& sizes, bool is_src_access_order_any) {
+  const int64_t* from = numbers(call, "src_ptrs", src_ptrs);
+  const int64_t* to = numbers(call, "dst_ptrs", dst_ptrs);
+  const int64_t* bytes = numbers(call, "sizes", sizes);
+  const int64_t count = src_ptrs.size(0);
+  call.check_size("dst_ptrs", dst_ptrs, 0, count, "that of src_ptrs");
+  call.check_size("sizes", sizes, 0, count, "that of src_ptrs");
+  static thread_local std::vector<SwapCopy> copies;
+  copies.clear();
+  int64_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (bytes[i] == 0) continue;
+    const auto check = [&](std::string_view argument, bool is_good, std::string_view expected, int64_t got) {
+      if (!is_good) call.fail(join({argument, "[", std::to_string(i), "]"}), expected, std::to_string(got));
+    };
+    check("sizes", bytes[i] > 0, "a number of bytes", bytes[i]);
+    check("src_ptrs", from[i] != 0, "an address", from[i]);
+    check("dst_ptrs", to[i] != 0, "an address", to[i]);
+    if (!copies.empty()) {  // neighbours on both sides become one copy
+      SwapCopy& last = copies.back();
+      if (reinterpret_cast<int64_t>(last.src) + last.num_bytes == from[i] &&
+          reinterpret_cast<int64_t>(last.dst) + last.num_bytes == to[i]) {
+        last.num_bytes += bytes[i];
+        sum += bytes[i];
+        continue;
+      }
+    }
+    copies.push_back({reinterpret_cast<const void*>(from[i]), reinterpret_cast<void*>(to[i]), bytes[i], sum});
+    sum += bytes[i];
+  }
+  if (copies.empty()) call.set_nothing_to_do();
+  return {copies.data(), static_cast<int64_t>(copies.size()), sum, is_src_access_order_any};
 }
 
 }  // namespace multikv

@@ -10,7 +10,7 @@ from .gather import (cp_gather_and_upconvert_fp8_kv_cache, cp_gather_cache, cp_g
 from .indexer import indexer_k_quant_and_cache
 from .mla import concat_and_cache_mla, concat_and_cache_mla_grouped, concat_and_cache_mla_rope_fused, concat_mla_q
 from .reshape_and_cache import reshape_and_cache, reshape_and_cache_flash
-from .swap import swap_blocks
+from .swap import swap_blocks, swap_blocks_layers
 from .values import CACHE_DTYPES
 from .workload import (Workload, copy_calls, copy_description, device_name, last_level_cache_bytes, rotation,
                        same_bytes)
@@ -37,4 +37,5 @@ __all__ = [
     "rotation",
     "same_bytes",
     "swap_blocks",
+    "swap_blocks_layers",
 ]

@@ -40,19 +40,20 @@ class Workload:
 
     def copy(self, device: torch.device | str | None = None) -> "Workload":
         """The same values in other memory, with the strides that they had if there were no gaps."""
-        arguments = [_copied(a, device) if isinstance(a, Tensor) else a for a in self.arguments]
+        arguments = [_copied(a, device) for a in self.arguments]
         by_address = {i: tuple(_copied(a, device) for a in tensors) for i, tensors in self.by_address.items()}
         for i, tensors in by_address.items():
             arguments[i] = values.addresses(tensors)
         return dataclasses.replace(self, arguments=tuple(arguments), by_address=by_address)
 
     def outputs(self) -> list[Tensor]:
-        return [*(self.arguments[i] for i in self.written), *(t for ts in self.by_address.values() for t in ts)]
+        return [*(t for i in self.written for t in _tensors(self.arguments[i])),
+                *(t for ts in self.by_address.values() for t in ts)]
 
     def inputs(self) -> list[Tensor]:
         """The tensors that the op must not change."""
         others = {*self.written, *self.by_address}
-        return [a for i, a in enumerate(self.arguments) if isinstance(a, Tensor) and i not in others]
+        return [t for i, a in enumerate(self.arguments) if i not in others for t in _tensors(a)]
 
 
 def same_bytes(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
@@ -109,10 +110,18 @@ def device_name(device: torch.device) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
-def _copied(tensor: Tensor, device: torch.device | str | None) -> Tensor:
-    if device is None and tensor.is_pinned():
-        return torch.empty_like(tensor, pin_memory=True).copy_(tensor)
-    return tensor.to(device or tensor.device, copy=True)
+def _tensors(argument: Any) -> list[Tensor]:
+    return [a for a in (argument if isinstance(argument, list) else [argument]) if isinstance(a, Tensor)]
+
+
+def _copied(argument: Any, device: torch.device | str | None) -> Any:
+    if isinstance(argument, list):
+        return [_copied(a, device) for a in argument]
+    if not isinstance(argument, Tensor):
+        return argument
+    if device is None and argument.is_pinned():
+        return torch.empty_like(argument, pin_memory=True).copy_(argument)
+    return argument.to(device or argument.device, copy=True)
 
 
 def _memmove(dst: Tensor, src: Tensor) -> None:

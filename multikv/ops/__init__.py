@@ -1,7 +1,7 @@
 """The ops, typed and documented. Each is one call of `torch.ops.multikv.<name>`, where every argument is checked.
 
 Common to all: ops return None and write only the arguments that their text says they write; they allocate nothing on
-the device and do not synchronise (but see swap_blocks), so they can be captured in CUDA graphs and compiled with
+the device and do not synchronise (but see the swaps), so they can be captured in CUDA graphs and compiled with
 fullgraph=True. They run on the current stream of their tensors' device, and all tensors are on one device unless it is
 said otherwise. The innermost dimension has stride 1 (if its size is above 1); all other strides may be anything, and a
 tensor may start at any element. Empty inputs do nothing.
@@ -53,7 +53,7 @@ from .mla import (
     concat_mla_q,
 )
 from .reshape_and_cache import reshape_and_cache, reshape_and_cache_flash
-from .swap import swap_blocks
+from .swap import swap_blocks, swap_blocks_batch, swap_blocks_layers
 
 __all__ = [
     "concat_and_cache_mla",
@@ -69,4 +69,6 @@ __all__ = [
     "reshape_and_cache",
     "reshape_and_cache_flash",
     "swap_blocks",
+    "swap_blocks_batch",
+    "swap_blocks_layers",
 ]

@@ -13,7 +13,7 @@ from .gather import cp_gather_and_upconvert_fp8_kv_cache, cp_gather_cache, gathe
 from .indexer import cp_gather_indexer_k_quant_cache, indexer_k_quant_and_cache
 from .mla import concat_and_cache_mla, concat_and_cache_mla_grouped, concat_and_cache_mla_rope_fused, concat_mla_q
 from .reshape_and_cache import reshape_and_cache, reshape_and_cache_flash
-from .swap import swap_blocks
+from .swap import swap_blocks, swap_blocks_batch, swap_blocks_layers
 
 __all__ = [
     "FP8_FORMATS",
@@ -36,4 +36,6 @@ __all__ = [
     "reshape_and_cache",
     "reshape_and_cache_flash",
     "swap_blocks",
+    "swap_blocks_batch",
+    "swap_blocks_layers",
 ]

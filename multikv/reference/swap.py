@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,3 +26,19 @@ def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mappin
     for s, d in pairs:
         first, second = s * block_size_in_bytes, d * block_size_in_bytes
         target[second : second + block_size_in_bytes] = source[first : first + block_size_in_bytes]
+
+
+def swap_blocks_layers(
+    src: Sequence[Tensor], dst: Sequence[Tensor], block_size_in_bytes: int, block_mapping: Tensor
+) -> None:
+    """swap_blocks for every layer, with one mapping."""
+    for source, target in zip(src, dst, strict=True):
+        swap_blocks(source, target, block_size_in_bytes, block_mapping)
+
+
+def swap_blocks_batch(
+    src_ptrs: Tensor, dst_ptrs: Tensor, sizes: Tensor, is_src_access_order_any: bool = False
+) -> None:
+    """sizes[i] bytes from address src_ptrs[i] to address dst_ptrs[i], of the host's memory, for every i."""
+    for source, target, size in zip(src_ptrs.tolist(), dst_ptrs.tolist(), sizes.tolist(), strict=True):
+        ctypes.memmove(target, source, size)

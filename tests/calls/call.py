@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from helpers import Arguments, overwrite
+from helpers import Arguments, overwrite, tensors_of
 
 
 class Call(NamedTuple):
@@ -24,7 +23,6 @@ class Call(NamedTuple):
 
     def vary(self, arguments: Arguments) -> None:
         """Other contents for the tensors of a call, in place."""
-        tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
-        device = max((x.device for x in tensors.values()), key=lambda device: device.type != "cpu")
-        others = self.arguments(device, **self.others)
-        overwrite(tensors, others)
+        devices = [x.device for x in tensors_of(arguments).values()]
+        device = max(devices, key=lambda device: device.type != "cpu")
+        overwrite(arguments, self.arguments(device, **self.others))

@@ -1,4 +1,4 @@
-"""Good calls of swap_blocks."""
+"""Good calls of the ops that copy blocks between memories."""
 
 from __future__ import annotations
 
@@ -52,7 +52,56 @@ def swap_arguments(
     }
 
 
-SWAP = "swap_blocks"
+def layers_arguments(
+    device: torch.device | str = "cpu",
+    *,
+    layers: int = 3,
+    in_one_tensor: bool = False,
+    offset: int = 0,
+    **options: object,
+) -> Arguments:
+    """Every layer in memory of its own, or, `in_one_tensor`, all of them side by side, as views."""
+    options["pairs"] = list(options.get("pairs", random_pairs(5, 9, 7)))
+    if in_one_tensor:
+        calls = _split(swap_arguments(device, offset=offset, **_scaled(options, layers)), layers)
+    else:
+        calls = [swap_arguments(device, offset=offset + i, **options) for i in range(layers)]
+    same = swap_arguments("cpu", **{name: x for name, x in options.items() if name not in ("src", "dst")})
+    lists = {name: [call[name] for call in calls] for name in ("src", "dst")}
+    return lists | {name: same[name] for name in ("block_size_in_bytes", "block_mapping")}
+
+
+def _scaled(options: Arguments, layers: int) -> Arguments:
+    blocks = {"src_blocks": options.get("src_blocks", 9), "dst_blocks": options.get("dst_blocks", 7)}
+    return options | {name: count * layers for name, count in blocks.items()}
+
+
+def _split(call: Arguments, layers: int) -> list[Arguments]:
+    chunks = zip(*(call[name].chunk(layers) for name in ("src", "dst")), strict=True)
+    return [{"src": src, "dst": dst} for src, dst in chunks]
+
+
+def batch_arguments(
+    device: torch.device | str = "cpu",
+    *,
+    copies: Iterable[tuple[int, int, int]] = ((0, 3, 100), (150, 400, 50), (200, 450, 7), (90, 103, 1), (5, 6, 0)),
+    src_bytes: int = 300,
+    dst_bytes: int = 500,
+    scale: int = 1,
+) -> Arguments:
+    """Copies (from, to, size) in bytes; the memory in which they are, of the host, begins with the addresses."""
+    copies = [tuple(scale * number for number in copy) for copy in copies]
+    tensors = {}
+    for name, side, size in (("src_ptrs", 0, src_bytes * scale), ("dst_ptrs", 1, dst_bytes * scale)):
+        count = len(copies)
+        memory = embed((count + size // 8 + 1,), torch.int64)
+        start = memory[count:].data_ptr()
+        memory[:count] = torch.tensor([start + copy[side] for copy in copies], dtype=torch.int64)
+        tensors[name] = memory[:count]
+    return tensors | {"sizes": torch.tensor([copy[2] for copy in copies], dtype=torch.int64), "is_src_access_order_any": False}
+
+
+SWAP, LAYERS, BATCH = "swap_blocks", "swap_blocks_layers", "swap_blocks_batch"
 PAIRS = [(3, 1), (4, 2), (5, 3), (0, 6), (3, 0), (8, 5)]  # the same in all calls: a graph keeps them
 LARGER = {"block_shape": (64, 1000)}
 
@@ -60,9 +109,17 @@ CALLS = {
     "swap": Call(SWAP, swap_arguments, {"pairs": PAIRS}, larger=LARGER),
     "swap-same_tensor": Call(SWAP, swap_arguments, {"same_tensor": True, "pairs": PAIRS}, larger=LARGER),
     "swap-nothing": Call(SWAP, swap_arguments, {"pairs": ()}),
+    "swap_layers": Call(LAYERS, layers_arguments, {"pairs": PAIRS}, larger=LARGER),
+    "swap_layers-one_tensor": Call(LAYERS, layers_arguments, {"pairs": PAIRS, "in_one_tensor": True}, larger=LARGER),
+    "swap_layers-none-nothing": Call(LAYERS, layers_arguments, {"layers": 0, "pairs": PAIRS}),
+    # Of addresses of the host, whatever the device.
+    "swap_batch-pageable": Call(BATCH, batch_arguments, {}, larger={"scale": 3000}),
+    "swap_batch-nothing": Call(BATCH, batch_arguments, {"copies": ()}),
 }
 # In calls on a CPU, all places are the same.
+_ROUTES = [("device", "pinned"), ("pinned", "device"), ("device", "pageable"), ("pageable", "device")]
 GPU_CALLS = {
-    f"swap-{src}_to_{dst}": Call(SWAP, swap_arguments, {"src": src, "dst": dst, "pairs": PAIRS}, larger=LARGER)
-    for src, dst in [("device", "pinned"), ("pinned", "device"), ("device", "pageable"), ("pageable", "device")]
+    f"{name}-{src}_to_{dst}": Call(op, make, {"src": src, "dst": dst, "pairs": PAIRS}, larger=LARGER)
+    for name, op, make in (("swap", SWAP, swap_arguments), ("swap_layers", LAYERS, layers_arguments))
+    for src, dst in _ROUTES
 }

@@ -1,0 +1,197 @@
+"""Memory of the host for blocks that leave a GPU, and what this host's link does with them. See docs/swap.md."""
+
+import contextlib
+import ctypes
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import platforms
+from .ops import swap_blocks
+
+_DIRECTIONS = ("to_host", "from_host")  # within a device a kernel copies all
+_NEVER = 2**63 - 1
+_SCRATCH_BYTES = 256 << 20  # more than address translation keeps at hand: beyond that, copies wait longer
+_SMALL_BYTES = 32 << 10  # blocks by which the kernel's rate is measured
+_RUN_BYTES = 256 << 10  # runs by which the cost of each is measured
+_REPEATS = 3
+_KERNEL_THREADS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 32768)
+_ENOUGH = 0.98  # of the best rate, by as few threads as reach it
+
+
+@dataclasses.dataclass(frozen=True)
+class SwapCosts:
+    """What one direction costs on one device, and what follows from it.
+
+    The copy engines copy a run of neighbouring blocks if it has at least `in_batches` bytes, or `one_by_one` where they
+    cannot be given many runs at a time (in a CUDA graph; on ROCm); smaller ones are a kernel's, of `kernel_threads`
+    threads in all.
+    """
+
+    in_batches: int
+    one_by_one: int
+    kernel_threads: int
+    # As measured; None: not yet, and the sizes above are those of an H200.
+    copy_gb_per_s: float | None = None  # of one large copy
+    kernel_gb_per_s: float | None = None
+    in_batches_us: float | None = None  # what each run costs more than its bytes, on the host and on the device
+    one_by_one_us: float | None = None
+
+
+_measured: dict[int, dict[str, SwapCosts]] = {}
+
+
+def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """A tensor on the CPU, not initialised, in memory that GPUs read and write where it is: for pools of blocks.
+
+    It is registered with the driver once, here, which takes a second for every few gigabytes; make a pool once, and
+    keep it. Exactly so much is taken: torch's pin_memory=True rounds up to a power of two. It is given back when
+    the tensor and all views of it are gone. On a host without a GPU it is ordinary memory.
+
+    The first call in a process also measures the current GPU's link, which takes about a second: see calibrate_swaps.
+
+    Args:
+        shape: sizes, or one size.
+        dtype: any.
+
+    Raises:
+        RuntimeError: no such memory is to be had.
+    """
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if platforms.gpu_library() is None or not torch.cuda.is_available():
+        return torch.empty(shape, dtype=dtype)
+    count = math.prod(shape)
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    memory = _pinned(count * dtype.itemsize)
+    if torch.cuda.current_device() not in _measured and not torch.cuda.is_current_stream_capturing():
+        with contextlib.suppress(torch.OutOfMemoryError):  # then it goes on as on an H200
+            calibrate_swaps()
+    return memory.view(dtype).view(shape)
+
+
+def _pinned(num_bytes: int) -> Tensor:
+    torch.cuda.init()
+    library, address, error = platforms.gpu_library(), ctypes.c_void_p(), ctypes.create_string_buffer(256)
+    library.multikv_allocate_host(ctypes.byref(address), ctypes.c_int64(num_bytes), error, 256)
+    if error.value:
+        raise RuntimeError(f"empty_pinned: {num_bytes} bytes: {error.value.decode()}")
+
+    class Buffer(ctypes.c_uint8 * num_bytes):  # which the tensor keeps
+        def __del__(self, free=library.multikv_free_host, at=address.value) -> None:
+            free(ctypes.c_void_p(at))
+
+    return torch.frombuffer(Buffer.from_address(address.value), dtype=torch.uint8)
+
+
+def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str, SwapCosts]:
+    """Measures what swaps cost on a device, and lets `auto` choose by it from now on.
+
+    empty_pinned does it for the current GPU when it is first called. It takes about a second, needs 256 MiB of pinned
+    memory and of the device (which PyTorch keeps for its next tensors), and waits for the device: for a program's
+    start, and not while a CUDA graph is captured. Without it, what an H200 measured is taken. Within a device there is
+    nothing to choose.
+
+    Args:
+        device: a GPU; None: the current one.
+
+    Returns:
+        What swap_costs then returns: "to_host" and "from_host".
+    """
+    device = _gpu("calibrate_swaps", device)
+    before = platforms.swap_strategy()
+    try:
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+            scratch = torch.zeros(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
+            host = _pinned(_SCRATCH_BYTES).zero_()
+            _measured[device.index] = {
+                "to_host": _measure(device, "to_host", scratch, host),
+                "from_host": _measure(device, "from_host", host, scratch),
+            }
+            torch.cuda.synchronize(device)
+    finally:
+        platforms.set_swap_strategy(before)
+    return swap_costs(device)
+
+
+def swap_costs(device: torch.device | str | int | None = None) -> dict[str, SwapCosts]:
+    """By what sizes `auto` chooses on a device, and what was measured for it."""
+    device = _gpu("swap_costs", device)
+    return _measured.get(device.index) or {name: _current(device, name) for name in _DIRECTIONS}
+
+
+def _gpu(function: str, device: torch.device | str | int | None) -> torch.device:
+    if platforms.gpu_library() is None or not torch.cuda.is_available():
+        raise RuntimeError(f"{function}: no GPU is served on this host\n{platforms.report()}")
+    device = torch.device("cuda" if device is None else device)
+    if device.type != "cuda":
+        raise RuntimeError(f"{function}: device: expected a GPU, got {device}")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _current(device: torch.device, name: str) -> SwapCosts:
+    sizes, threads = [ctypes.c_int64(), ctypes.c_int64()], ctypes.c_int()
+    platforms.gpu_library().multikv_get_swap_crossover(
+        device.index, _DIRECTIONS.index(name), *map(ctypes.byref, sizes), ctypes.byref(threads))
+    return SwapCosts(*(size.value for size in sizes), threads.value)
+
+
+def _set(device: torch.device, name: str, in_batches: int, one_by_one: int, kernel_threads: int) -> None:
+    platforms.gpu_library().multikv_set_swap_crossover(
+        device.index, _DIRECTIONS.index(name), ctypes.c_int64(in_batches), ctypes.c_int64(one_by_one), kernel_threads)
+
+
+def _measure(device: torch.device, name: str, src: Tensor, dst: Tensor) -> SwapCosts:
+    """A run pays for a copy engine when what it saves of the device's time is more than what it costs besides."""
+    platforms.set_swap_strategy("kernel")
+    times = {}
+    for threads in _KERNEL_THREADS:
+        _set(device, name, _NEVER, _NEVER, threads)
+        times[threads], _ = _time(src, dst, _SMALL_BYTES)
+    kernel_threads = next(threads for threads, seconds in times.items() if seconds * _ENOUGH <= min(times.values()))
+    kernel_s = times[kernel_threads]
+    platforms.set_swap_strategy("copy_engine")
+    copy_s, copy_host_s = _time(src, dst, _SCRATCH_BYTES)
+    saved_s_per_byte = (kernel_s - copy_s) / _SCRATCH_BYTES
+    count = _SCRATCH_BYTES // _RUN_BYTES
+    costs, sizes = [], []
+    for in_batches in (True, False):
+        device_s, host_s = _time(src, dst, _RUN_BYTES, in_batches)
+        costs.append(max(host_s - copy_host_s, 0) / count + max(device_s - copy_s, 0) / count)
+        sizes.append(round(costs[-1] / saved_s_per_byte) if saved_s_per_byte > 1e-16 else _NEVER)
+    _set(device, name, *sizes, kernel_threads)
+    return SwapCosts(*sizes, kernel_threads, _SCRATCH_BYTES / copy_s * 1e-9, _SCRATCH_BYTES / kernel_s * 1e-9,
+                     *(cost * 1e6 for cost in costs))
+
+
+def _time(src: Tensor, dst: Tensor, block_bytes: int, in_batches: bool = True) -> tuple[float, float]:
+    """Seconds on the device and on the host to copy all blocks, in random order."""
+    random, count = torch.Generator().manual_seed(0), _SCRATCH_BYTES // block_bytes
+    mapping = torch.stack([torch.randperm(count, generator=random) for _ in range(2)], 1)
+    call = lambda: swap_blocks(src, dst, block_bytes, mapping)  # noqa: E731
+    call()
+    run = call
+    if not in_batches and platforms.platform() == "cuda":  # as in a graph; ROCm has no batches anyway
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")  # others may go on
+        call()
+        graph.capture_end()
+        run = graph.replay
+    device_s, host_s = [], []
+    for _ in range(_REPEATS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        torch.cuda._sleep(1_000_000)
+        begin.record()
+        start = time.perf_counter()
+        run()
+        host_s.append(time.perf_counter() - start)
+        end.record()
+        end.synchronize()
+        device_s.append(begin.elapsed_time(end) * 1e-3)
+    return statistics.median(device_s), statistics.median(host_s)
