@@ -3,6 +3,7 @@
 #pragma once
 
 #include "grid.h"
+#include "divide.cuh"
 #include "vec.cuh"
 #include "vendor.h"
 
@@ -43,10 +44,10 @@ __global__ void __launch_bounds__(1024) swap_blocks_kernel(const MULTIKV_GRID_CO
   const int64_t step = gridDim.x * groups_per_block;
   for (int64_t i = blockIdx.x * groups_per_block + (threadIdx.x >> h.lanes_log2); i < h.num_pieces; i += step) {
     uint64_t block = i, layer = 0;
-    if (h.pieces_per_block.value != 1) block = h.pieces_per_block.divide(i, high_product);
+    if (h.pieces_per_block.value != 1) block = quotient_of(i, h.pieces_per_block);
     const int64_t begin = (i - static_cast<int64_t>(block * h.pieces_per_block.value)) * h.piece_bytes;
     if (h.num_layers != 1) {
-      layer = h.num_pairs.divide(block, high_product);
+      layer = quotient_of(block, h.num_pairs);
       block -= layer * h.num_pairs.value;
     }
     const BlockPair pair = launch.pairs()[block];
@@ -55,13 +56,13 @@ __global__ void __launch_bounds__(1024) swap_blocks_kernel(const MULTIKV_GRID_CO
     char* dst = static_cast<char*>(tensors.dst) + pair.dst * h.unit_bytes + begin;
     const int64_t left = h.block_bytes - begin;
     if (left >= h.piece_bytes) {
-      Vec<kWidth> values[kUnroll];
+      Pack<kWidth> values[kUnroll];
 #pragma unroll
-      for (int k = 0; k < kUnroll; ++k) values[k] = load<kWidth>(src + (k * lanes + lane) * kWidth);
+      for (int k = 0; k < kUnroll; ++k) values[k] = Pack<kWidth>::read(src + (k * lanes + lane) * kWidth);
 #pragma unroll
-      for (int k = 0; k < kUnroll; ++k) store<kWidth>(dst + (k * lanes + lane) * kWidth, values[k]);
+      for (int k = 0; k < kUnroll; ++k) values[k].write(dst + (k * lanes + lane) * kWidth);
     } else {
-      for (int64_t at = lane * kWidth; at < left; at += lanes * kWidth) store<kWidth>(dst + at, load<kWidth>(src + at));
+      for (int64_t at = lane * kWidth; at < left; at += lanes * kWidth) Pack<kWidth>::read(src + at).write(dst + at);
     }
   }
 }
