@@ -67,7 +67,7 @@ void convert_fp8<kIsa>(const ConvertFp8Params& p, int64_t begin, int64_t end, St
     const Quantise quantise = quantise_for(p.format, p.dtype, {&p.scale, 0, 1});
     convert_elements(p, {src, num_bytes(p.dtype)}, {dst, 1}, begin, end, stores,
                      [&](char* to, const char* from, int64_t count, Stores stores) {
-                       quantise(to, from, count, p.scale, stores);
+                       quantise(to, from, {.count = count}, p.scale, stores);
                      });
   } else {
     const Dequantise dequantise = dequantise_for(p.format, p.dtype);

@@ -69,12 +69,13 @@ class EntryWriter {
 
   void quantise_pieces(char* to, const char* from, int64_t count) {
     if (count >= 4 * 64 && lines_.is_streamed_by_caller(to, count)) {
-      quantise_(to, from, count, scale_, Stores::kStreaming);
+      quantise_(to, from, {.count = count}, scale_, Stores::kStreaming);
       return;
     }
     for (int64_t begin = 0; begin < count; begin += LineWriter::kMaxPiece) {
       const int64_t length = count - begin < LineWriter::kMaxPiece ? count - begin : LineWriter::kMaxPiece;
-      quantise_(lines_.place(to + begin, length), from + begin * source_bytes_, length, scale_, Stores::kOrdinary);
+      quantise_(lines_.place(to + begin, length), from + begin * source_bytes_, {.count = length}, scale_,
+                Stores::kOrdinary);
     }
   }
 

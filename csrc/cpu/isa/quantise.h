@@ -6,7 +6,13 @@
 namespace multikv::cpu {
 namespace {
 
-using Quantise = void (*)(char* to, const char* from, int64_t count, float scale, Stores stores);
+// Rows of `count` numbers, so many bytes apart on either side.
+struct Matrix {
+  int64_t count, num_rows = 1, to_stride = 0, from_stride = 0;
+  int64_t ahead = 0;  // what will be read after a row lies so many bytes behind its start
+};
+
+using Quantise = void (*)(char* to, const char* from, const Matrix& matrix, float scale, Stores stores);
 
 // Scales by which a cache write divides: num_scales of them, `stride` apart.
 struct Scales {
@@ -15,16 +21,22 @@ struct Scales {
 };
 
 template <CacheFormat kFormat, class Input>
-void quantise_bytes(char* to, const char* from, int64_t count, float scale, Stores stores) {
-  quantise<kFormat>(reinterpret_cast<uint8_t*>(to), reinterpret_cast<const Input*>(from), count, scale, stores);
+void quantise_bytes(char* to, const char* from, const Matrix& matrix, float scale, Stores stores) {
+  for (int64_t row = 0; row < matrix.num_rows; ++row, to += matrix.to_stride, from += matrix.from_stride) {
+    quantise<kFormat>(reinterpret_cast<uint8_t*>(to), reinterpret_cast<const Input*>(from), matrix.count, scale,
+                      stores);
+  }
 }
 
 #ifdef MULTIKV_HAS_LANES
 
 template <CacheFormat kFormat, class Input, int kSteps>
-void encode_bytes(char* to, const char* from, int64_t count, float scale, Stores stores) {
-  convert_with(Encoder<kFormat, Input, kSteps>(scale), reinterpret_cast<uint8_t*>(to),
-               reinterpret_cast<const Input*>(from), count, stores);
+void encode_bytes(char* to, const char* from, const Matrix& matrix, float scale, Stores stores) {
+  const Encoder<kFormat, Input, kSteps> encode(scale);
+  for (int64_t row = 0; row < matrix.num_rows; ++row, to += matrix.to_stride, from += matrix.from_stride) {
+    convert_with(encode, reinterpret_cast<uint8_t*>(to), reinterpret_cast<const Input*>(from), matrix.count, stores,
+                 from + matrix.ahead);
+  }
 }
 
 // What quantise() finds out about its scale is found out here once for all calls.
