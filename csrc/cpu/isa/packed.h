@@ -25,8 +25,9 @@ class PackedWriter {
         group_stride_((is_key ? 0 : w_.cache_stride_vector) * number_bytes_),
         max_tokens_(is_key ? 16 : kLine / number_bytes_),
         is_streaming_(stores == Stores::kStreaming),
-        quantise_(quantise_for(p.format, p.dtype,
-                               {w_.scale, w_.scale_stride_head, w_.scale_stride_head == 0 ? 1 : num_heads_})),
+        quantise_(p.format, p.dtype,
+                  {w_.scale, w_.scale_stride_head, w_.scale_stride_head == 0 ? 1 : num_heads_,
+                   p.slots.num_tokens * num_heads_ * head_size_}),
         write_(slot_stride_ == element_bytes_ ? write_for(element_bytes_) : nullptr) {}
 
   // `count` tokens with neighbouring slots of a block.
@@ -39,7 +40,7 @@ class PackedWriter {
                     group * group_stride_ + column * slot_stride_;
       const char* source = static_cast<const char*>(w_.source) + token * source_token_bytes_;
       if (write_ == nullptr) write_elements(cache, source, length);
-      else if (quantise_ == nullptr) write_numbers(cache, source, length);
+      else if (!quantise_) write_numbers(cache, source, length);
       else write_codes(cache, source, length);
       token += length;
       offset += length;
@@ -58,7 +59,7 @@ class PackedWriter {
         char* to = cache + i * slot_stride_ + head * w_.cache_stride_head * number_bytes_;
         const char* from = source + i * source_token_bytes_ + head * source_head_bytes_;
         for (int64_t at = 0; at < head_size_; at += numbers) {
-          if (quantise_ == nullptr) copy(to, from, element_bytes_, Stores::kOrdinary);
+          if (!quantise_) copy(to, from, element_bytes_, Stores::kOrdinary);
           else quantise_(to, from, {.count = numbers}, w_.scale[head * w_.scale_stride_head], Stores::kOrdinary);
           to += row_stride_;
           from += numbers * source_number_bytes_;
@@ -221,7 +222,7 @@ class PackedWriter {
   const int64_t row_stride_, slot_stride_, group_stride_;  // in bytes
   const int64_t max_tokens_;  // at once: rows of whole cache lines, and few streams to read
   const bool is_streaming_;
-  const Quantise quantise_;
+  const Quantiser quantise_;
   const Write write_;
   alignas(64) Bytes tile_[kMaxTokens];
   alignas(64) char codes_[kCodes];

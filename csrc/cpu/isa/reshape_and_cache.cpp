@@ -15,7 +15,7 @@ struct Writer {
   int64_t source_token_bytes, source_row_bytes, source_element_bytes;
   int64_t cache_block_bytes, cache_slot_bytes, cache_row_bytes;
   bool is_dense;  // tokens follow each other as well
-  Quantise quantise;
+  Quantiser quantise;
   Stores stores;
 
   // `count` tokens with neighbouring slots of a block.
@@ -38,7 +38,7 @@ struct Writer {
   }
 
   void write_rows(char* to, const char* from, const Matrix& rows, int64_t row) const {
-    if (quantise != nullptr) {
+    if (quantise) {
       quantise(to, from, rows, scale[row * scale_stride], stores);
       return;
     }
@@ -68,8 +68,9 @@ Writer make_writer(const CacheWrite& w, const ReshapeAndCacheFlashParams& p, Sto
       .cache_slot_bytes = w.cache_stride_slot * to_bytes,
       .cache_row_bytes = w.cache_stride_head * to_bytes,
       .is_dense = one_row && w.source_stride_token == row_elements && w.cache_stride_slot == row_elements,
-      .quantise = quantise_for(p.format, p.dtype,
-                               {w.scale, w.scale_stride_head, w.scale_stride_head == 0 ? 1 : p.num_heads}),
+      .quantise = {p.format, p.dtype,
+                   {w.scale, w.scale_stride_head, w.scale_stride_head == 0 ? 1 : p.num_heads,
+                    p.slots.num_tokens * p.num_heads * w.head_size}},
       .stores = stores,
   };
 }
