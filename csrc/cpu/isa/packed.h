@@ -71,7 +71,7 @@ class PackedWriter {
   void write_numbers(char* cache, const char* source, int64_t num_tokens) {
     for (int64_t head = 0; head < num_heads_; ++head) {
       const char* from = source + head * source_head_bytes_;
-      prefetch(from + bytes_ahead(head, num_tokens, 8), num_tokens, head_size_ * number_bytes_);
+      prefetch(from + bytes_ahead(head, num_tokens), num_tokens, head_size_ * number_bytes_);
       (this->*write_)(cache + head * w_.cache_stride_head * number_bytes_, from, source_token_bytes_, num_tokens,
                       head_size_ * number_bytes_ / element_bytes_);
     }
@@ -81,7 +81,7 @@ class PackedWriter {
   void write_codes(char* cache, const char* source, int64_t num_tokens) {
     const int64_t max_numbers = kCodes / kMaxTokens;
     for (int64_t head = 0; head < num_heads_; ++head) {
-      const int64_t ahead = bytes_ahead(head, num_tokens, 1);
+      const int64_t ahead = bytes_ahead(head, num_tokens);
       for (int64_t first = 0; first < head_size_; first += max_numbers) {
         const int64_t numbers = head_size_ - first < max_numbers ? head_size_ - first : max_numbers;
         quantise_(codes_, source + head * source_head_bytes_ + first * source_number_bytes_,
@@ -94,12 +94,8 @@ class PackedWriter {
     }
   }
 
-  // From a head of these tokens to the one so many heads later, perhaps of the next tokens. So many streams are more
-  // than the processor foresees.
-  int64_t bytes_ahead(int64_t head, int64_t num_tokens, int64_t heads) const {
-    heads = heads < num_heads_ ? heads : num_heads_;
-    const int64_t bytes = heads * source_head_bytes_;
-    return head + heads < num_heads_ ? bytes : bytes + num_tokens * source_token_bytes_ - num_heads_ * source_head_bytes_;
+  int64_t bytes_ahead(int64_t head, int64_t num_tokens) const {
+    return cpu::bytes_ahead(head, num_heads_, source_head_bytes_, num_tokens * source_token_bytes_);
   }
 
   // Into the second-level cache. GCC drops calls of a function that does nothing else, so it is none.

@@ -27,9 +27,7 @@ struct Writer {
       return;
     }
     for (int64_t row = 0; row < num_rows; ++row, from += source_row_bytes, to += cache_row_bytes) {
-      // The next row of these tokens, or the first one of the next tokens.
-      const int64_t ahead = row + 1 < num_rows ? source_row_bytes
-                                               : count * source_token_bytes - (num_rows - 1) * source_row_bytes;
+      const int64_t ahead = bytes_ahead(row, num_rows, source_row_bytes, count * source_token_bytes);
       write_rows(to, from,
                  {.count = row_elements, .num_rows = count, .to_stride = cache_slot_bytes,
                   .from_stride = source_token_bytes, .ahead = ahead},
