@@ -126,9 +126,11 @@ class PackedWriter {
   void write_columns(char* cache, const char* source, int64_t source_stride, int64_t num_tokens, int64_t num_rows) {
     constexpr int64_t kBytes = sizeof(Element), kTokens = 16 / kBytes, kRows = kTokens * kNumLanes;
     if (num_tokens < kTokens || num_rows < kRows) {
-      for (int64_t i = 0; i < num_tokens; ++i) {
+      const int64_t row_stride = row_stride_;  // for all that the compiler knows, a store may change a member
+      for (int64_t i = 0; i < num_tokens; ++i, cache += kBytes, source += source_stride) {
+#pragma GCC unroll 4
         for (int64_t row = 0; row < num_rows; ++row) {
-          std::memcpy(cache + row * row_stride_ + i * kBytes, source + i * source_stride + row * kBytes, kBytes);
+          std::memcpy(cache + row * row_stride, source + row * kBytes, kBytes);
         }
       }
       return;
