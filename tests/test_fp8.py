@@ -51,6 +51,17 @@ def test_every_16_bit_float_by_convert_fp8(device, dtype, format):
             check(CONVERT, call)
 
 
+@pytest.mark.parametrize("format", FP8_FORMATS)
+def test_every_bfloat16_but_nan(device, format):
+    """Many numbers at once may be divided in another way, in which a NaN is a case of its own."""
+    floats = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).nan_to_num(nan=1.0, posinf=torch.inf,
+                                                                                          neginf=-torch.inf)
+    for scale in [*SCALES, *TIES, *ENDS[:1], *(0.01 * 2 ** (i / 37) for i in range(37))]:
+        call = convert_arguments(device, format=f"fp8_{format}", dtype=torch.bfloat16, shape=(2**16,), scale=scale)
+        call["src_cache"].copy_(floats)
+        check(CONVERT, call)
+
+
 # Beside SCALES: what is no float32 (becoming 0, infinite, another number), and products that are a tie between two
 # numbers of 16 bits, or next to one, and the largest of them, or next to it.
 DOUBLES = [1 / 3, 1e-60, 1e60, 1 + 2.0**-30, -1e-50]

@@ -86,7 +86,7 @@ std::atomic<const Kernels*>& chosen() {
 const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
 
 Stores stores_for(int64_t bytes_written) {
-  return bytes_written > last_level_cache_bytes() ? Stores::kStreaming : Stores::kOrdinary;
+  return bytes_written >= streaming_crossover_bytes() ? Stores::kStreaming : Stores::kOrdinary;
 }
 
 // Runs body(begin, end) over the tokens of a cache write.

@@ -22,7 +22,9 @@ bool is_parallel(int64_t count, int64_t bytes_per_item);
 // True where two tokens write one slot: such a call runs on one thread, so that the last token wins as a whole.
 bool has_duplicate_slots(const Slots& slots);
 
-// Bytes of the last-level cache: outputs beyond it would only evict what others will read.
-int64_t last_level_cache_bytes();
+// Outputs of so many bytes bypass the caches: those of a core's own one, the second. The third would hold more of them,
+// but storing there reads every line from memory first and writes it back later. Measured (docs/performance_cpu.md):
+// from here on streaming is faster, and still is when the output is read right after.
+int64_t streaming_crossover_bytes();
 
 }  // namespace multikv::cpu

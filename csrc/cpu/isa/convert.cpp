@@ -64,10 +64,10 @@ void convert_fp8<kIsa>(const ConvertFp8Params& p, int64_t begin, int64_t end, St
   auto* src = static_cast<char*>(const_cast<void*>(p.src));
   auto* dst = static_cast<char*>(p.dst);
   if (p.to_fp8) {
-    const Quantise quantise = quantise_for(p.format, p.dtype, {&p.scale, 0, 1});
+    const Quantiser quantise(p.format, p.dtype, {&p.scale, 0, 1, p.rows.num_rows * p.rows.row_size});
     convert_elements(p, {src, num_bytes(p.dtype)}, {dst, 1}, begin, end, stores,
                      [&](char* to, const char* from, int64_t count, Stores stores) {
-                       quantise(to, from, count, p.scale, stores);
+                       quantise(to, from, {.count = count}, p.scale, stores);
                      });
   } else {
     const Dequantise dequantise = dequantise_for(p.format, p.dtype);

@@ -48,8 +48,13 @@ class TileWriter {
   void quantise(const Tile& tile, float scale) {
     for (int64_t begin = 0; begin < size(); begin += LineWriter::kMaxPiece) {
       const int64_t length = size() - begin < LineWriter::kMaxPiece ? size() - begin : LineWriter::kMaxPiece;
-      auto* codes = reinterpret_cast<uint8_t*>(lines_.place(tile.codes + begin, length));
-      quantise_tile<kFormat, kIsPowerOfTwo>(codes, tile.from + begin, length, scale);
+      char* to = tile.codes + begin;
+      // Whole lines leave at once: many of them one after the other would wait for memory, and what is read next with
+      // them.
+      const bool is_whole_lines = lines_.is_streamed_by_caller(to, length);
+      char* codes = is_whole_lines ? codes_ : lines_.place(to, length);
+      quantise_tile<kFormat, kIsPowerOfTwo>(reinterpret_cast<uint8_t*>(codes), tile.from + begin, length, scale);
+      if (is_whole_lines) copy(to, codes_, length, Stores::kStreaming);
     }
   }
 
@@ -59,6 +64,7 @@ class TileWriter {
   int num_tiles_ = 0;
   Tile tiles_[kMaxTiles];
   float amax_[kMaxTiles] = {};
+  alignas(64) char codes_[LineWriter::kMaxPiece];
 };
 
 template <CacheFormat kFormat, class Input, int64_t kSize>

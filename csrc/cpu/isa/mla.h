@@ -14,7 +14,7 @@ class EntryWriter {
       : p_(p),
         lines_(stores),
         scale_(p.scale == nullptr ? 1.0f : *p.scale),
-        quantise_(quantise_for(p.format, p.dtype, {&scale_, 0, 1})),
+        quantise_(p.format, p.dtype, {&scale_, 0, 1, p.slots.num_tokens * (p.latent_size + p.rope_size)}),
         write_ds_mla_(ds_mla_for(p.format, p.dtype)),
         source_bytes_(num_bytes(p.dtype)),
         cache_bytes_(p.is_ds_mla ? 1 : num_bytes(p.format, p.dtype)) {}
@@ -26,7 +26,7 @@ class EntryWriter {
                (block * p_.kv_cache_stride_block + offset * p_.kv_cache_stride_slot) * cache_bytes_;
     if (p_.is_ds_mla) {
       write_ds_mla_(lines_.place(to, DsMlaEntry::kBytes), kv_c, p_.rope_size == 0 ? nullptr : k_pe);
-    } else if (quantise_ == nullptr) {
+    } else if (!quantise_) {
       lines_.copy_piece(to, kv_c, p_.latent_size * source_bytes_);
       lines_.copy_piece(to + p_.latent_size * source_bytes_, k_pe, p_.rope_size * source_bytes_);
     } else {
@@ -69,19 +69,20 @@ class EntryWriter {
 
   void quantise_pieces(char* to, const char* from, int64_t count) {
     if (count >= 4 * 64 && lines_.is_streamed_by_caller(to, count)) {
-      quantise_(to, from, count, scale_, Stores::kStreaming);
+      quantise_(to, from, {.count = count}, scale_, Stores::kStreaming);
       return;
     }
     for (int64_t begin = 0; begin < count; begin += LineWriter::kMaxPiece) {
       const int64_t length = count - begin < LineWriter::kMaxPiece ? count - begin : LineWriter::kMaxPiece;
-      quantise_(lines_.place(to + begin, length), from + begin * source_bytes_, length, scale_, Stores::kOrdinary);
+      quantise_(lines_.place(to + begin, length), from + begin * source_bytes_, {.count = length}, scale_,
+                Stores::kOrdinary);
     }
   }
 
   const ConcatAndCacheMlaParams& p_;
   LineWriter lines_;
   const float scale_;
-  const Quantise quantise_;
+  const Quantiser quantise_;
   const WriteDsMla write_ds_mla_;
   const int64_t source_bytes_, cache_bytes_;
 };

@@ -140,6 +140,15 @@ template <CacheFormat kFormat, bool kIsPowerOfTwo, class Input>
     if (encode_normal<kFormat>(to, from, count, scale)) return;
   }
 #endif
+#ifdef MULTIKV_HAS_LANES
+  if constexpr (!kIsPowerOfTwo && std::is_same_v<Input, BFloat16>) {  // here: a call would cost a tenth of it
+    if (count % sizeof(Bytes) == 0 && encoder_takes(scale)) {
+      const Encoder<kFormat, Input, 1> encode(scale);
+      for (int64_t i = 0; i < count; i += sizeof(Bytes)) store(to + i, encode(from + i).data[0]);
+      return;
+    }
+  }
+#endif
   quantise_any_tile<kFormat, kIsPowerOfTwo>(to, from, count, scale);
 }
 

@@ -78,6 +78,14 @@ class Ahead {
   const char* next_;
 };
 
+// For tokens whose heads are taken one after the other, across all of them, which the CPU foresees least: from a head to
+// the one that is kHeads later, perhaps of the next tokens. One head is too late for memory; eight are no better.
+inline int64_t bytes_ahead(int64_t head, int64_t num_heads, int64_t head_bytes, int64_t bytes_of_tokens) {
+  constexpr int64_t kHeads = 4;
+  const int64_t heads = num_heads < kHeads ? num_heads : kHeads;
+  return heads * head_bytes + (head + heads < num_heads ? 0 : bytes_of_tokens - num_heads * head_bytes);
+}
+
 // Whether stores that bypass the caches pay: for whole lines, or so many bytes that the first and the last line matter
 // little.
 inline bool is_worth_streaming(const void* to, int64_t num_bytes) {
