@@ -104,6 +104,14 @@ def test_many_tokens(device, format):
         check(OP, packed_arguments(device, tokens=500, heads=8, format=format, value_x=value_x, runs=True))
 
 
+@pytest.mark.parametrize("first", [0, 5])
+@pytest.mark.parametrize("format", FORMATS)
+def test_many_tokens_of_many_heads(device, format, first):
+    """Enough for the larger tiles of a GPU; runs that begin with a block, and within one."""
+    call = packed_arguments(device, tokens=200, heads=100, head_size=16, blocks=13, format=format)
+    check(OP, slots_of(device, call, [*range(first, first + 200)]))
+
+
 def slots_of(device, call, slots):
     return call | {"slot_mapping": torch.tensor(slots, dtype=call["slot_mapping"].dtype, device=device)}
 
