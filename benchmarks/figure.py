@@ -1,4 +1,4 @@
-"""Draws the share of the copy limit of each op, beside the peers': `python -m benchmarks.figure RESULTS.json OUT.svg`."""
+"""Draws the share of the copy limit of each op, beside the peers': `python -m benchmarks.figure RESULTS.json OUT.svg` (needs matplotlib)."""
 
 import argparse
 import json
@@ -43,6 +43,7 @@ def draw(results: dict, path: Path) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "multikv"  # the same results give the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot
 
     rows = shares(results)
@@ -59,7 +60,7 @@ def draw(results: dict, path: Path) -> None:
     machine = results["machine"]
     axes.set_title(f"{machine['gpu']}, torch {machine['torch']}; peers on an H200, torch 2.11, CUDA 13.0", fontsize=8)
     handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    axes.legend(handles.values(), handles.keys(), fontsize=8, loc="lower left")
+    figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside lower center", ncols=len(handles))
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
