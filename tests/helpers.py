@@ -21,6 +21,14 @@ INDEX_DTYPES = (torch.int32, torch.int64)
 FP8_FORMATS = tuple(reference.FP8_FORMATS)
 # One name per way of storing: as it comes, and the four fp8 formats.
 FORMATS = ("auto", "fp8_e4m3fn", "fp8_e5m2", "fp8_e4m3fnuz", "fp8_e5m2fnuz")
+# What a caller may name a format, and the dtype of the cache that it then hands in.
+FP8_NAMES = (
+    *((name, dtype) for name in ("fp8", "fp8_e4m3") for dtype in (torch.uint8, torch.float8_e4m3fn, torch.float8_e4m3fnuz)),
+    ("fp8_e4m3fn", torch.float8_e4m3fn),
+    ("fp8_e5m2", torch.float8_e5m2),
+    ("fp8_e4m3fnuz", torch.float8_e4m3fnuz),
+    ("fp8_e5m2fnuz", torch.float8_e5m2fnuz),
+)
 OPS = (
     "reshape_and_cache_flash",
     "reshape_and_cache",

@@ -15,6 +15,7 @@ from calls.mla import CACHE_LAYOUTS, DS_MLA, INPUT_LAYOUTS, MLA_FORMATS, mla_arg
 from helpers import (
     FLOATS,
     FORMATS,
+    FP8_NAMES,
     INDEX_DTYPES,
     check,
     e4m3_of_bytes,
@@ -99,22 +100,7 @@ def test_float_names(device, name):
             check_mla(device, {"scale": torch.full((1,), math.nan, device=device)}, dtype=dtype, format=name)
 
 
-@pytest.mark.parametrize(
-    "name, stored",
-    [
-        ("fp8", torch.uint8),
-        ("fp8", torch.float8_e4m3fn),
-        ("fp8", torch.float8_e4m3fnuz),
-        ("fp8_e4m3", torch.uint8),
-        ("fp8_e4m3", torch.float8_e4m3fn),
-        ("fp8_e4m3", torch.float8_e4m3fnuz),
-        ("fp8_e4m3fn", torch.float8_e4m3fn),
-        ("fp8_e5m2", torch.float8_e5m2),
-        ("fp8_e4m3fnuz", torch.float8_e4m3fnuz),
-        ("fp8_e5m2fnuz", torch.float8_e5m2fnuz),
-    ],
-    ids=short,
-)
+@pytest.mark.parametrize("name, stored", FP8_NAMES, ids=short)
 def test_fp8_names(device, name, stored):
     check_mla(device, format=name, stored=stored, tokens=20)
 

@@ -13,6 +13,7 @@ from calls.gather import dequant_arguments, padded_blocks
 from helpers import (
     FLOATS,
     FORMATS,
+    FP8_NAMES,
     INDEX_DTYPES,
     assert_same_bytes,
     check,
@@ -227,22 +228,7 @@ def test_float_names(device, name):
             check(OP, call)
 
 
-@pytest.mark.parametrize(
-    "name, dtype",
-    [
-        ("fp8", torch.uint8),
-        ("fp8", torch.float8_e4m3fn),
-        ("fp8", torch.float8_e4m3fnuz),
-        ("fp8_e4m3", torch.uint8),
-        ("fp8_e4m3", torch.float8_e4m3fn),
-        ("fp8_e4m3", torch.float8_e4m3fnuz),
-        ("fp8_e4m3fn", torch.float8_e4m3fn),
-        ("fp8_e5m2", torch.float8_e5m2),
-        ("fp8_e4m3fnuz", torch.float8_e4m3fnuz),
-        ("fp8_e5m2fnuz", torch.float8_e5m2fnuz),
-    ],
-    ids=short,
-)
+@pytest.mark.parametrize("name, dtype", FP8_NAMES, ids=short)
 def test_fp8_names(device, name, dtype):
     call = dequant_arguments(device, format=name) | {"src_cache": embed((9, 16, 576), dtype, device)}
     check(OP, call, nan_outputs=("dst",), e4m3_of_bytes=e4m3_of_bytes(device))

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calls.reshape_and_cache import INPUT_LAYOUTS, PACKED_LAYOUTS, packed_arguments, slots_in_runs
-from helpers import FLOATS, FORMATS, INDEX_DTYPES, check, e4m3_of_bytes, embed, randomise, short, storage_bytes
+from helpers import (
+    FLOATS,
+    FORMATS,
+    FP8_NAMES,
+    INDEX_DTYPES,
+    check,
+    e4m3_of_bytes,
+    embed,
+    randomise,
+    short,
+    storage_bytes,
+)
 
 OP = "reshape_and_cache"
 # None: the value cache is [blocks, heads, D, block_size]; else [blocks, heads, block_size / x, D, x].
@@ -192,20 +203,7 @@ def test_duplicate_slots_of_equal_tokens(device, format):
     check(OP, call)
 
 
-@pytest.mark.parametrize(
-    "name, dtype",
-    [
-        ("fp8", torch.uint8),
-        ("fp8", torch.float8_e4m3fn),
-        ("fp8_e4m3", torch.uint8),
-        ("fp8_e4m3", torch.float8_e4m3fnuz),
-        ("fp8_e4m3fn", torch.float8_e4m3fn),
-        ("fp8_e5m2", torch.float8_e5m2),
-        ("fp8_e4m3fnuz", torch.float8_e4m3fnuz),
-        ("fp8_e5m2fnuz", torch.float8_e5m2fnuz),
-    ],
-    ids=short,
-)
+@pytest.mark.parametrize("name, dtype", FP8_NAMES, ids=short)
 def test_fp8_names(device, name, dtype):
     call = packed_arguments(device, format=name)
     for cache in ("key_cache", "value_cache"):

@@ -11,6 +11,7 @@ from calls.reshape_and_cache import CACHE_LAYOUTS, INPUT_LAYOUTS, flash_argument
 from helpers import (
     FLOATS,
     FORMATS,
+    FP8_NAMES,
     INDEX_DTYPES,
     cache_dtype,
     check,
@@ -100,22 +101,7 @@ def test_float_names(device, name):
             check(OP, flash_arguments(device, dtype=dtype, format=name))
 
 
-@pytest.mark.parametrize(
-    "name, dtype",
-    [
-        ("fp8", torch.uint8),
-        ("fp8", torch.float8_e4m3fn),
-        ("fp8", torch.float8_e4m3fnuz),
-        ("fp8_e4m3", torch.uint8),
-        ("fp8_e4m3", torch.float8_e4m3fn),
-        ("fp8_e4m3", torch.float8_e4m3fnuz),
-        ("fp8_e4m3fn", torch.float8_e4m3fn),
-        ("fp8_e5m2", torch.float8_e5m2),
-        ("fp8_e4m3fnuz", torch.float8_e4m3fnuz),
-        ("fp8_e5m2fnuz", torch.float8_e5m2fnuz),
-    ],
-    ids=short,
-)
+@pytest.mark.parametrize("name, dtype", FP8_NAMES, ids=short)
 def test_fp8_names(device, name, dtype):
     call = flash_arguments(device, format=name)
     for cache in ("key_cache", "value_cache"):
