@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import multikv
-from multikv import _cases, platforms
+from multikv import _cases, _timing, platforms
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -36,6 +36,8 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            # The yardstick of host_us: an op of PyTorch that does next to nothing.
+            "neg_host_us": _timing.host_time(torch.zeros(1, device=device).neg_, device) * 1e6,
         }
     return about
 

@@ -50,8 +50,10 @@ def print_contenders(console: Console, machine: dict[str, Any], results: list[Re
 
 def _table(machine: dict[str, Any], *columns: tuple[str, ...]) -> Table:
     """Columns of text and columns of numbers take turns."""
-    table = Table(title=f"{machine.get('gpu') or machine['cpu']}; copy: {machine['copy']}", title_justify="left",
-                  box=rich.box.SIMPLE_HEAD)
+    title = f"{machine.get('gpu') or machine['cpu']}; copy: {machine['copy']}"
+    if "neg_host_us" in machine:
+        title += f"; neg_ of one element: host us {machine['neg_host_us']:.1f}"
+    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
     for names, justify in zip(columns, itertools.cycle(("left", "right"))):
         for name in names:
             table.add_column(name, justify=justify, no_wrap=True)

@@ -13,7 +13,7 @@ def flash(what: str, changes: dict[str, object], message: str, **options: object
 
 
 def packed(what: str, changes: dict[str, object], message: str, **options: object) -> Bad:
-    return Bad("reshape_and_cache", packed_arguments, what, changes, message, options)
+    return Bad("reshape_and_cache", packed_arguments, what, changes, message, {"tokens": 7} | options)
 
 
 # Good calls by default: key [7, 2, 64], caches [3, 16, 2, 64], bfloat16.

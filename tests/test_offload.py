@@ -42,13 +42,16 @@ def test_empty_pinned_takes_no_more_than_it_says_and_gives_it_back(gpu):
         with open("/proc/meminfo") as file:
             return {line.split(":")[0]: int(line.split()[1]) >> 10 for line in file}["MemAvailable"]
 
-    before = free()
-    x = multikv.empty_pinned((1 << 30) + 1)  # torch would take 2 GiB
-    taken = before - free()
-    del x
-    gc.collect()
-    assert taken < 1500
-    assert free() > before - 500
+    taken, kept = [], []
+    for _ in range(3):  # other processes take and give memory too
+        before = free()
+        x = multikv.empty_pinned((1 << 30) + 1)  # torch would take 2 GiB
+        taken.append(before - free())
+        del x
+        gc.collect()
+        kept.append(before - free())
+    assert min(taken) < 1500
+    assert min(kept) < 500
 
 
 def test_too_much_memory_is_an_error(gpu):

@@ -34,7 +34,7 @@ __device__ inline Offsets offsets_of(const Rows& rows, Divisor row_vectors, int6
 }
 
 template <class Move, int kElements, int kUnroll, bool kDense>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(kThreads)
     convert_fp8_kernel(const MULTIKV_GRID_CONSTANT ConvertFp8Params p, Divisor row_vectors, int64_t num_vectors) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.x * kUnroll) + threadIdx.x;
   const int64_t src_bytes = p.to_fp8 ? num_bytes(p.dtype) : 1, dst_bytes = p.to_fp8 ? 1 : num_bytes(p.dtype);
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(256)
 
 template <class Move, int kElements>
 void launch_move(const ConvertFp8Params& p, const Context& context) {
-  constexpr int kThreads = 256, kUnroll = 4;
+  constexpr int kUnroll = 2;
   const int64_t row_vectors = p.rows.row_size / kElements;
   const int64_t num_vectors = p.rows.num_rows * row_vectors;
   const auto blocks = static_cast<unsigned>((num_vectors + kThreads * kUnroll - 1) / (kThreads * kUnroll));

@@ -5,7 +5,7 @@ namespace {
 
 // An entry that is moved by its vectors alone.
 struct NoRest {
-  static constexpr int kBlocks = 8;
+  static constexpr int kBlocks = 10;
   using Place = const char*;
   struct Rest {};
   __device__ static Rest read_rest(Place) { return {}; }
@@ -46,7 +46,7 @@ struct CopyDense : DenseEntries {
 // The same for entries of several rows.
 template <int kWidth>
 struct CopyRows : DenseEntries {
-  static constexpr int kBlocks = 6;
+  static constexpr int kBlocks = 8;
   static constexpr int kVectorBytes = kWidth;
   using Value = Pack<kWidth>;
   Rows rows;
@@ -99,7 +99,7 @@ struct DequantiseDense : DenseEntries {
 // fp8_ds_mla to bfloat16, kElements of the output at a time. There are two caches.
 template <int kElements>
 struct UpconvertEntry : NoRest {
-  static constexpr int kVectorBytes = 2 * kElements, kBlocks = 6;
+  static constexpr int kVectorBytes = 2 * kElements, kBlocks = 10;
   static constexpr int64_t kCodeVectors = DsMlaEntry::kLatentSize / kElements;
   // Lanes of a group take codes and rotary elements side by side, so both go the same way as far as they can.
   struct Value {
@@ -133,11 +133,14 @@ struct UpconvertEntry : NoRest {
     const char* from = entry + vector * kElements;
     if (value.is_rope) from = entry + DsMlaEntry::kRopeAt + (vector - kCodeVectors) * (2 * kElements);
     value.first = Pack<kElements>::template read<true>(from);
-    if (value.is_rope) {
-      value.second = Pack<kElements>::template read<true>(from + kElements);
+    const int64_t tile = value.is_rope ? 0 : vector * kElements / DsMlaEntry::kTileSize;
+    const char* scales = entry + DsMlaEntry::kScalesAt;
+    if constexpr (kElements == 8) {  // two scales are a vector as well
+      value.second = Pack<kElements>::template read<true>(value.is_rope ? from + kElements : scales + tile / 2 * 8);
+      value.scale = __uint_as_float(tile % 2 == 0 ? value.second.words[0] : value.second.words[1]);
     } else {
-      const char* scale = entry + DsMlaEntry::kScalesAt + vector * kElements / DsMlaEntry::kTileSize * 4;
-      value.scale = __uint_as_float(kElements > 1 ? *reinterpret_cast<const uint32_t*>(scale) : load_word(scale));
+      if (value.is_rope) value.second = Pack<kElements>::template read<true>(from + kElements);
+      value.scale = __uint_as_float(load_word(scales + tile * 4));
     }
     return value;
   }

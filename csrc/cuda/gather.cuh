@@ -32,7 +32,11 @@ __device__ inline SequenceStart sequence_of(const Sequences& q, int64_t first, i
   int count = population(ballot(is_bound && bound <= first));
   if (count != population(ballot(is_bound && bound < first + num_tokens))) {  // tokens of several sequences
     count = 0;
-    for (int i = 0; i < 32; ++i) count += shuffle(bound, i) <= token && window + i < q.num_bounds;
+#pragma unroll
+    for (const int step : {16, 8, 4, 2, 1, 1}) {
+      const int next = count + step - 1;
+      if (shuffle(bound, next) <= token && window + next < q.num_bounds) count += step;
+    }
   }
   int64_t sequence = window + count - 1;
   int64_t begin = shuffle(bound, count > 0 ? count - 1 : 0);
@@ -85,7 +89,7 @@ __device__ inline Found look_up(const Sequences& q, int64_t first, int num_token
 }
 
 constexpr int kMaxTile = 128;              // tokens of a thread block
-constexpr int64_t kTileBytes = 18 * 1024;  // and what they should come to, so that the look-up is worth it
+constexpr int64_t kTileBytes = 9 * 1024;  // and what they should come to, so that the look-up is worth it
 
 // An op says what it moves by an Entry: sequences(); vectors(), of one row, and kVectorBytes, of one vector where it is wider;
 // kBlocks, how many thread blocks a multiprocessor should hold;
@@ -93,7 +97,7 @@ constexpr int64_t kTileBytes = 18 * 1024;  // and what they should come to, so t
 // is left of a row, if it is little: read_rest(place) and write_rest(token, place, rest), by one thread.
 // A thread block takes `tile` tokens. Threads: x and blockIdx.y over vectors, z over tokens.
 template <class Entry>
-__global__ void __launch_bounds__(256, Entry::kBlocks)
+__global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
     gather_kernel(const MULTIKV_GRID_CONSTANT Entry entry, int tile, int64_t first_chunk) {
   constexpr int kUnroll = 2;
   using Place = typename Entry::Place;
@@ -141,10 +145,10 @@ void launch_gather(const Entry& entry, const Context& context) {
   const int64_t num_tokens = entry.sequences().num_tokens;
   const int64_t vectors = std::max<int64_t>(entry.vectors(), 1);
   // Tiles small enough to occupy every multiprocessor a few times over.
-  const int64_t spread = (num_tokens + 4 * context.num_multiprocessors - 1) / (4 * context.num_multiprocessors);
+  const int64_t spread = (num_tokens + 8 * context.num_multiprocessors - 1) / (8 * context.num_multiprocessors);
   const int64_t enough = std::clamp<int64_t>(kTileBytes / (vectors * Entry::kVectorBytes), 1, kMaxTile);
   int64_t tile = std::min(spread, enough);
-  BlockShape shape = block_shape(std::min<int64_t>(vectors, 256), 1, tile);
+  BlockShape shape = block_shape(vectors, 1, tile);
   // No threads that have one token less than others.
   const int64_t step = std::min<int64_t>(shape.threads.z, kMaxTile);
   tile = spread < enough ? tile / step * step : std::min<int64_t>((tile + step - 1) / step * step, kMaxTile / step * step);

@@ -13,6 +13,8 @@ namespace multikv::gpu {
 
 // Kernel parameters stay in constant memory, also when a kernel takes their address.
 #define MULTIKV_GRID_CONSTANT __grid_constant__
+// Threads of a block at most, and how many blocks a multiprocessor should have registers for.
+#define MULTIKV_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 
 // Threads cooperate in groups of 32 on every GPU. The mask of the lanes of the caller's group for which `predicate` holds;
 // all 32 must call.

@@ -21,6 +21,10 @@ void with_dtype(Float dtype, With with) {
   }
 }
 
+// Threads of a block. Small blocks: while one waits at a barrier or drains, others move bytes.
+constexpr int kThreads = 128;
+constexpr int kMaxThreads = kThreads * 3 / 2;
+
 // Threads of one block: x over the vectors of a row, y over the rows (heads) of a token, z over tokens. What one block cannot
 // hold: threads loop over further vectors, and further rows go to `row_blocks` blocks.
 struct BlockShape {
@@ -28,13 +32,16 @@ struct BlockShape {
   int64_t row_blocks;
 };
 
-inline BlockShape block_shape(int64_t vectors, int64_t rows, int64_t max_tokens) {
-  constexpr int64_t kThreads = 256, kMaxTokens = 64;  // z may be at most 64
-  const int64_t x = std::min(vectors, kThreads);
-  const int64_t most_rows = kThreads / x;
+// As many tokens as come closest to kThreads: 2 of the 72 vectors that MLA's entries have, not 1 with many lanes idle.
+inline BlockShape block_shape(int64_t vectors, int64_t rows, int64_t max_tokens, int64_t max_threads = kMaxThreads) {
+  constexpr int64_t kMaxTokens = 64;  // z may be at most 64
+  const int64_t passes = (vectors + max_threads - 1) / max_threads;
+  const int64_t x = (vectors + passes - 1) / passes;
+  const int64_t most_rows = std::max<int64_t>(kThreads / x, 1);
   const int64_t row_blocks = (rows + most_rows - 1) / most_rows;
-  const int64_t y = (rows + row_blocks - 1) / row_blocks;
-  const int64_t z = std::clamp<int64_t>(kThreads / (x * y), 1, std::min(kMaxTokens, max_tokens));
+  const int64_t y = (rows + row_blocks - 1) / row_blocks, xy = x * y;
+  const int64_t z = std::clamp<int64_t>(std::min((kThreads + xy / 2) / xy, max_threads / xy), 1,
+                                        std::min(kMaxTokens, max_tokens));
   return {dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)), row_blocks};
 }
 

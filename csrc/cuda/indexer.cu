@@ -7,7 +7,7 @@ namespace {
 
 // Groups of 2^lane_bits lanes take a tile each.
 template <Float kDtype, int kElements>
-__global__ void __launch_bounds__(256, 6)
+__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12)
     indexer_k_quant_and_cache_kernel(const MULTIKV_GRID_CONSTANT IndexerKQuantAndCacheParams p, Divisor tiles_per_token,
                                      int lane_bits) {
   const int lane = threadIdx.x & ((1 << lane_bits) - 1);
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(256, 6)
 
 template <Float kDtype>
 void launch_quantise(const IndexerKQuantAndCacheParams& p, const Context& context) {
-  constexpr int64_t kBytes = num_bytes(kDtype), kThreads = 256, kWide = 8;
+  constexpr int64_t kBytes = num_bytes(kDtype), kWide = 8;
   const bool is_wide =
       common_alignment(16, {address(p.k), p.k_stride_token * kBytes, p.quant_block_size * kBytes}) == 16 &&
       common_alignment(kWide, {address(p.kv_cache), p.kv_cache_stride_block_bytes, p.quant_block_size}) == kWide;

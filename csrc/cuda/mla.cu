@@ -8,7 +8,7 @@ __device__ inline ConcatAndCacheMlaParams layer_of(const ConcatAndCacheMlaGroupe
 
 // Threads: x over the vectors of an entry, z and blockIdx.x over tokens. blockIdx.y over layers.
 template <class Move, int kUnroll, class Params>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(kMaxThreads)
     concat_and_cache_mla_kernel(const MULTIKV_GRID_CONSTANT Params p, int64_t first_layer) {
   const auto& layer = layer_of(p, first_layer + blockIdx.y);
   const auto index_of = [&](int64_t token) { return layer.slots.mapping.at(token); };
@@ -44,7 +44,7 @@ void launch_layers(const Params& p, const ConcatAndCacheMlaParams& first, int64_
 
 // A group of 32 lanes writes an entry.
 template <Float kDtype, bool kWide>
-__global__ void __launch_bounds__(256, 6) ds_mla_kernel(const MULTIKV_GRID_CONSTANT ConcatAndCacheMlaParams p) {
+__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12) ds_mla_kernel(const MULTIKV_GRID_CONSTANT ConcatAndCacheMlaParams p) {
   constexpr int kBytes = kWide ? 16 : 1, kRopeBytes = DsMlaEntry::kRopeSize * static_cast<int>(num_bytes(kDtype));
   const int64_t token = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   const int lane = threadIdx.x % 32, first = lane * kBytes;
@@ -63,7 +63,6 @@ __global__ void __launch_bounds__(256, 6) ds_mla_kernel(const MULTIKV_GRID_CONST
 
 template <Float kDtype>
 void launch_ds_mla(const ConcatAndCacheMlaParams& p, const Context& context) {
-  constexpr int kThreads = 256;
   const auto blocks = static_cast<unsigned>((p.slots.num_tokens - 1) / (kThreads / 32) + 1);
   if (std::min(source_alignment(p), cache_alignment(p)) == 16) {
     ds_mla_kernel<kDtype, true><<<blocks, kThreads, 0, context.stream>>>(p);
@@ -115,7 +114,7 @@ void launch_concat_mla_q(const ConcatMlaQParams& p, const Context& context) {
     concat_mla_q_kernel<kWidth, kUnroll><<<blocks, threads, 0, context.stream>>>(p, Divisor::of(p.num_heads));
   };
   if (rows / threads.y <= 8 * context.num_multiprocessors) run.template operator()<1>();
-  else run.template operator()<kWidth < 16 ? 4 : kBytesInFlight / kWidth>();
+  else run.template operator()<4>();
 }
 
 }  // namespace

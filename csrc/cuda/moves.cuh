@@ -8,15 +8,14 @@
 
 namespace multikv::gpu {
 
-// What a thread reads before it writes: enough in flight to cover the latency of memory.
-constexpr int kBytesInFlight = 64;
 constexpr int kMaxRows = 64;  // of a thread block, in the dimension z
 
-// How one thread's vector gets from the source to the cache: kSourceBytes in, kCacheBytes out. What it needs beside the vector
-// (`Scale`) is loaded with it, and used when both are there. Narrow: the same, element by element.
+// How one thread's vector gets from the source to the cache: kSourceBytes in, kCacheBytes out. kUnroll: how many of them a
+// thread reads before it writes, if there are many: no more than it takes to hide the latency of memory. What it needs
+// beside the vector (`Scale`) is loaded with it, and used when both are there. Narrow: the same, element by element.
 template <int kWidth>
 struct Copy {
-  static constexpr int kSourceBytes = kWidth, kCacheBytes = kWidth;
+  static constexpr int kSourceBytes = kWidth, kCacheBytes = kWidth, kUnroll = kWidth < 16 ? 4 : 2;
   using Narrow = Copy<2>;
   using Source = Pack<kWidth>;
   struct Scale {};
@@ -28,6 +27,7 @@ struct Copy {
 template <Float kDtype, int kElements>
 struct Quantise {
   static constexpr int kSourceBytes = kElements * static_cast<int>(num_bytes(kDtype)), kCacheBytes = kElements;
+  static constexpr int kUnroll = kSourceBytes > 16 ? 2 : 4;
   using Narrow = Quantise<kDtype, 1>;
   using Source = Pack<kSourceBytes>;
   using Scale = float;
@@ -141,11 +141,10 @@ void with_moves(Float dtype, CacheFormat format, int source_width, int cache_wid
 // GPU; then several. `copies` threads of a block's shape work on each token and row.
 template <class Move, class Launch>
 void launch_moves(int64_t num_tokens, int64_t copies, const Context& context, const BlockShape& shape, Launch launch) {
-  constexpr int kUnroll = Move::kSourceBytes < 16 ? 4 : kBytesInFlight / Move::kSourceBytes;
-  if (num_tokens / shape.threads.z * shape.row_blocks * copies <= 8 * context.num_multiprocessors) {
+  if (num_tokens / shape.threads.z * shape.row_blocks * copies <= 16 * context.num_multiprocessors) {
     launch.template operator()<1>();
   } else {
-    launch.template operator()<kUnroll>();
+    launch.template operator()<Move::kUnroll>();
   }
 }
 

@@ -5,7 +5,7 @@ namespace {
 
 // Threads: x over the vectors of a head, y and blockIdx.y over heads, z and blockIdx.x over tokens. blockIdx.z: key or value.
 template <class Move, int kUnroll>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(kMaxThreads)
     reshape_and_cache_flash_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheFlashParams p, int source_element_bytes,
                                    int cache_element_bytes, int64_t first_head) {
   const CacheWrite& w = blockIdx.z == 0 ? p.key : p.value;
@@ -41,7 +41,6 @@ int cache_alignment(const CacheWrite& w, int64_t element_bytes) {
 }
 
 // The packed layout: a thread block takes tokens of one head.
-constexpr int kThreads = 256;
 constexpr int kDims = 128;   // of a tile of values
 constexpr int kRun = 16;     // tokens that are written as one, if they are neighbours in the cache
 
@@ -49,7 +48,7 @@ constexpr int kRun = 16;     // tokens that are written as one, if they are neig
 // least; then tokens, for their vectors are neighbours in the cache; then further vectors.
 template <class Move, int kTokens>
 __device__ inline void write_packed_keys(const ReshapeAndCacheParams& p, int64_t head, int64_t first) {
-  constexpr int kNear = 4, kStep = 16, kUnroll = kTokens / kStep, kVectorThreads = kThreads / kStep;
+  constexpr int kNear = 4, kVectorThreads = 16, kStep = kThreads / kVectorThreads, kUnroll = kTokens / kStep;
   const PackedWrite& w = p.key;
   const int64_t source_bytes = num_bytes(p.dtype), cache_bytes = num_bytes(p.format, p.dtype);
   const TilePart part = {
@@ -205,12 +204,36 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
 
 // blockIdx.x over heads, of keys and then of values, y over tokens: the blocks that read neighbouring memory run together.
 template <class Move, class Element, int kTokens>
-__global__ void __launch_bounds__(kThreads)
+__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 7)
     reshape_and_cache_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_tile) {
   const int64_t first = (first_tile + blockIdx.y) * kTokens;
   const int64_t head = blockIdx.x;
   if (head < p.num_heads) write_packed_keys<Move, kTokens>(p, head, first);
   else write_packed_values<Move, Element, kTokens>(p, head - p.num_heads, first);
+}
+
+// Few tokens, element by element: the shortest way from load to store. Threads: over dimensions. blockIdx.x: over tokens,
+// y over heads, z: key or value.
+template <class Move>
+__global__ void __launch_bounds__(kThreads)
+    reshape_and_cache_elements_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_head) {
+  const bool is_key = blockIdx.z == 0;
+  const PackedWrite& w = is_key ? p.key : p.value;
+  const int64_t token = blockIdx.x, head = first_head + blockIdx.y;
+  const auto scale = Move::scale(w.scale + head * w.scale_stride_head);
+  const int64_t index = p.slots.mapping.at(token);
+  const char* source = static_cast<const char*>(w.source) +
+                       (token * w.source_stride_token + head * w.source_stride_head) * num_bytes(p.dtype);
+  for (int64_t dim = threadIdx.x; dim < p.head_size; dim += kThreads) {
+    const auto value = Move::Source::read(source + dim * Move::kSourceBytes);
+    if (!is_slot(p.slots, index)) return;
+    const auto [block, offset] = slot_of(p.slots, index);
+    const int64_t row = is_key ? offset : dim, packed = is_key ? dim : offset;
+    const auto vector = static_cast<int64_t>(quotient_of(packed, w.vector_size));
+    const int64_t element = block * w.cache_stride_block + head * w.cache_stride_head + vector * w.cache_stride_vector +
+                            row * w.cache_stride_row + packed - vector * static_cast<int64_t>(w.vector_size.value);
+    Move(scale, p.format)(value).write(static_cast<char*>(w.cache) + element * Move::kCacheBytes);
+  }
 }
 
 }  // namespace
@@ -252,24 +275,26 @@ void launch(const ReshapeAndCacheParams& p, const Context& context) {
           <<<grid, shape.threads, 0, context.stream>>>(p, first_tile / shape.threads.y);
     });
   };
-  const auto run = [&]<class Move, class Element>() {
-    constexpr int kMany = 64;
+  const auto run = [&]<class Wide, class Narrow, class Element>() {
+    constexpr int kMany = 64, kFew = 16;
+    if (p.slots.num_tokens <= kFew) {
+      const BlockShape shape = {dim3(kThreads), p.num_heads};
+      return for_each_grid(p.slots.num_tokens, shape, 2, [&](dim3 grid, int64_t first_head) {
+        reshape_and_cache_elements_kernel<Narrow><<<grid, shape.threads, 0, context.stream>>>(p, first_head);
+      });
+    }
+    if (!wide) return run_tiles.template operator()<Narrow, Element, kRun>();
     const bool is_small = p.slots.num_tokens / kMany * 2 * p.num_heads <= 4 * context.num_multiprocessors;
-    if (is_small) run_tiles.template operator()<Move, Element, kRun>();
-    else run_tiles.template operator()<Move, Element, kMany>();
-  };
-  const auto quantise = [&]<Float kDtype>() {
-    if (wide) run.template operator()<Quantise<kDtype, 8>, uint8_t>();
-    else run_tiles.template operator()<Quantise<kDtype, 1>, uint8_t, kRun>();
-  };
-  const auto copy = [&]<class Element>() {
-    if (wide) run.template operator()<Copy<16>, Element>();
-    else run_tiles.template operator()<Copy<sizeof(Element)>, Element, kRun>();
+    if (is_small) run_tiles.template operator()<Wide, Element, kRun>();
+    else run_tiles.template operator()<Wide, Element, kMany>();
   };
   if (p.format == CacheFormat::kSame) {
-    return source_bytes == 4 ? copy.template operator()<uint32_t>() : copy.template operator()<uint16_t>();
+    if (source_bytes == 4) return run.template operator()<Copy<16>, Copy<4>, uint32_t>();
+    return run.template operator()<Copy<16>, Copy<2>, uint16_t>();
   }
-  with_dtype(p.dtype, quantise);
+  with_dtype(p.dtype, [&]<Float kDtype>() {
+    run.template operator()<Quantise<kDtype, 8>, Quantise<kDtype, 1>, uint8_t>();
+  });
 }
 
 }  // namespace multikv::gpu

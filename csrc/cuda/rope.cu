@@ -3,11 +3,10 @@
 namespace multikv::gpu {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kHeads = 2;          // of a rotating thread
-constexpr int kLatentTokens = 16;  // of a block that writes kv_c
+constexpr int kLatentTokens = 8;   // of a block that writes kv_c
 
-// How thread blocks of 256 rotate: threads over the vectors of a head, rows (kHeads heads of queries, or the key), tokens.
+// How thread blocks rotate: threads over the vectors of a head, rows (kHeads heads of queries, or the key), tokens.
 struct RotatingBlocks {
   int vectors, rows, tokens;
   int row_blocks;
@@ -15,7 +14,7 @@ struct RotatingBlocks {
 
   static RotatingBlocks of(int64_t vectors, int64_t rows, int64_t num_tokens) {
     if (vectors == 0 || rows == 0) return {};
-    const BlockShape shape = block_shape(vectors, rows, num_tokens);
+    const BlockShape shape = block_shape(vectors, rows, num_tokens, kThreads);
     const auto [x, y, z] = shape.threads;
     return {static_cast<int>(x), static_cast<int>(y), static_cast<int>(z), static_cast<int>(shape.row_blocks),
             (num_tokens + z - 1) / z * shape.row_blocks};
@@ -57,7 +56,7 @@ __device__ inline void rotate(Pack<kPairs * num_bytes(kDtype)>& first, Pack<kPai
 
 // A vector of the rotated key, its elements `at`, ..., to the token's entry.
 template <Float kDtype, int kElements>
-__device__ inline void cache_key(const ConcatAndCacheMlaParams& p, char* entry, int64_t at,
+__device__ inline void cache_key(const ConcatAndCacheMlaParams& p, char* entry, int64_t at, float scale,
                                  const Pack<kElements * num_bytes(kDtype)>& value) {
   if (p.is_ds_mla) {
     char* to = entry + DsMlaEntry::kRopeAt + at * num_bytes(kDtype);
@@ -70,7 +69,7 @@ __device__ inline void cache_key(const ConcatAndCacheMlaParams& p, char* entry, 
   } else if (p.format == CacheFormat::kSame) {
     value.template write<true>(entry + (p.latent_size + at) * num_bytes(kDtype));
   } else {
-    const Quantise<kDtype, kElements> quantise(*p.scale, p.format);
+    const Quantise<kDtype, kElements> quantise(scale, p.format);
     quantise(value).template write<true>(entry + p.latent_size + at);
   }
 }
@@ -93,6 +92,7 @@ __device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, c
   const int64_t half = write.rope_size / 2;
   const int64_t position = p.positions.at(token);
   const int64_t slot = kIsKey ? write.slots.mapping.at(token) : -1;
+  const float scale = kIsKey ? Quantise<kDtype, kPairs>::scale(write.scale) : 1.0f;
   char* data = kIsKey ? static_cast<char*>(p.k_pe) + token * write.k_pe_stride_token * kBytes
                       : static_cast<char*>(p.q_pe) + token * p.q_pe_stride_token * kBytes;
   const int64_t stride_head = p.q_pe_stride_head * kBytes;
@@ -127,8 +127,8 @@ __device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, c
     if constexpr (kIsKey) {
       char* entry = entry_at(write, slot);
       if (entry == nullptr) continue;
-      cache_key<kDtype, kPairs>(write, entry, at_first, first[0]);
-      cache_key<kDtype, kPairs>(write, entry, at_second, second[0]);
+      cache_key<kDtype, kPairs>(write, entry, at_first, scale, first[0]);
+      cache_key<kDtype, kPairs>(write, entry, at_second, scale, second[0]);
     }
   }
 }

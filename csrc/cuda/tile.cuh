@@ -24,7 +24,7 @@ struct TilePlace {
 };
 
 // Quantises a tile of `size` elements: `lanes` neighbouring lanes of a group together (a power of two), each a vector of kElements
-// after the other. All lanes of the group must call. source == nullptr: there is no tile. place() is asked for when all loads
+// after the other. All lanes of the group must call. source == nullptr: there is no tile. place_of() is asked for when all loads
 // are on their way; scale_of(amax) gives the scale (always a power of two, or not), stored(scale) what is stored.
 template <Float kDtype, int kElements, bool kOnce, class Place, class ScaleOf, class Stored>
 __device__ inline void quantise_tile(const char* source, Place place_of, int64_t size, int lane, int lanes,

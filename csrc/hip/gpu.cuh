@@ -11,6 +11,9 @@ namespace multikv::gpu {
 
 // Kernel parameters are in constant memory as they are.
 #define MULTIKV_GRID_CONSTANT
+// Threads of a block at most, and how many blocks a compute unit should have registers for: HIP asks for waves (of 64) on each of
+// its four SIMD units.
+#define MULTIKV_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, (threads) * (blocks) / 256)
 
 // Threads cooperate in groups of 32 on every GPU. The mask of the lanes of the caller's group for which `predicate` holds;
 // all 32 must call. A wave of 64 holds two groups: the caller's is one half of the wave's mask, whatever the other does.

@@ -124,7 +124,7 @@ def packed_arguments(
     dtype: torch.dtype = torch.bfloat16,
     format: str = "auto",
     float8: bool = False,
-    tokens: int = 7,
+    tokens: int = 20,  # GPUs write up to 16 in another way
     heads: int = 2,
     head_size: int = 64,
     blocks: int | None = None,
@@ -172,5 +172,6 @@ CALLS = {
     "packed-interleaved": Call(
         PACKED, packed_arguments, {"format": "fp8_e5m2", "value_x": 4}, OTHERS, larger=LARGER | {"runs": True}
     ),
+    "packed-few": Call(PACKED, packed_arguments, {"tokens": 3, "value_x": 4}, OTHERS, larger=LARGER),
     "packed-no_tokens": Call(PACKED, packed_arguments, {"tokens": 0}),
 }
