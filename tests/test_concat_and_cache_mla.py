@@ -88,9 +88,11 @@ def test_tokens_and_block_sizes(device, tokens, block_size):
             check_mla(device, format=format, tokens=tokens, block_size=block_size, cache=cache)
 
 
+@pytest.mark.parametrize("inputs", ["dense", "unaligned"])
 @pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn", DS_MLA])
-def test_many_tokens(device, format):
-    check_mla(device, format=format, tokens=4000, share_of_padding=0.1)
+def test_many_tokens(device, format, inputs):
+    """So many that a thread of a GPU moves several vectors: more than 16 thread blocks for each multiprocessor."""
+    check_mla(device, format=format, inputs=inputs, tokens=12000, share_of_padding=0.1)
 
 
 @pytest.mark.parametrize("name", ["auto", "float32", "float16", "bfloat16"])

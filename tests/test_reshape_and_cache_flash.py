@@ -66,9 +66,12 @@ def test_tokens_and_block_sizes(device, tokens, block_size):
         check(OP, flash_arguments(device, tokens=tokens, block_size=block_size, format=format, cache=cache))
 
 
+@pytest.mark.parametrize("inputs", ["dense", "unaligned"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_many_tokens(device, format):
-    check(OP, flash_arguments(device, tokens=3000, heads=8, head_size=128, format=format))
+def test_many_tokens(device, format, inputs):
+    """So many that a thread of a GPU moves several vectors: more than 16 thread blocks for each multiprocessor."""
+    sizes = {"tokens": 3000, "heads": 8, "head_size": 128, "share_of_padding": 0.1}
+    check(OP, flash_arguments(device, format=format, inputs=inputs, **sizes))
 
 
 @pytest.mark.parametrize("value_head_size", [1, 3, 64, 128])
