@@ -16,7 +16,7 @@ _CPU_S = 0.4  # of samples at least: longer than a short disturbance
 _SAMPLE_S = 2e-3  # one sample covers at least about this much work, so that clocks and launch gaps do not show
 _LONG_S = 100e-6  # a call that runs so long on a GPU hides the launch of the next
 _HOST_BURST = 50  # kernels in flight stay well below the depth of a launch queue, where a launch would block
-_HOST_BURST_S = 5e-3  # and the device is done with them about this soon
+_HOST_BURST_S = 50e-3  # and the device is done with them about this soon
 _QUEUED_S = 1.0  # of samples of calls that no graph holds, if that makes enough samples
 _CYCLES_PER_S = 2e9  # of a GPU, at most
 

@@ -1,8 +1,10 @@
 #include "swap_mapping.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 
 namespace multikv {
 
@@ -43,26 +45,28 @@ struct MappingRows {
   std::abort();  // never: the caller has found it outside one of them
 }
 
-// Stable, by one of the two, which are not negative: least significant digits first, as many as the largest has.
-void sort_by(Pairs& pairs, int64_t SwapPair::*key, int64_t largest) {
-  constexpr int kBits = 11;
-  if (pairs.size() < 256) {
-    std::stable_sort(pairs.begin(), pairs.end(), [key](const SwapPair& a, const SwapPair& b) { return a.*key < b.*key; });
+// Stable, by one of the two, which are not negative: least significant digits first, in as few passes as digits of kMaxBits allow.
+template <int64_t SwapPair::*kKey>
+void sort_by(Pairs& pairs, int64_t largest) {
+  constexpr int kMaxBits = 11;
+  if (pairs.size() < 64) {
+    std::stable_sort(pairs.begin(), pairs.end(), [](const SwapPair& a, const SwapPair& b) { return a.*kKey < b.*kKey; });
     return;
   }
-  static thread_local Pairs other;
+  static thread_local Pairs kept;
+  Pairs& other = kept;  // asked for once: each time costs a call
   other.resize(pairs.size());
-  for (int shift = 0; shift < 63 && largest >> shift != 0; shift += kBits) {
-    size_t ends[1 << kBits] = {};
-    const auto digit = [&](const SwapPair& pair) { return (pair.*key >> shift) & ((1 << kBits) - 1); };
+  const int width = std::bit_width(static_cast<uint64_t>(largest)), passes = (width + kMaxBits - 1) / kMaxBits;
+  const int bits = passes == 0 ? 0 : (width + passes - 1) / passes;
+  size_t ends[1 << kMaxBits];
+  for (int shift = 0; shift < width; shift += bits) {
+    std::fill_n(ends, size_t{1} << bits, 0);
+    const auto digit = [&](const SwapPair& pair) { return (pair.*kKey >> shift) & ((int64_t{1} << bits) - 1); };
     for (const SwapPair& pair : pairs) ++ends[digit(pair)];
     size_t end = 0;
-    for (size_t& count : ends) {
-      const size_t begin = end;
-      end += count;
-      count = begin;
-    }
-    for (const SwapPair& pair : pairs) other[ends[digit(pair)]++] = pair;
+    for (size_t i = 0; i < size_t{1} << bits; ++i) end += std::exchange(ends[i], end);
+    SwapPair* to = other.data();
+    for (const SwapPair& pair : pairs) to[ends[digit(pair)]++] = pair;
     pairs.swap(other);
   }
 }
@@ -156,7 +160,7 @@ void check_overlaps(const Call& call, const std::vector<SwapSides>& layers, cons
   const Sharing sharing = sharing_of(layers, block_bytes);
   if (sharing == Sharing::kNone) return;
   Pairs by_src = by_dst;
-  sort_by(by_src, &SwapPair::src, largest_src);
+  sort_by<&SwapPair::src>(by_src, largest_src);
   if (sharing == Sharing::kAcrossLayers) return check_everywhere(call, layers, by_src, by_dst, block_bytes, rows);
   // Each layer by itself; those whose tensors lie alike need no second look.
   uint64_t checked = layers[0].src.address - layers[0].dst.address + 1;
@@ -182,8 +186,11 @@ SwapRuns make_swap_runs(const Call& call, const std::vector<SwapSides>& layers, 
     src_blocks = std::min(src_blocks, static_cast<uint64_t>(layer.src.num_blocks));
     dst_blocks = std::min(dst_blocks, static_cast<uint64_t>(layer.dst.num_blocks));
   }
-  static thread_local Pairs pairs;
-  static thread_local std::vector<SwapRun> runs;  // lives until launch() returns, which is before the next call
+  static thread_local struct {
+    Pairs pairs;
+    std::vector<SwapRun> runs;  // lives until launch() returns, which is before the next call
+  } kept;
+  auto& [pairs, runs] = kept;  // asked for once: each time costs a call
   pairs.resize(rows.size);
   int64_t last = -1, largest_src = 0, largest_dst = 0;
   bool is_sorted = true;
@@ -196,7 +203,7 @@ SwapRuns make_swap_runs(const Call& call, const std::vector<SwapSides>& layers, 
     largest_src = std::max(largest_src, src);
     largest_dst = std::max(largest_dst, dst);
   }
-  if (!is_sorted) sort_by(pairs, &SwapPair::dst, largest_dst);
+  if (!is_sorted) sort_by<&SwapPair::dst>(pairs, largest_dst);
 
   runs.clear();
   for (int64_t i = 0; i < rows.size; ++i) {
