@@ -202,14 +202,15 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
   }
 }
 
-// blockIdx.x over heads, of keys and then of values, y over tokens: the blocks that read neighbouring memory run together.
+// blockIdx.x over heads, y over tokens: the blocks that read neighbouring memory run together. z: key or value, one after the
+// other, for side by side they would wait for each other's instructions.
 template <class Move, class Element, int kTokens>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 7)
     reshape_and_cache_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_tile) {
   const int64_t first = (first_tile + blockIdx.y) * kTokens;
   const int64_t head = blockIdx.x;
-  if (head < p.num_heads) write_packed_keys<Move, kTokens>(p, head, first);
-  else write_packed_values<Move, Element, kTokens>(p, head - p.num_heads, first);
+  if (blockIdx.z == 0) write_packed_keys<Move, kTokens>(p, head, first);
+  else write_packed_values<Move, Element, kTokens>(p, head, first);
 }
 
 // Few tokens, element by element: the shortest way from load to store. Threads: over dimensions. blockIdx.x: over tokens,
@@ -270,7 +271,7 @@ void launch(const ReshapeAndCacheParams& p, const Context& context) {
   const bool wide = std::min({key_width, source_width(k), source_width(v)}) == 16;
   const auto run_tiles = [&]<class Move, class Element, int kTokens>() {
     const BlockShape shape = {dim3(kThreads), (p.slots.num_tokens - 1) / kTokens + 1};
-    for_each_grid(2 * p.num_heads, shape, 1, [&](dim3 grid, int64_t first_tile) {
+    for_each_grid(p.num_heads, shape, 2, [&](dim3 grid, int64_t first_tile) {
       reshape_and_cache_kernel<Move, Element, kTokens>
           <<<grid, shape.threads, 0, context.stream>>>(p, first_tile / shape.threads.y);
     });
