@@ -260,6 +260,7 @@ struct SwapBlocksParams {
   const SwapLayer* layers;
   const SwapRun* runs;
   int64_t num_layers, num_runs, num_blocks;  // num_blocks: of all runs, in one layer
+  int64_t longest_run;                       // in blocks
   int64_t block_bytes;
   int64_t src_bytes, dst_bytes;    // what the mapping reaches of each tensor, from its start
   int32_t src_device, dst_device;  // -1: the host

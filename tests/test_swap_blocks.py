@@ -77,8 +77,41 @@ def test_many_pairs(device):
 
 
 def test_many_pairs_of_large_blocks(device):
-    pairs = random_pairs(40, 50, 50)
-    check_all_directions(device, pairs=pairs, src_blocks=50, dst_blocks=50, block_shape=(30_001,), dtype=torch.uint8)
+    """Alone, and in runs of five."""
+    runs = [(5 * i + k, 5 * j + k) for i, j in random_pairs(8, 10, 10) for k in range(5)]
+    for pairs in (random_pairs(40, 50, 50), runs):
+        check_all_directions(device, pairs=pairs, src_blocks=50, dst_blocks=50, block_shape=(30_001,), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 40])
+@pytest.mark.parametrize("blocks", [600, 1_200_000])
+def test_runs_in_any_order(device, blocks, length):
+    """Whole, but shuffled; with one pair, or with half of all pairs, somewhere else in the mapping."""
+    starts = torch.randperm(560 // length)[: 400 // length] * length
+    runs = starts[:, None] + torch.arange(length)
+    dst = runs[torch.randperm(len(runs))].flatten() + blocks - 600
+    pairs = torch.stack([runs.flatten(), dst], 1)
+    half = torch.randperm(len(pairs))[: len(pairs) // 2].sort().values
+    rest = torch.ones(len(pairs), dtype=torch.bool).index_fill(0, half, False)
+    for mapping in (pairs, torch.cat([pairs[1:], pairs[:1]]), torch.cat([pairs[half], pairs[rest]]), pairs.flip(0)):
+        for places in directions(device):
+            sizes = {"src_blocks": 600, "dst_blocks": blocks, "block_shape": (3,), "dtype": torch.uint8}
+            check(OP, swap_arguments(device, **places, pairs=mapping.tolist(), **sizes))
+
+
+@pytest.mark.parametrize("blocks", [300, 5000, 1_500_000])
+def test_a_block_that_is_written_twice_is_found_among_many_pairs(any_device, blocks):
+    """From memory that is written nowhere, where that is all that can be wrong."""
+    src, dst = (torch.zeros(blocks, dtype=torch.uint8, device=any_device) for _ in "sd")
+    good = torch.stack([torch.randperm(blocks)[:290], torch.randperm(blocks)[:290]], 1)
+    run(OP, {"src": src, "dst": dst, "block_size_in_bytes": 1, "block_mapping": good})
+    for _ in range(5):
+        first, second = torch.randperm(290)[:2].sort().values.tolist()
+        twice = good.clone()
+        twice[first, 1] = good[second, 1]
+        expected = rf"{OP}: block_mapping: .* block {good[second, 1]} in pairs {first} and {second}$"
+        with pytest.raises(RuntimeError, match=expected):
+            run(OP, {"src": src, "dst": dst, "block_size_in_bytes": 1, "block_mapping": twice})
 
 
 @pytest.mark.parametrize("blocks", [300, 5000, 5_000_000])

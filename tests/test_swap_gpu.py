@@ -11,7 +11,7 @@ import multikv
 import reference
 from calls.swap import layers_arguments, random_pairs, swap_arguments
 from helpers import assert_same_bytes, check, copy_of, overwrite, random_bytes, run
-from multikv import platforms
+from multikv import offload, platforms
 
 STRATEGIES = ("auto", "copy_engine", "kernel")
 ROUTES = [("device", "pinned"), ("pinned", "device"), ("device", "device"), ("device", "pageable"), ("pageable", "device")]
@@ -47,6 +47,26 @@ def mixed_pairs(blocks):
         pairs += [(start + k, at + k) for k in range(size)]
         at += size
     return [pairs[i] for i in torch.randperm(len(pairs)).tolist()]
+
+
+@pytest.mark.parametrize("route", [("device", "pinned"), ("pinned", "device")], ids="_to_".join)
+@pytest.mark.parametrize("size", [3 * 512 - 1, 3 * 512, 3 * 512 + 1])
+def test_runs_at_the_crossover(gpu, stream, route, size):
+    """None is left to the other side: blocks of 512 bytes, in runs of 1 to 4, and none of 4."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    name = "to_host" if route[0] == "device" else "from_host"
+    before = offload._current(device, name)
+    offload._set(device, name, size, size, before.kernel_threads)
+    try:
+        runs = [1, 3, 2, 1, 4, 3, 2]
+        for lengths in (runs, [n for n in runs if n != 4]):
+            starts = [20 * i for i in range(len(lengths))]
+            pairs = [(start + k, 2 * start + k) for start, n in zip(starts, lengths) for k in range(n)]
+            options = {"src_blocks": 140, "dst_blocks": 280, "block_shape": (512,), "dtype": torch.uint8}
+            for op, make in OPS.items():
+                check(op, make(gpu, src=route[0], dst=route[1], pairs=pairs, **options))
+    finally:
+        offload._set(device, name, before.in_batches, before.one_by_one, before.kernel_threads)
 
 
 @pytest.mark.parametrize("route", ROUTES, ids="_to_".join)

@@ -73,9 +73,7 @@ cudaError_t is_capturing(cudaStream_t stream, bool& result) {
 
 // The runs of at least so many blocks.
 cudaError_t copy_runs(const SwapBlocksParams& p, int64_t from_blocks, Copies& copies) {
-  if (std::none_of(p.runs, p.runs + p.num_runs, [&](const SwapRun& run) { return run.num_blocks >= from_blocks; })) {
-    return cudaSuccess;
-  }
+  if (p.longest_run < from_blocks) return cudaSuccess;
   for (int64_t layer = 0; layer < p.num_layers; ++layer) {
     const auto* src = static_cast<const char*>(p.layers[layer].src);
     auto* dst = static_cast<char*>(p.layers[layer].dst);

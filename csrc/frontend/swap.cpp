@@ -64,9 +64,10 @@ SwapBlocksParams make_params(Call& call, int64_t num_layers, Source src, Target 
     layers.push_back({from, dst(i).mutable_data()});  // after all checks: this is where a copy on write would copy
   }
   p.layers = layers.data();
-  p.runs = made.runs->data();
+  p.runs = made.runs;
   p.num_layers = num_layers;
-  p.num_runs = static_cast<int64_t>(made.runs->size());
+  p.num_runs = made.num_runs;
+  p.longest_run = made.longest;
   p.num_blocks = block_mapping.size(0);
   p.block_bytes = block_bytes;
   p.src_bytes = made.src_end * block_bytes;

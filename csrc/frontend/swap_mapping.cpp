@@ -155,9 +155,8 @@ Sharing sharing_of(const std::vector<SwapSides>& layers, int64_t block_bytes) {
   return are_sources_shared ? Sharing::kAcrossLayers : Sharing::kWithinLayers;
 }
 
-void check_overlaps(const Call& call, const std::vector<SwapSides>& layers, const Pairs& by_dst, int64_t largest_src,
-                    int64_t block_bytes, const MappingRows& rows) {
-  const Sharing sharing = sharing_of(layers, block_bytes);
+void check_overlaps(const Call& call, const std::vector<SwapSides>& layers, Sharing sharing, const Pairs& by_dst,
+                    int64_t largest_src, int64_t block_bytes, const MappingRows& rows) {
   if (sharing == Sharing::kNone) return;
   Pairs by_src = by_dst;
   sort_by<&SwapPair::src>(by_src, largest_src);
@@ -171,6 +170,65 @@ void check_overlaps(const Call& call, const std::vector<SwapSides>& layers, cons
   }
 }
 
+// Joins neighbours that come one after the other. Memory for so many pairs.
+class Runs {
+ public:
+  explicit Runs(int64_t num_pairs) {
+    static thread_local std::vector<SwapRun> kept;  // lives until launch() returns, which is before the next call
+    if (static_cast<int64_t>(kept.size()) < num_pairs) kept.resize(num_pairs);
+    begin_ = kept.data();
+    last_ = begin_ - 1;
+  }
+  // Pair i. True: it continues the last run.
+  bool add(int64_t i, int64_t src, int64_t dst) {
+    const bool continues = src == next_.src && dst == next_.dst;
+    next_ = {src + 1, dst + 1};
+    if (continues) longest_ = std::max(longest_, ++last_->num_blocks);
+    else *++last_ = {src, dst, 1, i};
+    src_end_ = std::max(src_end_, src + 1);
+    dst_end_ = std::max(dst_end_, dst + 1);
+    return continues;
+  }
+  int64_t count() const { return last_ + 1 - begin_; }
+  SwapRuns all() const { return {begin_, count(), longest_, src_end_, dst_end_}; }
+
+ private:
+  SwapRun *begin_, *last_;
+  SwapPair next_ = {-1, -1};
+  int64_t longest_ = 1, src_end_ = 0, dst_end_ = 0;
+};
+
+// The runs without sorting, which is all that most mappings need. False: sorting would join many of these runs, or the mapping is
+// not valid. A table says for each block of dst what was written to it by this call, so far.
+bool find_runs_in_order(const MappingRows& rows, uint64_t src_blocks, uint64_t dst_blocks, Runs& runs) {
+  constexpr uint64_t kMaxBlocks = 1 << 20;  // the table is then 8 MB, of each thread that swaps
+  if (dst_blocks > kMaxBlocks || src_blocks > std::numeric_limits<uint32_t>::max()) return false;
+  static thread_local struct {
+    std::vector<uint64_t> entries;  // a call, and the block of src
+    uint32_t call;
+  } kept;
+  auto& [entries, call] = kept;  // asked for once: each time costs a call
+  if (entries.size() < dst_blocks + 2) entries.resize(dst_blocks + 2);  // one more on each side
+  if (++call == 0) {
+    std::fill(entries.begin(), entries.end(), 0);
+    call = 1;
+  }
+  const uint64_t tag = static_cast<uint64_t>(call) << 32;
+  uint64_t* const table = entries.data() + 1;
+  bool is_unique = true;
+  int64_t separated = 0;  // neighbours that do not follow each other
+  for (int64_t i = 0; i < rows.size; ++i) {
+    const auto src = static_cast<uint64_t>(rows.row(i)[0]), dst = static_cast<uint64_t>(rows.row(i)[1]);
+    if (src >= src_blocks || dst >= dst_blocks) return false;
+    uint64_t* const at = table + dst;
+    const bool after_its_last = at[-1] == tag + src - 1, after_its_next = at[1] == tag + src + 1;
+    is_unique &= *at < tag;
+    *at = tag + src;
+    separated += after_its_last - runs.add(i, src, dst) + after_its_next;
+  }
+  return is_unique && separated * 8 <= runs.count();
+}
+
 }  // namespace
 
 std::string SwapSide::text() const {
@@ -180,17 +238,17 @@ std::string SwapSide::text() const {
 SwapRuns make_swap_runs(const Call& call, const std::vector<SwapSides>& layers, int64_t block_bytes,
                         const Tensor& block_mapping) {
   const MappingRows rows{static_cast<const int64_t*>(call.data("block_mapping", block_mapping)), block_mapping.stride(0),
-                   block_mapping.size(0)};
+                         block_mapping.size(0)};
   uint64_t src_blocks = std::numeric_limits<int64_t>::max(), dst_blocks = src_blocks;
   for (const SwapSides& layer : layers) {
     src_blocks = std::min(src_blocks, static_cast<uint64_t>(layer.src.num_blocks));
     dst_blocks = std::min(dst_blocks, static_cast<uint64_t>(layer.dst.num_blocks));
   }
-  static thread_local struct {
-    Pairs pairs;
-    std::vector<SwapRun> runs;  // lives until launch() returns, which is before the next call
-  } kept;
-  auto& [pairs, runs] = kept;  // asked for once: each time costs a call
+  const Sharing sharing = sharing_of(layers, block_bytes);
+  if (Runs runs(rows.size); sharing == Sharing::kNone && find_runs_in_order(rows, src_blocks, dst_blocks, runs)) return runs.all();
+
+  static thread_local Pairs kept;
+  Pairs& pairs = kept;
   pairs.resize(rows.size);
   int64_t last = -1, largest_src = 0, largest_dst = 0;
   bool is_sorted = true;
@@ -205,7 +263,7 @@ SwapRuns make_swap_runs(const Call& call, const std::vector<SwapSides>& layers, 
   }
   if (!is_sorted) sort_by<&SwapPair::dst>(pairs, largest_dst);
 
-  runs.clear();
+  Runs runs(rows.size);
   for (int64_t i = 0; i < rows.size; ++i) {
     const SwapPair& pair = pairs[i];
     if (i > 0 && pair.dst == pairs[i - 1].dst) {
@@ -213,12 +271,10 @@ SwapRuns make_swap_runs(const Call& call, const std::vector<SwapSides>& layers, 
       call.fail("block_mapping", "blocks of dst that differ",
                 join({"block ", text(pair.dst), " in pairs ", text(first), " and ", text(second)}));
     }
-    const bool continues = i > 0 && pair.src == pairs[i - 1].src + 1 && pair.dst == pairs[i - 1].dst + 1;
-    if (continues) ++runs.back().num_blocks;
-    else runs.push_back({pair.src, pair.dst, 1, i});
+    runs.add(i, pair.src, pair.dst);
   }
-  check_overlaps(call, layers, pairs, largest_src, block_bytes, rows);
-  return {&runs, largest_src + 1, largest_dst + 1};
+  check_overlaps(call, layers, sharing, pairs, largest_src, block_bytes, rows);
+  return runs.all();
 }
 
 }  // namespace multikv

@@ -29,10 +29,12 @@ struct SwapPair {
 };
 
 // Reads block_mapping [pairs, 2], which holds at least one, and checks it: every block lies inside the tensors of every layer, no
-// two pairs write to one place, none reads what one writes. Neighbours become runs, in the order of dst, valid until the thread's
-// next call.
+// two pairs write to one place, none reads what one writes. Neighbours become runs, wherever in the mapping they are, valid until
+// the thread's next call.
 struct SwapRuns {
-  const std::vector<SwapRun>* runs;
+  const SwapRun* runs;
+  int64_t num_runs;
+  int64_t longest;           // in blocks
   int64_t src_end, dst_end;  // past the last block that is read, and written
 };
 SwapRuns make_swap_runs(const Call& call, const std::vector<SwapSides>& layers, int64_t block_bytes, const Tensor& block_mapping);
