@@ -74,9 +74,12 @@ class SwapKernel {
   // more would only stand in the way of others. See docs/swap.md.
   SwapKernel(const SwapLayer* layers, int64_t num_layers, int64_t unit_bytes, int64_t block_bytes, int64_t most_pairs,
              int link_threads, cudaStream_t stream)
-      : layers_(layers), num_layers_(num_layers), link_threads_(link_threads), stream_(stream),
-        is_large_(has_large_parameters() && most_pairs * 8 + num_layers * 16 > SwapLaunch<kSmall>::kPayload) {
-    SwapHead& h = head();
+      : layers_(layers), num_layers_(num_layers), link_threads_(link_threads), stream_(stream) {
+    const int64_t most_bytes = most_pairs * sizeof(BlockPair) + num_layers * sizeof(SwapLayer);
+    if (most_bytes <= SwapLaunch<kSmall>::kPayload || !has_large_parameters()) prepare<kSmall>();
+    else if (most_bytes <= SwapLaunch<kMedium>::kPayload) prepare<kMedium>();
+    else prepare<kLarge>();
+    SwapHead& h = *head_;
     h = {};
     h.unit_bytes = unit_bytes;
     h.block_bytes = block_bytes;
@@ -91,9 +94,9 @@ class SwapKernel {
     h.piece_bytes = width_ * unroll_ << h.lanes_log2;
     h.pieces_per_block = Divisor::of((block_bytes + h.piece_bytes - 1) / h.piece_bytes);
     // The layers of one launch leave room for at least as many bytes of pairs.
-    layers_per_launch_ = std::min<int64_t>(num_layers, payload_bytes() / 2 / static_cast<int64_t>(sizeof(SwapLayer)));
-    pairs_ = reinterpret_cast<BlockPair*>(payload() + layers_per_launch_ * sizeof(SwapLayer));
-    max_pairs_ = (payload_bytes() - layers_per_launch_ * static_cast<int64_t>(sizeof(SwapLayer))) / 8;
+    layers_per_launch_ = std::min<int64_t>(num_layers, payload_bytes_ / 2 / static_cast<int64_t>(sizeof(SwapLayer)));
+    pairs_ = reinterpret_cast<BlockPair*>(payload_ + layers_per_launch_ * sizeof(SwapLayer));
+    max_pairs_ = (payload_bytes_ - layers_per_launch_ * sizeof(SwapLayer)) / sizeof(BlockPair);
   }
 
   cudaError_t add(int64_t src_block, int64_t dst_block) {
@@ -107,44 +110,41 @@ class SwapKernel {
     for (int64_t begin = 0; begin < num_layers_; begin += layers_per_launch_) {
       const int64_t layers = std::min(layers_per_launch_, num_layers_ - begin);
       if (layers != layers_per_launch_) {  // the last ones: pairs move up behind them
-        std::memmove(payload() + layers * sizeof(SwapLayer), pairs_, count_ * sizeof(BlockPair));
+        std::memmove(payload_ + layers * sizeof(SwapLayer), pairs_, count_ * sizeof(BlockPair));
       }
-      std::memcpy(payload(), layers_ + begin, layers * sizeof(SwapLayer));
-      SwapHead& h = head();
+      std::memcpy(payload_, layers_ + begin, layers * sizeof(SwapLayer));
+      SwapHead& h = *head_;
       h.num_layers = static_cast<int32_t>(layers);
       h.num_pairs = Divisor::of(count_);
       h.num_pieces = layers * count_ * static_cast<int64_t>(h.pieces_per_block.value);
-      launch();
+      (this->*launch_)();
     }
     count_ = 0;
     return cudaPeekAtLastError();
   }
 
  private:
-  static constexpr int kSmall = 4'000, kLarge = kMaxParameterBytes;
+  // Parameters of a launch: the driver copies all of them, so that those of 2,048 pairs in 32 layers have a size of their own.
+  static constexpr int kSmall = 4'000, kMedium = std::min(17'024, kMaxParameterBytes), kLarge = kMaxParameterBytes;
 
-  static SwapLaunch<kLarge>& large() {
-    static thread_local SwapLaunch<kLarge> launch;
+  template <int kBytes>
+  static SwapLaunch<kBytes>& parameters() {
+    static thread_local SwapLaunch<kBytes> launch;
     return launch;
-  }
-  static SwapLaunch<kSmall>& small() {
-    static thread_local SwapLaunch<kSmall> launch;
-    return launch;
-  }
-  SwapHead& head() { return is_large_ ? large().head : small().head; }
-  unsigned char* payload() { return is_large_ ? large().payload : small().payload; }
-  int64_t payload_bytes() const { return is_large_ ? SwapLaunch<kLarge>::kPayload : SwapLaunch<kSmall>::kPayload; }
-
-  void launch() {
-    if (is_large_) launch_width<kLarge>(large());
-    else launch_width<kSmall>(small());
   }
   template <int kBytes>
-  void launch_width(const SwapLaunch<kBytes>& parameters) {
+  void prepare() {
+    head_ = &parameters<kBytes>().head;
+    payload_ = parameters<kBytes>().payload;
+    payload_bytes_ = SwapLaunch<kBytes>::kPayload;
+    launch_ = &SwapKernel::launch<kBytes>;
+  }
+  template <int kBytes>
+  void launch() {
     switch (width_) {
-      case 16: return unroll_ == 2 ? launch_as<16, 2>(parameters) : launch_as<16, 4>(parameters);
-      case 4: return launch_as<4, 4>(parameters);
-      default: return launch_as<1, 4>(parameters);
+      case 16: return unroll_ == 2 ? launch_as<16, 2>(parameters<kBytes>()) : launch_as<16, 4>(parameters<kBytes>());
+      case 4: return launch_as<4, 4>(parameters<kBytes>());
+      default: return launch_as<1, 4>(parameters<kBytes>());
     }
   }
   template <int kWidth, int kUnroll, int kBytes>
@@ -161,11 +161,14 @@ class SwapKernel {
   }
 
   const SwapLayer* layers_;
-  BlockPair* pairs_ = nullptr;  // in the parameters that are launched
+  SwapHead* head_;  // of the parameters that are launched, as are these
+  unsigned char* payload_;
+  BlockPair* pairs_;
+  int64_t payload_bytes_;
+  void (SwapKernel::*launch_)();
   int64_t num_layers_, layers_per_launch_ = 1, max_pairs_ = 0, count_ = 0;
   int link_threads_, width_ = 1, unroll_ = 4;
   cudaStream_t stream_;
-  bool is_large_;
 };
 
 }  // namespace multikv::gpu
