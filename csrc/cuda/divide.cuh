@@ -14,4 +14,17 @@ __device__ inline uint64_t quotient_of(uint64_t x, const Divisor& divisor) {
   return estimate + (low - estimate * value >= value);
 }
 
+// A divisor of numbers below 2^16, which is itself one of them.
+struct SmallDivisor {
+  int value;
+  uint32_t reciprocal;  // 2^32 / value, rounded up; 0 for 1
+
+  static constexpr SmallDivisor of(int64_t value) {
+    return {static_cast<int>(value), value == 1 ? 0 : ~uint32_t{0} / static_cast<uint32_t>(value) + 1};
+  }
+  __device__ int divide(int x) const {
+    return value == 1 ? x : static_cast<int>(high_product(static_cast<uint32_t>(x), reciprocal));
+  }
+};
+
 }  // namespace multikv::gpu

@@ -3,6 +3,7 @@
 
 #include "divide.cuh"
 #include "grid.h"
+#include "indices.cuh"
 #include "launch.h"
 #include "vec.cuh"
 
@@ -21,12 +22,12 @@ __device__ inline SequenceStart sequence_of(const Sequences& q, int64_t first, i
   while (high - low > 31) {
     const int64_t step = (high - low + 31) / 32;
     const int64_t probe = low + (lane + 1) * step - 1;
-    low += population(ballot(probe < high && q.cu_seq_lens.at(probe) <= first)) * step;
+    low += population(ballot(probe < high && PendingIndex(q.cu_seq_lens, probe).value() <= first)) * step;
     high = low + step - 1 < high ? low + step - 1 : high;
   }
   const int64_t window = low > 0 ? low - 1 : 0;
   const bool is_bound = window + lane < q.num_bounds;
-  const int64_t bound = is_bound ? q.cu_seq_lens.at(window + lane) : 0;
+  const int64_t bound = is_bound ? PendingIndex(q.cu_seq_lens, window + lane).value() : 0;
 
   const int64_t token = first + lane;
   int count = population(ballot(is_bound && bound <= first));
@@ -45,11 +46,11 @@ __device__ inline SequenceStart sequence_of(const Sequences& q, int64_t first, i
     int64_t next = window + 32;
     while (next < end) {
       const int64_t middle = (next + end) / 2;
-      if (q.cu_seq_lens.at(middle) <= token) next = middle + 1;
+      if (PendingIndex(q.cu_seq_lens, middle).value() <= token) next = middle + 1;
       else end = middle;
     }
     sequence = next - 1;
-    begin = q.cu_seq_lens.at(sequence);
+    begin = PendingIndex(q.cu_seq_lens, sequence).value();
   }
   return {sequence, begin};
 }
@@ -64,26 +65,28 @@ __device__ inline Found look_up(const Sequences& q, int64_t first, int num_token
   // One sequence most likely begins with the first row, at its first position: its block is loaded with the bounds.
   const bool is_one = q.num_sequences == 1;
   int64_t likely_block = -1, likely_id = -1;
-  if (is_one) {
-    likely_block = static_cast<int64_t>(quotient_of(token, q.block_size));
-    if (likely_block < q.blocks_per_sequence) likely_id = q.block_table.at(likely_block);
-  }
   SequenceStart at;
-  if (is_one) {
-    at.begin = q.cu_seq_lens.at(0);
-    const int64_t end = q.num_bounds > 1 ? q.cu_seq_lens.at(1) : q.num_tokens;
+  if (is_one && q.blocks_per_sequence > 0) {
+    const auto block = static_cast<int64_t>(quotient_of(token, q.block_size));
+    const bool is_in_table = block < q.blocks_per_sequence;
+    const PendingIndex id(q.block_table, is_in_table ? block : 0);
+    const PendingIndex bounds[] = {{q.cu_seq_lens, 0}, {q.cu_seq_lens, q.num_bounds > 1}};
+    at.begin = bounds[0].value();
+    const int64_t end = q.num_bounds > 1 ? bounds[1].value() : q.num_tokens;
     at.sequence = token < at.begin ? -1 : token < end ? 0 : 1;
+    if (is_in_table) likely_block = block, likely_id = id.value();
   } else {
     at = sequence_of(q, first, num_tokens, lane);
   }
   const auto [sequence, begin] = at;
   if (lane >= num_tokens || sequence < 0 || sequence >= q.num_sequences || begin < 0 || begin > token) return kNone;
-  const int64_t start = q.seq_starts.data == nullptr ? 0 : q.seq_starts.at(sequence);
+  const int64_t start = q.seq_starts.data == nullptr ? 0 : PendingIndex(q.seq_starts, sequence).value();
   if (start < 0) return kNone;
   const uint64_t position = static_cast<uint64_t>(start) + static_cast<uint64_t>(token - begin);
   const uint64_t block = quotient_of(position, q.block_size);
   if (block >= static_cast<uint64_t>(q.blocks_per_sequence)) return kNone;
-  const int64_t id = static_cast<int64_t>(block) == likely_block ? likely_id : q.block_table.at(sequence, block);
+  const int64_t in_table = sequence * q.block_table.stride + static_cast<int64_t>(block);
+  const int64_t id = static_cast<int64_t>(block) == likely_block ? likely_id : PendingIndex(q.block_table, in_table).value();
   if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(q.num_blocks)) return kNone;
   return {id, static_cast<int64_t>(position - block * q.block_size.value)};
 }

@@ -11,7 +11,7 @@ template <class Move, int kUnroll, class Params>
 __global__ void __launch_bounds__(kMaxThreads)
     concat_and_cache_mla_kernel(const MULTIKV_GRID_CONSTANT Params p, int64_t first_layer) {
   const auto& layer = layer_of(p, first_layer + blockIdx.y);
-  const auto index_of = [&](int64_t token) { return layer.slots.mapping.at(token); };
+  const auto index_of = [&](int64_t token) { return PendingIndex(layer.slots.mapping, token); };
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.z * kUnroll);
   const auto write = [&]<class Width>() {
     write_entries<Width, kUnroll, false>(layer, index_of, layer.rope_size, first, threadIdx.z, blockDim.z, threadIdx.x, blockDim.x);
@@ -49,13 +49,13 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12) ds_mla_kernel(const MULTIKV_
   const int64_t token = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   const int lane = threadIdx.x % 32, first = lane * kBytes;
   if (token >= p.slots.num_tokens) return;
-  const int64_t slot = p.slots.mapping.at(token);
+  const PendingIndex slot(p.slots.mapping, token);
   const char* rope = static_cast<const char*>(p.k_pe) + token * p.k_pe_stride_token * num_bytes(kDtype);
   const auto read = [&](int at) { return p.rope_size > 0 ? Pack<kBytes>::read(rope + at) : Pack<kBytes>{}; };
   Pack<kBytes> value{};
   if (first < kRopeBytes) value = read(first);
   char* entry = nullptr;
-  write_ds_mla_latent<kDtype, kWide, false>(p, token, lane, [&] { return entry = entry_at(p, slot); });
+  write_ds_mla_latent<kDtype, kWide, false>(p, token, lane, [&] { return entry = entry_at(p, slot.value()); });
   if (entry == nullptr) return;
   if (first < kRopeBytes) value.write(entry + DsMlaEntry::kRopeAt + first);
   for (int at = first + 32 * kBytes; at < kRopeBytes; at += 32 * kBytes) read(at).write(entry + DsMlaEntry::kRopeAt + at);

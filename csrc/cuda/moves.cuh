@@ -65,7 +65,8 @@ __device__ inline int thread_of_block() {
   return static_cast<int>((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
 }
 
-// Moves the tile's vectors. All threads of the block must call. index_of(token): its slot, or -1; lane_of(vector): its Lane.
+// Moves the tile's vectors. All threads of the block must call. index_of(token): its slot, or -1, on its way; lane_of(vector): its
+// Lane.
 template <class Move, int kUnroll, bool kOnce = false, class IndexOf, class LaneOf>
 __device__ inline void write_tokens(const Slots& slots, IndexOf index_of, const TilePart& part, SlotStrides strides,
                                     LaneOf lane_of, const float* scale, CacheFormat format) {
@@ -73,14 +74,21 @@ __device__ inline void write_tokens(const Slots& slots, IndexOf index_of, const 
   const auto offset = [&](int64_t index) { return slot_offset(slots, index, strides.block, strides.slot); };
   if constexpr (kUnroll == 1) {  // the shortest way from load to store
     const int64_t token = part.first + part.row;
-    if (token >= slots.num_tokens) return;
-    for (int64_t vector = part.vector; vector < part.num_vectors; vector += part.vector_step) {
-      const Lane lane = lane_of(vector);
-      const char* from = lane.source + token * lane.source_stride_token;
-      const int64_t index = index_of(token);
-      const auto value = Move::Source::template read<kOnce>(from);
-      const int64_t to = offset(index);
-      if (to >= 0) Move(loaded_scale, format)(value).template write<kOnce>(lane.cache + to);
+    int64_t vector = part.vector;
+    if (token >= slots.num_tokens || vector >= part.num_vectors) return;
+    const auto index = index_of(token);
+    const auto read = [&](const Lane& lane) {
+      return Move::Source::template read<kOnce>(lane.source + token * lane.source_stride_token);
+    };
+    const Lane lane = lane_of(vector);
+    const auto value = read(lane);
+    const int64_t to = offset(index.value());
+    if (to < 0) return;
+    const Move move(loaded_scale, format);
+    move(value).template write<kOnce>(lane.cache + to);
+    while ((vector += part.vector_step) < part.num_vectors) {
+      const Lane next = lane_of(vector);
+      move(read(next)).template write<kOnce>(next.cache + to);
     }
   } else {
     // kUnroll vectors are in flight before the first is written. Where tokens go is computed once for all their vectors.
@@ -88,7 +96,7 @@ __device__ inline void write_tokens(const Slots& slots, IndexOf index_of, const 
     const int64_t rest = slots.num_tokens - part.first;
     const int tile = kUnroll * part.rows, num_tokens = static_cast<int>(rest < tile ? rest : tile);
     const int thread = thread_of_block(), num_threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
-    int64_t index = thread < num_tokens ? index_of(part.first + thread) : -1;
+    const auto index = index_of(part.first + (thread < num_tokens ? thread : 0));
     typename Move::Source values[kUnroll];
     char* cache = nullptr;
     const auto read = [&](int64_t vector) {
@@ -103,9 +111,9 @@ __device__ inline void write_tokens(const Slots& slots, IndexOf index_of, const 
     };
     int64_t vector = part.vector;
     if (vector < part.num_vectors) read(vector);
-    for (int token = thread; token < tile; token += num_threads) {
-      if (token != thread) index = token < num_tokens ? index_of(part.first + token) : -1;
-      offsets[token] = offset(index);
+    if (thread < tile) offsets[thread] = thread < num_tokens ? offset(index.value()) : -1;
+    for (int token = thread + num_threads; token < tile; token += num_threads) {
+      offsets[token] = token < num_tokens ? offset(index_of(part.first + token).value()) : -1;
     }
     __syncthreads();
     const Move move(loaded_scale, format);

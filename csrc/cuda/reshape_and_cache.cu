@@ -4,10 +4,10 @@ namespace multikv::gpu {
 namespace {
 
 // Threads: x over the vectors of a head, y and blockIdx.y over heads, z and blockIdx.x over tokens. blockIdx.z: key or value.
+// Here strides count bytes, and head_size vectors.
 template <class Move, int kUnroll>
 __global__ void __launch_bounds__(kMaxThreads)
-    reshape_and_cache_flash_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheFlashParams p, int source_element_bytes,
-                                   int cache_element_bytes, int64_t first_head) {
+    reshape_and_cache_flash_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheFlashParams p, int64_t first_head) {
   const CacheWrite& w = blockIdx.z == 0 ? p.key : p.value;
   const int64_t head = first_head + blockIdx.y * blockDim.y + threadIdx.y;
   const TilePart part = {
@@ -16,18 +16,24 @@ __global__ void __launch_bounds__(kMaxThreads)
       .rows = static_cast<int>(blockDim.z),
       .vector = threadIdx.x,
       .vector_step = blockDim.x,
-      .num_vectors = head < p.num_heads ? w.head_size * source_element_bytes / Move::kSourceBytes : 0,
+      .num_vectors = head < p.num_heads ? w.head_size : 0,
   };
   const auto lane_of = [&](int64_t vector) -> Lane {
-    return {static_cast<const char*>(w.source) + head * w.source_stride_head * source_element_bytes +
-                vector * Move::kSourceBytes,
-            static_cast<char*>(w.cache) + head * w.cache_stride_head * cache_element_bytes + vector * Move::kCacheBytes,
-            w.source_stride_token * source_element_bytes};
+    return {static_cast<const char*>(w.source) + head * w.source_stride_head + vector * Move::kSourceBytes,
+            static_cast<char*>(w.cache) + head * w.cache_stride_head + vector * Move::kCacheBytes, w.source_stride_token};
   };
-  const SlotStrides strides = {w.cache_stride_block * cache_element_bytes, w.cache_stride_slot * cache_element_bytes};
+  const SlotStrides strides = {w.cache_stride_block, w.cache_stride_slot};
   const float* scale = w.scale + (head < p.num_heads ? head * w.scale_stride_head : 0);
   write_tokens<Move, kUnroll>(
-      p.slots, [&](int64_t token) { return p.slots.mapping.at(token); }, part, strides, lane_of, scale, p.format);
+      p.slots, [&](int64_t token) { return PendingIndex(p.slots.mapping, token); }, part, strides, lane_of, scale, p.format);
+}
+
+// As the kernel wants it.
+CacheWrite in_bytes(CacheWrite w, int64_t source_bytes, int64_t cache_bytes, int64_t vector_bytes) {
+  for (int64_t* stride : {&w.source_stride_token, &w.source_stride_head}) *stride *= source_bytes;
+  for (int64_t* stride : {&w.cache_stride_block, &w.cache_stride_slot, &w.cache_stride_head}) *stride *= cache_bytes;
+  w.head_size = w.head_size * source_bytes / vector_bytes;
+  return w;
 }
 
 // The widest access that suits one side (source or cache) of a write.
@@ -68,7 +74,7 @@ __device__ inline void write_packed_keys(const ReshapeAndCacheParams& p, int64_t
             w.source_stride_token * source_bytes};
   };
   write_tokens<Move, kUnroll, true>(
-      p.slots, [&](int64_t token) { return p.slots.mapping.at(token); }, part,
+      p.slots, [&](int64_t token) { return PendingIndex(p.slots.mapping, token); }, part,
       {w.cache_stride_block * cache_bytes, w.cache_stride_row * cache_bytes}, lane_of,
       w.scale + head * w.scale_stride_head, p.format);
 }
@@ -143,16 +149,12 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
   for (int64_t begin = 0; begin < p.head_size; begin += kDims) {
     const int dims = static_cast<int>(p.head_size - begin < kDims ? p.head_size - begin : kDims);
     const int vectors = dims / kVector, count = vectors * kWords;
-    // task / vectors, exact for tasks below 2^16
-    const uint32_t reciprocal = vectors == 1 ? 0 : 0xffffffffu / vectors + 1;
-    const auto word_of = [&](int task) {
-      return vectors == 1 ? task : static_cast<int>(high_product(static_cast<uint32_t>(task), reciprocal));
-    };
+    const SmallDivisor vectors_of_word = SmallDivisor::of(vectors);
     for (int round = thread; round < count; round += kUnroll * kThreads) {
       typename Move::Source values[kUnroll][kPer];
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) {
-        const int task = round + i * kThreads, word = word_of(task), vector = task - word * vectors;
+        const int task = round + i * kThreads, word = vectors_of_word.divide(task), vector = task - word * vectors;
         const char* from = source + word * kPer * stride + begin * source_bytes + vector * Move::kSourceBytes;
 #pragma unroll
         for (int k = 0; k < kPer; ++k) {
@@ -162,7 +164,7 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
       const Move move(scale, p.format);
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) {
-        const int task = round + i * kThreads, word = word_of(task), vector = task - word * vectors;
+        const int task = round + i * kThreads, word = vectors_of_word.divide(task), vector = task - word * vectors;
         if (task >= count) continue;
         Pack<Move::kCacheBytes> rows[kPer];
         const uint32_t* row_words[kPer];
@@ -245,13 +247,13 @@ void launch(const ReshapeAndCacheFlashParams& p, const Context& context) {
   const int source_width = std::min(source_alignment(p.key, source_bytes), source_alignment(p.value, source_bytes));
   const int cache_width = std::min(cache_alignment(p.key, cache_bytes), cache_alignment(p.value, cache_bytes));
   with_moves(p.dtype, p.format, source_width, cache_width, [&]<class Move>() {
-    const int64_t head_size = std::max(p.key.head_size, p.value.head_size);
-    const BlockShape shape = block_shape(head_size * source_bytes / Move::kSourceBytes, p.num_heads, p.slots.num_tokens);
+    ReshapeAndCacheFlashParams q = p;
+    for (CacheWrite* w : {&q.key, &q.value}) *w = in_bytes(*w, source_bytes, cache_bytes, Move::kSourceBytes);
+    const BlockShape shape = block_shape(std::max(q.key.head_size, q.value.head_size), p.num_heads, p.slots.num_tokens);
     launch_moves<Move>(p.slots.num_tokens, 2, context, shape, [&]<int kUnroll>() {
       const int64_t tile = shape.threads.z * kUnroll;
       for_each_grid((p.slots.num_tokens + tile - 1) / tile, shape, 2, [&](dim3 grid, int64_t first_head) {
-        reshape_and_cache_flash_kernel<Move, kUnroll><<<grid, shape.threads, 0, context.stream>>>(
-            p, static_cast<int>(source_bytes), static_cast<int>(cache_bytes), first_head);
+        reshape_and_cache_flash_kernel<Move, kUnroll><<<grid, shape.threads, 0, context.stream>>>(q, first_head);
       });
     });
   });

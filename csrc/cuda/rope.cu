@@ -8,15 +8,16 @@ constexpr int kLatentTokens = 8;   // of a block that writes kv_c
 
 // How thread blocks rotate: threads over the vectors of a head, rows (kHeads heads of queries, or the key), tokens.
 struct RotatingBlocks {
-  int vectors, rows, tokens;
-  int row_blocks;
+  SmallDivisor vectors, rows;
+  int tokens;
+  Divisor row_blocks;
   int64_t num_blocks;
 
   static RotatingBlocks of(int64_t vectors, int64_t rows, int64_t num_tokens) {
     if (vectors == 0 || rows == 0) return {};
     const BlockShape shape = block_shape(vectors, rows, num_tokens, kThreads);
     const auto [x, y, z] = shape.threads;
-    return {static_cast<int>(x), static_cast<int>(y), static_cast<int>(z), static_cast<int>(shape.row_blocks),
+    return {SmallDivisor::of(x), SmallDivisor::of(y), static_cast<int>(z), Divisor::of(shape.row_blocks),
             (num_tokens + z - 1) / z * shape.row_blocks};
   }
 };
@@ -82,21 +83,21 @@ __device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, c
   using Vector = Pack<kPairs * kBytes>;
   using Table = Pack<kPairs * kTableBytes>;
   const ConcatAndCacheMlaParams& write = p.write;
-  const int64_t tile = block / shape.row_blocks, row_block = block - tile * shape.row_blocks;
-  const int row = threadIdx.x / shape.vectors, z = row / shape.rows;
+  const auto row_blocks = static_cast<int64_t>(shape.row_blocks.value);
+  const auto tile = static_cast<int64_t>(quotient_of(block, shape.row_blocks)), row_block = block - tile * row_blocks;
+  const int thread = static_cast<int>(threadIdx.x), row = shape.vectors.divide(thread), z = shape.rows.divide(row);
   const int64_t token = tile * shape.tokens + z;
-  const int64_t first_head = row_block * shape.rows + (row - z * shape.rows);
-  const int64_t head_step = static_cast<int64_t>(shape.row_blocks) * shape.rows, num_heads = kIsKey ? 1 : p.num_heads;
+  const int64_t first_head = row_block * shape.rows.value + (row - z * shape.rows.value);
+  const int64_t head_step = row_blocks * shape.rows.value, num_heads = kIsKey ? 1 : p.num_heads;
   if (z >= shape.tokens || token >= write.slots.num_tokens) return;
 
   const int64_t half = write.rope_size / 2;
-  const int64_t position = p.positions.at(token);
-  const int64_t slot = kIsKey ? write.slots.mapping.at(token) : -1;
+  const PendingIndex at_position(p.positions, token), at_slot(write.slots.mapping, token);
   const float scale = kIsKey ? Quantise<kDtype, kPairs>::scale(write.scale) : 1.0f;
   char* data = kIsKey ? static_cast<char*>(p.k_pe) + token * write.k_pe_stride_token * kBytes
                       : static_cast<char*>(p.q_pe) + token * p.q_pe_stride_token * kBytes;
   const int64_t stride_head = p.q_pe_stride_head * kBytes;
-  for (int64_t i = (threadIdx.x - row * shape.vectors) * kPairs; i < half; i += shape.vectors * kPairs) {
+  for (int64_t i = (thread - row * shape.vectors.value) * kPairs; i < half; i += shape.vectors.value * kPairs) {
     const int64_t at_first = p.is_neox ? i : 2 * i, at_second = p.is_neox ? half + i : 2 * i + kPairs;
     Vector first[kRows], second[kRows];
 #pragma unroll
@@ -106,6 +107,7 @@ __device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, c
       first[k] = Vector::template read<true>(data + head * stride_head + at_first * kBytes);
       second[k] = Vector::template read<true>(data + head * stride_head + at_second * kBytes);
     }
+    const int64_t position = at_position.value();
     if (static_cast<uint64_t>(position) >= static_cast<uint64_t>(p.num_positions)) return;
     const char* table = static_cast<const char*>(p.cos_sin_cache) + position * p.cos_sin_cache_stride_position * kTableBytes;
     const Table cos_vector = Table::read(table + i * kTableBytes), sin_vector = Table::read(table + (half + i) * kTableBytes);
@@ -125,7 +127,7 @@ __device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, c
       second[k].template write<true>(data + head * stride_head + at_second * kBytes);
     }
     if constexpr (kIsKey) {
-      char* entry = entry_at(write, slot);
+      char* entry = entry_at(write, at_slot.value());
       if (entry == nullptr) continue;
       cache_key<kDtype, kPairs>(write, entry, at_first, scale, first[0]);
       cache_key<kDtype, kPairs>(write, entry, at_second, scale, second[0]);
@@ -138,17 +140,23 @@ template <Float kDtype, bool kWide>
 __device__ inline void cache_latent(const ConcatAndCacheMlaRopeFusedParams& p, int64_t block) {
   constexpr int kElementBytes = num_bytes(kDtype);
   const ConcatAndCacheMlaParams& write = p.write;
-  const auto index_of = [&](int64_t t) {
-    const int64_t position = p.positions.at(t), slot = write.slots.mapping.at(t);
-    return static_cast<uint64_t>(position) < static_cast<uint64_t>(p.num_positions) ? slot : -1;
+  struct Index {
+    PendingIndex position, slot;
+    int64_t num_positions;
+    __device__ int64_t value() const {
+      return static_cast<uint64_t>(position.value()) < static_cast<uint64_t>(num_positions) ? slot.value() : -1;
+    }
   };
+  const auto index_of = [&](int64_t t) -> Index { return {{p.positions, t}, {write.slots.mapping, t}, p.num_positions}; };
   const int64_t first = block * kLatentTokens;
   if (write.is_ds_mla) {
     if constexpr (kDtype != Float::kFloat32) {
       constexpr int64_t kGroups = kThreads / 32;
       for (int64_t token = first + threadIdx.x / 32; token < first + kLatentTokens; token += kGroups) {
-        const int64_t slot = token < write.slots.num_tokens ? index_of(token) : -1;
-        write_ds_mla_latent<kDtype, kWide, true>(write, token, threadIdx.x % 32, [&] { return entry_at(write, slot); });
+        const bool is_token = token < write.slots.num_tokens;
+        const Index slot = index_of(is_token ? token : 0);
+        write_ds_mla_latent<kDtype, kWide, true>(write, token, threadIdx.x % 32,
+                                                 [&] { return is_token ? entry_at(write, slot.value()) : nullptr; });
       }
     }
     return;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "divide.cuh"
+#include "indices.cuh"
 
 namespace multikv::gpu {
 
