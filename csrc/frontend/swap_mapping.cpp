@@ -173,28 +173,59 @@ void check_overlaps(const Call& call, const std::vector<SwapSides>& layers, Shar
 // Joins neighbours that come one after the other. Memory for so many pairs.
 class Runs {
  public:
-  explicit Runs(int64_t num_pairs) {
+  Runs(int64_t num_pairs, uint64_t dst_blocks) : shift_(std::max(static_cast<int>(std::bit_width(dst_blocks)) - kBits, 0)) {
     static thread_local std::vector<SwapRun> kept;  // lives until launch() returns, which is before the next call
-    if (static_cast<int64_t>(kept.size()) < num_pairs) kept.resize(num_pairs);
-    begin_ = kept.data();
+    begin_ = room(kept, num_pairs);
     last_ = begin_ - 1;
   }
   // Pair i. True: it continues the last run.
   bool add(int64_t i, int64_t src, int64_t dst) {
-    const bool continues = src == next_.src && dst == next_.dst;
+    const int64_t next_dst = next_.dst;
+    const bool continues = src == next_.src && dst == next_dst;
     next_ = {src + 1, dst + 1};
-    if (continues) longest_ = std::max(longest_, ++last_->num_blocks);
-    else *++last_ = {src, dst, 1, i};
+    if (continues) {
+      longest_ = std::max(longest_, ++last_->num_blocks);
+    } else {
+      is_sorted_ &= dst >= next_dst;
+      ++ends_[dst >> shift_];
+      *++last_ = {src, dst, 1, i};
+    }
     src_end_ = std::max(src_end_, src + 1);
     dst_end_ = std::max(dst_end_, dst + 1);
     return continues;
+  }
+  // By the upper digits of dst: memory is written faster if that is about in order.
+  void sort_roughly() {
+    if (is_sorted_) return;
+    static thread_local std::vector<SwapRun> kept;  // as the other
+    SwapRun* const sorted = room(kept, count());
+    int64_t end = 0;
+    for (int64_t& bucket : ends_) end += std::exchange(bucket, end);
+    for (const SwapRun* run = begin_; run <= last_; ++run) {
+      const int64_t place = ends_[run->dst_block >> shift_]++;
+      sorted[place] = {run->src_block, run->dst_block, run->num_blocks, place};
+    }
+    last_ = sorted + (last_ - begin_);
+    begin_ = sorted;
+    if (longest_ == 1) return;
+    int64_t begin = 0;
+    for (SwapRun* run = begin_; run <= last_; begin += (run++)->num_blocks) run->begin = begin;
   }
   int64_t count() const { return last_ + 1 - begin_; }
   SwapRuns all() const { return {begin_, count(), longest_, src_end_, dst_end_}; }
 
  private:
+  static SwapRun* room(std::vector<SwapRun>& kept, int64_t count) {
+    if (static_cast<int64_t>(kept.size()) < count) kept.resize(count);
+    return kept.data();
+  }
+
+  static constexpr int kBits = 8;
+  int shift_;
+  int64_t ends_[1 << kBits] = {};
   SwapRun *begin_, *last_;
   SwapPair next_ = {-1, -1};
+  bool is_sorted_ = true;
   int64_t longest_ = 1, src_end_ = 0, dst_end_ = 0;
 };
 
@@ -226,7 +257,9 @@ bool find_runs_in_order(const MappingRows& rows, uint64_t src_blocks, uint64_t d
     *at = tag + src;
     separated += after_its_last - runs.add(i, src, dst) + after_its_next;
   }
-  return is_unique && separated * 8 <= runs.count();
+  if (!is_unique || separated * 8 > runs.count()) return false;
+  runs.sort_roughly();
+  return true;
 }
 
 }  // namespace
@@ -245,7 +278,7 @@ SwapRuns make_swap_runs(const Call& call, const std::vector<SwapSides>& layers, 
     dst_blocks = std::min(dst_blocks, static_cast<uint64_t>(layer.dst.num_blocks));
   }
   const Sharing sharing = sharing_of(layers, block_bytes);
-  if (Runs runs(rows.size); sharing == Sharing::kNone && find_runs_in_order(rows, src_blocks, dst_blocks, runs)) return runs.all();
+  if (Runs runs(rows.size, dst_blocks); sharing == Sharing::kNone && find_runs_in_order(rows, src_blocks, dst_blocks, runs)) return runs.all();
 
   static thread_local Pairs kept;
   Pairs& pairs = kept;
@@ -263,7 +296,7 @@ SwapRuns make_swap_runs(const Call& call, const std::vector<SwapSides>& layers, 
   }
   if (!is_sorted) sort_by<&SwapPair::dst>(pairs, largest_dst);
 
-  Runs runs(rows.size);
+  Runs runs(rows.size, dst_blocks);
   for (int64_t i = 0; i < rows.size; ++i) {
     const SwapPair& pair = pairs[i];
     if (i > 0 && pair.dst == pairs[i - 1].dst) {
