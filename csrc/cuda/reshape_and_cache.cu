@@ -204,15 +204,14 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
   }
 }
 
-// blockIdx.x over heads, y over tokens: the blocks that read neighbouring memory run together. z: key or value, one after the
-// other, for side by side they would wait for each other's instructions.
+// blockIdx.x over heads, y over tokens: the blocks that read neighbouring memory run together. x, or z, also over keys and values.
 template <class Move, class Element, int kTokens>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 7)
     reshape_and_cache_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_tile) {
   const int64_t first = (first_tile + blockIdx.y) * kTokens;
-  const int64_t head = blockIdx.x;
-  if (blockIdx.z == 0) write_packed_keys<Move, kTokens>(p, head, first);
-  else write_packed_values<Move, Element, kTokens>(p, head, first);
+  const int64_t head = blockIdx.x + blockIdx.z * p.num_heads;
+  if (head < p.num_heads) write_packed_keys<Move, kTokens>(p, head, first);
+  else write_packed_values<Move, Element, kTokens>(p, head - p.num_heads, first);
 }
 
 // Few tokens, element by element: the shortest way from load to store. Threads: over dimensions. blockIdx.x: over tokens,
@@ -273,7 +272,9 @@ void launch(const ReshapeAndCacheParams& p, const Context& context) {
   const bool wide = std::min({key_width, source_width(k), source_width(v)}) == 16;
   const auto run_tiles = [&]<class Move, class Element, int kTokens>() {
     const BlockShape shape = {dim3(kThreads), (p.slots.num_tokens - 1) / kTokens + 1};
-    for_each_grid(p.num_heads, shape, 2, [&](dim3 grid, int64_t first_tile) {
+    // Values after keys, not beside them, where there is much code: they would wait for each other's instructions.
+    const int64_t beside = p.format == CacheFormat::kSame ? 2 : 1;
+    for_each_grid(beside * p.num_heads, shape, 2 / beside, [&](dim3 grid, int64_t first_tile) {
       reshape_and_cache_kernel<Move, Element, kTokens>
           <<<grid, shape.threads, 0, context.stream>>>(p, first_tile / shape.threads.y);
     });
