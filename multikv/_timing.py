@@ -16,6 +16,7 @@ _CPU_S = 0.4  # of samples at least: longer than a short disturbance
 _SAMPLE_S = 2e-3  # one sample covers at least about this much work, so that clocks and launch gaps do not show
 _LONG_S = 100e-6  # a call that runs so long on a GPU hides the launch of the next
 _HOST_BURST = 50  # kernels in flight stay well below the depth of a launch queue, where a launch would block
+_HOST_BURST_S = 5e-3  # and so they do where a call launches hundreds: that takes long
 _HOST_S = 1.0  # of the device's time, about: fewer samples of calls that are long there
 _QUEUED_S = 1.0  # of samples of calls that no graph holds, if that makes enough samples
 _CYCLES_PER_S = 2e9  # of a GPU, at most
@@ -34,16 +35,18 @@ def device_times(contenders: Sequence[Sequence[Call]], device: torch.device, gra
 def host_time(call: Call, device: torch.device, device_s: float = 0.0) -> float:
     """Time until an eager call returns. On a GPU nothing is waited for; on a CPU this is the call's own time.
 
-    Calls that are known to take long on the device are sampled less often. Bursts stay as long: their first call is not
-    like the others, because the host has slept before it, or what the device wrote to its memory has filled its caches.
+    Calls that take the host long come in shorter bursts, those that are known to take long on the device in fewer. The
+    first of a burst is not like the others: the host has waited before it, and what the device wrote has filled its caches.
     """
     if device.type != "cuda":
         return _cpu_times([[call]])[0]
-    count = max(_FEW_SAMPLES // 2, min(_SAMPLES, round(_HOST_S / (_HOST_BURST * max(device_s, 1e-9)))))
+    torch.cuda.synchronize()
+    burst = max(1, min(_HOST_BURST, round(_HOST_BURST_S / _wall_time([call], 2))))
+    count = max(_FEW_SAMPLES // 2, min(_SAMPLES, round(_HOST_S / (burst * max(device_s, 1e-9)))))
     samples = []
     for _ in range(count):
         torch.cuda.synchronize()
-        samples.append(_wall_time([call], _HOST_BURST))
+        samples.append(_wall_time([call], burst))
     torch.cuda.synchronize()
     return statistics.median(samples[1:])
 
