@@ -52,7 +52,7 @@ def mixed_pairs(blocks):
 @pytest.mark.parametrize("route", [("device", "pinned"), ("pinned", "device")], ids="_to_".join)
 @pytest.mark.parametrize("size", [3 * 512 - 1, 3 * 512, 3 * 512 + 1])
 def test_runs_at_the_crossover(gpu, stream, route, size):
-    """None is left to the other side: blocks of 512 bytes, in runs of 1 to 4, and none of 4."""
+    """Each run is copied by one of the two: blocks of 512 bytes, in runs of 1 to 4; and without those of 4."""
     device = torch.device("cuda", torch.cuda.current_device())
     name = "to_host" if route[0] == "device" else "from_host"
     before = offload._current(device, name)

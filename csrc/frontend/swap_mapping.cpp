@@ -170,13 +170,12 @@ void check_overlaps(const Call& call, const std::vector<SwapSides>& layers, Shar
   }
 }
 
-// Joins neighbours that come one after the other. Memory for so many pairs.
+// Joins neighbours that come one after the other.
 class Runs {
  public:
-  Runs(int64_t num_pairs, uint64_t dst_blocks) : shift_(std::max(static_cast<int>(std::bit_width(dst_blocks)) - kBits, 0)) {
+  Runs(int64_t num_pairs, uint64_t dst_blocks) : shift_(std::max(static_cast<int>(std::bit_width(dst_blocks - 1)) - kBits, 0)) {
     static thread_local std::vector<SwapRun> kept;  // lives until launch() returns, which is before the next call
-    begin_ = room(kept, num_pairs);
-    last_ = begin_ - 1;
+    begin_ = end_ = room(kept, num_pairs);
   }
   // Pair i. True: it continues the last run.
   bool add(int64_t i, int64_t src, int64_t dst) {
@@ -184,11 +183,11 @@ class Runs {
     const bool continues = src == next_.src && dst == next_dst;
     next_ = {src + 1, dst + 1};
     if (continues) {
-      longest_ = std::max(longest_, ++last_->num_blocks);
+      longest_ = std::max(longest_, ++end_[-1].num_blocks);
     } else {
       is_sorted_ &= dst >= next_dst;
-      ++ends_[dst >> shift_];
-      *++last_ = {src, dst, 1, i};
+      ++buckets_[dst >> shift_];
+      *end_++ = {src, dst, 1, i};
     }
     src_end_ = std::max(src_end_, src + 1);
     dst_end_ = std::max(dst_end_, dst + 1);
@@ -200,18 +199,18 @@ class Runs {
     static thread_local std::vector<SwapRun> kept;  // as the other
     SwapRun* const sorted = room(kept, count());
     int64_t end = 0;
-    for (int64_t& bucket : ends_) end += std::exchange(bucket, end);
-    for (const SwapRun* run = begin_; run <= last_; ++run) {
-      const int64_t place = ends_[run->dst_block >> shift_]++;
+    for (int64_t& bucket : buckets_) end += std::exchange(bucket, end);
+    for (const SwapRun* run = begin_; run < end_; ++run) {
+      const int64_t place = buckets_[run->dst_block >> shift_]++;
       sorted[place] = {run->src_block, run->dst_block, run->num_blocks, place};
     }
-    last_ = sorted + (last_ - begin_);
+    end_ = sorted + count();
     begin_ = sorted;
     if (longest_ == 1) return;
     int64_t begin = 0;
-    for (SwapRun* run = begin_; run <= last_; begin += (run++)->num_blocks) run->begin = begin;
+    for (SwapRun* run = begin_; run < end_; begin += (run++)->num_blocks) run->begin = begin;
   }
-  int64_t count() const { return last_ + 1 - begin_; }
+  int64_t count() const { return end_ - begin_; }
   SwapRuns all() const { return {begin_, count(), longest_, src_end_, dst_end_}; }
 
  private:
@@ -222,24 +221,31 @@ class Runs {
 
   static constexpr int kBits = 8;
   int shift_;
-  int64_t ends_[1 << kBits] = {};
-  SwapRun *begin_, *last_;
+  int64_t buckets_[1 << kBits] = {};
+  SwapRun *begin_, *end_;
   SwapPair next_ = {-1, -1};
   bool is_sorted_ = true;
   int64_t longest_ = 1, src_end_ = 0, dst_end_ = 0;
 };
 
-// The runs without sorting, which is all that most mappings need. False: sorting would join many of these runs, or the mapping is
-// not valid. A table says for each block of dst what was written to it by this call, so far.
+// The runs without sorting the pairs, which is all that most mappings need. False: sorting would join many of these runs, the
+// mapping is not valid, or dst has too many blocks. A table says for each block of dst what was written to it by this call, so far.
 bool find_runs_in_order(const MappingRows& rows, uint64_t src_blocks, uint64_t dst_blocks, Runs& runs) {
-  constexpr uint64_t kMaxBlocks = 1 << 20;  // the table is then 8 MB, of each thread that swaps
+  constexpr uint64_t kMaxBlocks = 1 << 18;  // the table is then 2 MB, of each thread that swaps; of more, sorting is faster
   if (dst_blocks > kMaxBlocks || src_blocks > std::numeric_limits<uint32_t>::max()) return false;
   static thread_local struct {
-    std::vector<uint64_t> entries;  // a call, and the block of src
+    std::vector<uint64_t> entries;  // a call, and the block of src; one more on each side
+    uint64_t num_pairs;             // of this thread's calls
     uint32_t call;
   } kept;
-  auto& [entries, call] = kept;  // asked for once: each time costs a call
-  if (entries.size() < dst_blocks + 2) entries.resize(dst_blocks + 2);  // one more on each side
+  auto& [entries, num_pairs, call] = kept;  // asked for once: each time costs a call
+  num_pairs += rows.size;
+  if (entries.size() < dst_blocks + 2) {
+    constexpr uint64_t kPerPair = 16;  // blocks of a new table that a pair may cost: it grows with use, not in the first call
+    if (dst_blocks > num_pairs * kPerPair) return false;
+    entries.reserve(dst_blocks + 2);
+    entries.resize(dst_blocks + 2);
+  }
   if (++call == 0) {
     std::fill(entries.begin(), entries.end(), 0);
     call = 1;
@@ -278,7 +284,10 @@ SwapRuns make_swap_runs(const Call& call, const std::vector<SwapSides>& layers, 
     dst_blocks = std::min(dst_blocks, static_cast<uint64_t>(layer.dst.num_blocks));
   }
   const Sharing sharing = sharing_of(layers, block_bytes);
-  if (Runs runs(rows.size, dst_blocks); sharing == Sharing::kNone && find_runs_in_order(rows, src_blocks, dst_blocks, runs)) return runs.all();
+  if (sharing == Sharing::kNone) {
+    Runs runs(rows.size, dst_blocks);
+    if (find_runs_in_order(rows, src_blocks, dst_blocks, runs)) return runs.all();
+  }
 
   static thread_local Pairs kept;
   Pairs& pairs = kept;

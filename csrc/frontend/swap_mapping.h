@@ -29,8 +29,8 @@ struct SwapPair {
 };
 
 // Reads block_mapping [pairs, 2], which holds at least one, and checks it: every block lies inside the tensors of every layer, no
-// two pairs write to one place, none reads what one writes. Neighbours become runs, wherever in the mapping they are, valid until
-// the thread's next call.
+// two pairs write to one place, none reads what one writes. Neighbours become runs (of those that stand apart in the mapping, a
+// few may stay apart), valid until the thread's next call.
 struct SwapRuns {
   const SwapRun* runs;
   int64_t num_runs;
