@@ -1,5 +1,6 @@
 """What a result is worthless without: the machine, the versions and the settings it was measured with."""
 
+import dataclasses
 import datetime
 import hashlib
 import platform as host
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 import multikv
-from multikv import _cases, _timing, platforms
+from multikv import _cases, _timing, offload, platforms
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             # The yardstick of host_us: an op of PyTorch that does next to nothing.
             "neg_host_us": _timing.host_time(torch.zeros(1, device=device).neg_, device) * 1e6,
+            "swap_costs": {name: dataclasses.asdict(costs) for name, costs in offload.calibrate_swaps(device).items()},
         }
     return about
 

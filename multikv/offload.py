@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -16,11 +17,13 @@ from .ops import swap_blocks
 
 _DIRECTIONS = ("to_host", "from_host")  # within a device a kernel copies all
 _NEVER = 2**63 - 1
-_SCRATCH_BYTES = 256 << 20  # more than address translation keeps at hand: beyond that, copies wait longer
+_SCRATCH_BYTES = 1 << 30  # more than a host's last-level cache holds
+_CACHED_BYTES = 64 << 20  # and less: of either, a host may take more in flight to be kept busy
+_ROUNDS = 4  # the first to warm up
+_PART_BYTES = _SCRATCH_BYTES // _ROUNDS  # a round each, so that it evicts the others
 _SMALL_BYTES = 32 << 10  # blocks by which the kernel's rate is measured
 _RUN_BYTES = 256 << 10  # runs by which the cost of each is measured
-_REPEATS = 3
-_KERNEL_THREADS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 32768)
+_KERNEL_THREADS = (256, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192, 32768)
 _ENOUGH = 0.98  # of the best rate, by as few threads as reach it
 
 
@@ -53,7 +56,7 @@ def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -
     keep it. Exactly so much is taken: torch's pin_memory=True rounds up to a power of two. It is given back when
     the tensor and all views of it are gone. On a host without a GPU it is ordinary memory.
 
-    The first call in a process also measures the current GPU's link, which takes about a second: see calibrate_swaps.
+    The first call in a process also measures the current GPU's link, which takes a second or two: see calibrate_swaps.
 
     Args:
         shape: sizes, or one size.
@@ -68,11 +71,10 @@ def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -
     count = math.prod(shape)
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    memory = _pinned(count * dtype.itemsize)
     if torch.cuda.current_device() not in _measured and not torch.cuda.is_current_stream_capturing():
-        with contextlib.suppress(torch.OutOfMemoryError):  # then it goes on as on an H200
+        with contextlib.suppress(RuntimeError):  # no memory left for that: then it goes on as on an H200
             calibrate_swaps()
-    return memory.view(dtype).view(shape)
+    return _pinned(count * dtype.itemsize).view(dtype).view(shape)
 
 
 def _pinned(num_bytes: int) -> Tensor:
@@ -92,7 +94,7 @@ def _pinned(num_bytes: int) -> Tensor:
 def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str, SwapCosts]:
     """Measures what swaps cost on a device, and lets `auto` choose by it from now on.
 
-    empty_pinned does it for the current GPU when it is first called. It takes about a second, needs 256 MiB of pinned
+    empty_pinned does it for the current GPU when it is first called. It takes a second or two, needs 1 GiB of pinned
     memory and of the device (which PyTorch keeps for its next tensors), and waits for the device: for a program's
     start, and not while a CUDA graph is captured. Without it, what an H200 measured is taken. Within a device there is
     nothing to choose.
@@ -106,13 +108,15 @@ def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str,
     device = _gpu("calibrate_swaps", device)
     before = platforms.swap_strategy()
     try:
-        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
-            scratch = torch.zeros(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
-            host = _pinned(_SCRATCH_BYTES).zero_()
-            _measured[device.index] = {
-                "to_host": _measure(device, "to_host", scratch, host),
-                "from_host": _measure(device, "from_host", host, scratch),
-            }
+        with torch.cuda.device(device):
+            host, scratch = _pinned(_SCRATCH_BYTES), torch.empty(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))  # which may still use the memory
+            with torch.cuda.stream(stream):
+                _measured[device.index] = {
+                    "to_host": _measure(device, "to_host", scratch, host),
+                    "from_host": _measure(device, "from_host", host, scratch),
+                }
             torch.cuda.synchronize(device)
     finally:
         platforms.set_swap_strategy(before)
@@ -149,41 +153,45 @@ def _set(device: torch.device, name: str, in_batches: int, one_by_one: int, kern
 def _measure(device: torch.device, name: str, src: Tensor, dst: Tensor) -> SwapCosts:
     """A run pays for a copy engine when what it saves of the device's time is more than what it costs besides."""
     platforms.set_swap_strategy("kernel")
-    times = {}
+    cached_src, cached_dst = src[:_CACHED_BYTES], dst[:_CACHED_BYTES]
+    times = []
     for threads in _KERNEL_THREADS:
         _set(device, name, _NEVER, _NEVER, threads)
-        times[threads], _ = _time(src, dst, _SMALL_BYTES)
-    kernel_threads = next(threads for threads, seconds in times.items() if seconds * _ENOUGH <= min(times.values()))
-    kernel_s = times[kernel_threads]
+        times.append((_time(src, dst, _SMALL_BYTES)[0], _time(cached_src, cached_dst, _SMALL_BYTES, parts=1)[0]))
+    best = [min(seconds) for seconds in zip(*times, strict=True)]
+    slower = [max(a / b for a, b in zip(seconds, best, strict=True)) for seconds in times]
+    enough = max(1 / _ENOUGH, min(slower))
+    chosen = next(i for i, ratio in enumerate(slower) if ratio <= enough)
+    kernel_threads, kernel_s = _KERNEL_THREADS[chosen], times[chosen][0]
     platforms.set_swap_strategy("copy_engine")
-    copy_s, copy_host_s = _time(src, dst, _SCRATCH_BYTES)
-    saved_s_per_byte = (kernel_s - copy_s) / _SCRATCH_BYTES
-    count = _SCRATCH_BYTES // _RUN_BYTES
+    copy_s, copy_host_s = _time(src, dst, _PART_BYTES)
+    saved_s_per_byte = (kernel_s - copy_s) / _PART_BYTES
+    count = _PART_BYTES // _RUN_BYTES
     costs, sizes = [], []
     for in_batches in (True, False):
-        device_s, host_s = _time(src, dst, _RUN_BYTES, in_batches)
+        device_s, host_s = _time(src, dst, _RUN_BYTES, in_batches=in_batches)
         costs.append(max(host_s - copy_host_s, 0) / count + max(device_s - copy_s, 0) / count)
         sizes.append(round(costs[-1] / saved_s_per_byte) if saved_s_per_byte > 1e-16 else _NEVER)
     _set(device, name, *sizes, kernel_threads)
-    return SwapCosts(*sizes, kernel_threads, _SCRATCH_BYTES / copy_s * 1e-9, _SCRATCH_BYTES / kernel_s * 1e-9,
+    return SwapCosts(*sizes, kernel_threads, _PART_BYTES / copy_s * 1e-9, _PART_BYTES / kernel_s * 1e-9,
                      *(cost * 1e6 for cost in costs))
 
 
-def _time(src: Tensor, dst: Tensor, block_bytes: int, in_batches: bool = True) -> tuple[float, float]:
-    """Seconds on the device and on the host to copy all blocks, in random order."""
-    random, count = torch.Generator().manual_seed(0), _SCRATCH_BYTES // block_bytes
-    mapping = torch.stack([torch.randperm(count, generator=random) for _ in range(2)], 1)
-    call = lambda: swap_blocks(src, dst, block_bytes, mapping)  # noqa: E731
-    call()
-    run = call
-    if not in_batches and platforms.platform() == "cuda":  # as in a graph; ROCm has no batches anyway
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(capture_error_mode="thread_local")  # others may go on
-        call()
-        graph.capture_end()
-        run = graph.replay
+def _time(src: Tensor, dst: Tensor, block_bytes: int, parts: int = _ROUNDS,
+          in_batches: bool = True) -> tuple[float, float]:
+    """Seconds on the device and on the host to swap the blocks of one part, in random order; parts take turns."""
+    random, count = torch.Generator().manual_seed(0), src.numel() // parts // block_bytes
     device_s, host_s = [], []
-    for _ in range(_REPEATS):
+    for i in range(_ROUNDS):
+        mapping = torch.stack([torch.randperm(count, generator=random) for _ in range(2)], 1) + i % parts * count
+        run = functools.partial(swap_blocks, src, dst, block_bytes, mapping)
+        if not in_batches and platforms.platform() == "cuda":  # as in a graph; ROCm has no batches anyway
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(capture_error_mode="thread_local")  # others may go on
+            run()
+            graph.capture_end()
+            run = graph.replay
+            run()  # the first time takes longer
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         torch.cuda._sleep(1_000_000)
@@ -194,4 +202,4 @@ def _time(src: Tensor, dst: Tensor, block_bytes: int, in_batches: bool = True) -
         end.record()
         end.synchronize()
         device_s.append(begin.elapsed_time(end) * 1e-3)
-    return statistics.median(device_s), statistics.median(host_s)
+    return statistics.median(device_s[1:]), statistics.median(host_s[1:])

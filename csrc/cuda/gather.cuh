@@ -66,7 +66,7 @@ __device__ inline Found look_up(const Sequences& q, int64_t first, int num_token
   const bool is_one = q.num_sequences == 1;
   int64_t likely_block = -1, likely_id = -1;
   SequenceStart at;
-  if (is_one && q.blocks_per_sequence > 0) {
+  if (is_one) {
     const auto block = static_cast<int64_t>(quotient_of(token, q.block_size));
     const bool is_in_table = block < q.blocks_per_sequence;
     const PendingIndex id(q.block_table, is_in_table ? block : 0);

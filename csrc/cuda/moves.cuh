@@ -54,7 +54,7 @@ struct SlotStrides {
 };
 
 // The part of a thread in a tile of tokens that a thread block writes: tokens first + row, first + row + rows, ... (kUnroll of
-// them), and of each the vectors vector, vector + vectors_step, ... below num_vectors.
+// them; there is a token `first`), and of each the vectors vector, vector + vector_step, ... below num_vectors.
 struct TilePart {
   int64_t first;
   int row, rows;

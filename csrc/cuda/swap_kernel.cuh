@@ -34,35 +34,63 @@ struct SwapLaunch {
   __host__ __device__ const BlockPair* pairs() const { return reinterpret_cast<const BlockPair*>(layers() + head.num_layers); }
 };
 
+// Over a link, few threads with much in flight; within a device, many.
+constexpr int kMostThreads = 1024, kThreadsWithin = 128, kUnrollWithin = 2;
+
+// A part of a block, and what is left of the block from there on.
+struct SwapPiece {
+  const char* src;
+  char* dst;
+  int64_t left;
+};
+
+template <int kBytes>
+__device__ SwapPiece piece_of(const SwapLaunch<kBytes>& launch, int64_t i) {
+  const SwapHead& h = launch.head;
+  uint64_t block = i, layer = 0;
+  if (h.pieces_per_block.value != 1) block = quotient_of(i, h.pieces_per_block);
+  const int64_t begin = (i - static_cast<int64_t>(block * h.pieces_per_block.value)) * h.piece_bytes;
+  if (h.num_layers != 1) {
+    layer = quotient_of(block, h.num_pairs);
+    block -= layer * h.num_pairs.value;
+  }
+  const BlockPair pair = launch.pairs()[block];
+  const SwapLayer tensors = launch.layers()[layer];
+  return {static_cast<const char*>(tensors.src) + pair.src * h.unit_bytes + begin,
+          static_cast<char*>(tensors.dst) + pair.dst * h.unit_bytes + begin, h.block_bytes - begin};
+}
+
 // A group of threads copies a piece of a block, kUnroll vectors each, all in flight before the first is written; groups take
-// turns over the pieces of each block, of each pair, of each layer.
+// turns over the pieces of each block, of each pair, of each layer. Over a link they find out where the next piece is while they
+// wait for this one: the sooner that is in flight, the fewer threads fill the link. Within a device most have no next.
 template <int kWidth, int kUnroll, int kBytes>
-__global__ void __launch_bounds__(1024) swap_blocks_kernel(const MULTIKV_GRID_CONSTANT SwapLaunch<kBytes> launch) {
+__global__ void __launch_bounds__(kMostThreads) swap_blocks_kernel(const MULTIKV_GRID_CONSTANT SwapLaunch<kBytes> launch) {
+  constexpr bool kLooksAhead = kUnroll != kUnrollWithin;
   const SwapHead& h = launch.head;
   const int lanes = 1 << h.lanes_log2, lane = threadIdx.x & (lanes - 1);
   const int64_t groups_per_block = blockDim.x >> h.lanes_log2;
   const int64_t step = gridDim.x * groups_per_block;
-  for (int64_t i = blockIdx.x * groups_per_block + (threadIdx.x >> h.lanes_log2); i < h.num_pieces; i += step) {
-    uint64_t block = i, layer = 0;
-    if (h.pieces_per_block.value != 1) block = quotient_of(i, h.pieces_per_block);
-    const int64_t begin = (i - static_cast<int64_t>(block * h.pieces_per_block.value)) * h.piece_bytes;
-    if (h.num_layers != 1) {
-      layer = quotient_of(block, h.num_pairs);
-      block -= layer * h.num_pairs.value;
-    }
-    const BlockPair pair = launch.pairs()[block];
-    const SwapLayer tensors = launch.layers()[layer];
-    const char* src = static_cast<const char*>(tensors.src) + pair.src * h.unit_bytes + begin;
-    char* dst = static_cast<char*>(tensors.dst) + pair.dst * h.unit_bytes + begin;
-    const int64_t left = h.block_bytes - begin;
-    if (left >= h.piece_bytes) {
+  int64_t i = blockIdx.x * groups_per_block + (threadIdx.x >> h.lanes_log2);
+  SwapPiece next;
+  const auto look_ahead = [&] {
+    if (kLooksAhead && i < h.num_pieces) next = piece_of(launch, i);
+  };
+  look_ahead();
+  while (i < h.num_pieces) {
+    const SwapPiece piece = kLooksAhead ? next : piece_of(launch, i);
+    i += step;
+    if (piece.left >= h.piece_bytes) {
       Pack<kWidth> values[kUnroll];
 #pragma unroll
-      for (int k = 0; k < kUnroll; ++k) values[k] = Pack<kWidth>::read(src + (k * lanes + lane) * kWidth);
+      for (int k = 0; k < kUnroll; ++k) values[k] = Pack<kWidth>::read(piece.src + (k * lanes + lane) * kWidth);
+      look_ahead();
 #pragma unroll
-      for (int k = 0; k < kUnroll; ++k) values[k].write(dst + (k * lanes + lane) * kWidth);
+      for (int k = 0; k < kUnroll; ++k) values[k].write(piece.dst + (k * lanes + lane) * kWidth);
     } else {
-      for (int64_t at = lane * kWidth; at < left; at += lanes * kWidth) Pack<kWidth>::read(src + at).write(dst + at);
+      look_ahead();
+      for (int64_t at = lane * kWidth; at < piece.left; at += lanes * kWidth) {
+        Pack<kWidth>::read(piece.src + at).write(piece.dst + at);
+      }
     }
   }
 }
@@ -90,7 +118,7 @@ class SwapKernel {
     if (width_ == 8) width_ = 4;
     const int64_t vectors = (block_bytes + width_ - 1) / width_;
     while ((1 << h.lanes_log2) < vectors && h.lanes_log2 < 5) ++h.lanes_log2;
-    unroll_ = link_threads == 0 && width_ == 16 ? 2 : 4;
+    unroll_ = link_threads == 0 && width_ == 16 ? kUnrollWithin : 4;
     h.piece_bytes = width_ * unroll_ << h.lanes_log2;
     h.pieces_per_block = Divisor::of((block_bytes + h.piece_bytes - 1) / h.piece_bytes);
     // The layers of one launch leave room for at least as many bytes of pairs.
@@ -142,22 +170,22 @@ class SwapKernel {
   template <int kBytes>
   void launch() {
     switch (width_) {
-      case 16: return unroll_ == 2 ? launch_as<16, 2>(parameters<kBytes>()) : launch_as<16, 4>(parameters<kBytes>());
-      case 4: return launch_as<4, 4>(parameters<kBytes>());
-      default: return launch_as<1, 4>(parameters<kBytes>());
+      case 16: return unroll_ == kUnrollWithin ? launch_as<16, kUnrollWithin, kBytes>() : launch_as<16, 4, kBytes>();
+      case 4: return launch_as<4, 4, kBytes>();
+      default: return launch_as<1, 4, kBytes>();
     }
   }
   template <int kWidth, int kUnroll, int kBytes>
-  void launch_as(const SwapLaunch<kBytes>& parameters) {
+  void launch_as() {
+    const SwapLaunch<kBytes>& filled = parameters<kBytes>();
     constexpr int64_t kMostBlocks = 1 << 30;
-    constexpr int kMostThreads = 1024;
     // Of two multiprocessors, each can fill half a link; one cannot fill all of it.
     const int link_blocks = std::max(2, link_threads_ / kMostThreads);
-    const int threads = link_threads_ == 0 ? 128 : std::clamp(link_threads_ / link_blocks / 32 * 32, 32, kMostThreads);
-    const int64_t groups = threads >> parameters.head.lanes_log2;
-    const int64_t needed = (parameters.head.num_pieces + groups - 1) / groups;
+    const int threads = link_threads_ == 0 ? kThreadsWithin : std::clamp(link_threads_ / link_blocks / 32 * 32, 32, kMostThreads);
+    const int64_t groups = threads >> filled.head.lanes_log2;
+    const int64_t needed = (filled.head.num_pieces + groups - 1) / groups;
     const int64_t blocks = std::min<int64_t>(needed, link_threads_ == 0 ? kMostBlocks : link_blocks);
-    swap_blocks_kernel<kWidth, kUnroll, kBytes><<<static_cast<unsigned>(blocks), threads, 0, stream_>>>(parameters);
+    swap_blocks_kernel<kWidth, kUnroll, kBytes><<<static_cast<unsigned>(blocks), threads, 0, stream_>>>(filled);
   }
 
   const SwapLayer* layers_;

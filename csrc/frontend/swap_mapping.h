@@ -1,5 +1,6 @@
 // What the ops that move blocks make of a mapping from blocks to blocks: every check of it, and its runs. All of it is linear in
-// the pairs, so that a call with thousands of them costs microseconds.
+// the pairs, so that a call with thousands of them costs microseconds, unless layers share memory, whose blocks are compared by
+// address.
 #pragma once
 
 #include <vector>
@@ -23,14 +24,9 @@ struct SwapSides {
   SwapSide src, dst;
 };
 
-// A row of the mapping.
-struct SwapPair {
-  int64_t src, dst;
-};
-
 // Reads block_mapping [pairs, 2], which holds at least one, and checks it: every block lies inside the tensors of every layer, no
-// two pairs write to one place, none reads what one writes. Neighbours become runs (of those that stand apart in the mapping, a
-// few may stay apart), valid until the thread's next call.
+// two pairs write to one place, none reads what one writes. Neighbours become runs, in the order of dst, because memory is written
+// faster in it; valid until the thread's next call.
 struct SwapRuns {
   const SwapRun* runs;
   int64_t num_runs;
