@@ -1,10 +1,13 @@
 """Random swaps on several streams while other streams write to the cache: nothing is lost, nothing is torn.
 
+To the host and back, and to a second GPU and back.
+
 MULTIKV_STRESS_SECONDS: how long (default: 2).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -20,13 +23,14 @@ BLOCK_BYTES = BLOCK_SIZE * HEADS * HEAD_SIZE * 2
 
 
 class Lane:
-    """A stream with a part of the blocks of all caches to itself, and a model of what these hold: a number per block."""
+    """A part of all blocks, with a stream on each GPU to itself, and a model of what the blocks hold: a number each."""
 
-    def __init__(self, caches, host, first, count, seed):
-        self.caches, self.host, self.stream = caches, host, torch.cuda.Stream()
+    def __init__(self, caches, pools, first, count, seed):
+        self.caches, self.pools = caches, pools
+        self.streams = [torch.cuda.Stream(x[0].device) for x in (pools, caches) if x[0].is_cuda]
         self.random = random.Random(seed)
         self.on_device = dict.fromkeys(range(first, first + count), 0)
-        self.on_host = dict.fromkeys(range(first, first + count), 0)
+        self.in_pools = dict.fromkeys(range(first, first + count), 0)
         self.next, self.scale = seed * 10_000_000 + 1, torch.ones(1, device="cuda")
         self.steps = 0
 
@@ -57,8 +61,8 @@ class Lane:
 
     def swap(self):
         out = self.random.random() < 0.5
-        held = (self.on_device, self.on_host) if out else (self.on_host, self.on_device)
-        tensors = (self.caches, self.host) if out else (self.host, self.caches)
+        held = (self.on_device, self.in_pools) if out else (self.in_pools, self.on_device)
+        tensors = (self.caches, self.pools) if out else (self.pools, self.caches)
         pairs = self._mapping(*held)
         mapping = torch.tensor(pairs)
         if self.random.random() < 0.7:
@@ -80,14 +84,16 @@ class Lane:
         self.on_device.update({t: self.on_device[s] for s, t in pairs})
 
     def step(self):
-        with torch.cuda.stream(self.stream):
+        with contextlib.ExitStack() as stack:
+            for stream in self.streams:  # that of the caches last: theirs is the current device
+                stack.enter_context(torch.cuda.stream(stream))
             self.random.choice((self.write, self.swap, self.swap, self.move))()
         self.steps += 1
 
     def wrong(self):
         """Blocks that do not hold their number, all over, in every layer."""
         count = 0
-        for tensors, held in ((self.caches, self.on_device), (self.host, self.on_host)):
+        for tensors, held in ((self.caches, self.on_device), (self.pools, self.in_pools)):
             blocks = torch.tensor(list(held))
             expected = torch.tensor(list(held.values()), dtype=torch.int32)
             for x in tensors:
@@ -96,19 +102,29 @@ class Lane:
         return count
 
 
-@pytest.mark.parametrize("strategy", ["auto", "copy_engine", "kernel"])
-def test_swaps_beside_writes(gpu, swap_strategy, strategy):
+@pytest.mark.parametrize("strategy, place", [("auto", "host"), ("copy_engine", "host"), ("kernel", "host"), ("auto", "gpu")])
+def test_swaps_beside_writes(gpu, swap_strategy, strategy, place):
+    if place == "gpu" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
     swap_strategy(strategy)
     shape = (BLOCKS, BLOCK_SIZE, HEADS, HEAD_SIZE)
     caches = [torch.zeros(shape, dtype=torch.bfloat16, device=gpu) for _ in range(LAYERS)]
-    host = [multikv.empty_pinned(shape, torch.bfloat16).zero_() for _ in range(LAYERS)]
-    torch.cuda.synchronize()
+    if place == "host":
+        pools = [multikv.empty_pinned(shape, torch.bfloat16).zero_() for _ in range(LAYERS)]
+    else:
+        pools = [torch.zeros(shape, dtype=torch.bfloat16, device="cuda:1") for _ in range(LAYERS)]
+    synchronize()
     count = 128
-    lanes = [Lane(caches, host, i * count, count, seed=i + 1) for i in range(BLOCKS // count)]
-    end = time.monotonic() + SECONDS / 3
+    lanes = [Lane(caches, pools, i * count, count, seed=i + 1) for i in range(BLOCKS // count)]
+    end = time.monotonic() + SECONDS / 4
     while time.monotonic() < end:
         for _ in range(400):
             random.choice(lanes).step()
-        torch.cuda.synchronize()
+        synchronize()
         assert [lane.wrong() for lane in lanes] == [0] * len(lanes)
-    print(f"{strategy}: {sum(lane.steps for lane in lanes)} steps")
+    print(f"{strategy}, {place}: {sum(lane.steps for lane in lanes)} steps")
+
+
+def synchronize():
+    for i in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(i)
