@@ -72,10 +72,11 @@ __global__ void __launch_bounds__(kMostThreads) swap_blocks_kernel(const MULTIKV
   const int64_t step = gridDim.x * groups_per_block;
   int64_t i = blockIdx.x * groups_per_block + (threadIdx.x >> h.lanes_log2);
   SwapPiece next;
-  const auto look_ahead = [&] {
-    if (kLooksAhead && i < h.num_pieces) next = piece_of(launch, i);
+  // Captured, the parameters would be copied to memory by HIP's compiler.
+  const auto look_ahead = [&i, &next](const SwapLaunch<kBytes>& from) {
+    if (kLooksAhead && i < from.head.num_pieces) next = piece_of(from, i);
   };
-  look_ahead();
+  look_ahead(launch);
   while (i < h.num_pieces) {
     const SwapPiece piece = kLooksAhead ? next : piece_of(launch, i);
     i += step;
@@ -83,11 +84,11 @@ __global__ void __launch_bounds__(kMostThreads) swap_blocks_kernel(const MULTIKV
       Pack<kWidth> values[kUnroll];
 #pragma unroll
       for (int k = 0; k < kUnroll; ++k) values[k] = Pack<kWidth>::read(piece.src + (k * lanes + lane) * kWidth);
-      look_ahead();
+      look_ahead(launch);
 #pragma unroll
       for (int k = 0; k < kUnroll; ++k) values[k].write(piece.dst + (k * lanes + lane) * kWidth);
     } else {
-      look_ahead();
+      look_ahead(launch);
       for (int64_t at = lane * kWidth; at < piece.left; at += lanes * kWidth) {
         Pack<kWidth>::read(piece.src + at).write(piece.dst + at);
       }
