@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     out = parser.parse_args().out
+    about = machine.describe(torch.device("cuda"))  # which also calibrates swaps
     rows = []
     print("| direction | blocks | what copies | swaps, GB/s | 2,048^3 slower by, % | GB/s | 8,192^3 slower by, % |",
           "|---|---|---|---:|---:|---:|---:|", sep="\n")
@@ -88,7 +89,7 @@ def main() -> None:
                 cells = [f"{row[f'{name} GB/s']:.1f} | {100 * row[f'{name} slower by']:.0f}" for name in PRODUCTS]
                 print(f"| {direction} | {block} | {strategy} | {' | '.join(cells)} |", flush=True)
     if out:
-        content = {"machine": machine.describe(torch.device("cuda")), "alone_ms": alone, "rows": rows}
+        content = {"machine": about, "alone_ms": alone, "rows": rows}
         out.write_text(json.dumps(content, indent=1) + "\n")
 
 

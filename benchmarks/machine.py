@@ -39,9 +39,16 @@ def describe(device: torch.device) -> dict[str, Any]:
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             # The yardstick of host_us: an op of PyTorch that does next to nothing.
             "neg_host_us": _timing.host_time(torch.zeros(1, device=device).neg_, device) * 1e6,
-            "swap_costs": {name: dataclasses.asdict(costs) for name, costs in offload.calibrate_swaps(device).items()},
+            "swap_costs": _swap_costs(device),
         }
     return about
+
+
+def _swap_costs(device: torch.device) -> dict[str, Any] | None:
+    try:
+        return {name: dataclasses.asdict(costs) for name, costs in offload.calibrate_swaps(device).items()}
+    except RuntimeError:  # no memory for that, or a GPU that is not served, which the cases will say
+        return None
 
 
 def _sources() -> str:

@@ -47,6 +47,7 @@ class SwapCosts:
 
 
 _measured: dict[int, dict[str, SwapCosts]] = {}
+_asked: set[int] = set()  # GPUs that empty_pinned has had measured, or tried to
 
 
 def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -56,7 +57,8 @@ def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -
     keep it. Exactly so much is taken: torch's pin_memory=True rounds up to a power of two. It is given back when
     the tensor and all views of it are gone. On a host without a GPU it is ordinary memory.
 
-    The first call in a process also measures the current GPU's link, which takes a second or two: see calibrate_swaps.
+    The first call in a process also measures the current GPU's link, which takes a second or two, and a gigabyte of
+    either memory meanwhile: see calibrate_swaps. Where there is no room for that, swaps go on as on an H200.
 
     Args:
         shape: sizes, or one size.
@@ -71,18 +73,20 @@ def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -
     count = math.prod(shape)
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    if torch.cuda.current_device() not in _measured and not torch.cuda.is_current_stream_capturing():
-        with contextlib.suppress(RuntimeError):  # no memory left for that: then it goes on as on an H200
+    device = torch.cuda.current_device()
+    if device not in _measured and device not in _asked and not torch.cuda.is_current_stream_capturing():
+        _asked.add(device)
+        with contextlib.suppress(torch.OutOfMemoryError):
             calibrate_swaps()
-    return _pinned(count * dtype.itemsize).view(dtype).view(shape)
+    return _pinned("empty_pinned", count * dtype.itemsize).view(dtype).view(shape)
 
 
-def _pinned(num_bytes: int) -> Tensor:
+def _pinned(function: str, num_bytes: int) -> Tensor:
     torch.cuda.init()
     library, address, error = platforms.gpu_library(), ctypes.c_void_p(), ctypes.create_string_buffer(256)
     library.multikv_allocate_host(ctypes.byref(address), ctypes.c_int64(num_bytes), error, 256)
     if error.value:
-        raise RuntimeError(f"empty_pinned: {num_bytes} bytes: {error.value.decode()}")
+        raise torch.OutOfMemoryError(f"{function}: {num_bytes} bytes: {error.value.decode()}")
 
     class Buffer(ctypes.c_uint8 * num_bytes):  # which the tensor keeps
         def __del__(self, free=library.multikv_free_host, at=address.value) -> None:
@@ -104,22 +108,29 @@ def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str,
 
     Returns:
         What swap_costs then returns: "to_host" and "from_host".
+
+    Raises:
+        RuntimeError: no such GPU, or no such memory is to be had. What was known before holds.
     """
     device = _gpu("calibrate_swaps", device)
-    before = platforms.swap_strategy()
+    strategy = platforms.swap_strategy()
+    before = {name: _current(device, name) for name in _DIRECTIONS}
     try:
         with torch.cuda.device(device):
-            host, scratch = _pinned(_SCRATCH_BYTES), torch.empty(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
+            host = _pinned("calibrate_swaps", _SCRATCH_BYTES)
+            scratch = torch.empty(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))  # which may still use the memory
+            scratch.record_stream(stream)
             with torch.cuda.stream(stream):
-                _measured[device.index] = {
-                    "to_host": _measure(device, "to_host", scratch, host),
-                    "from_host": _measure(device, "from_host", host, scratch),
-                }
+                to_host = _measure(device, "to_host", scratch, host)
+                from_host = _measure(device, "from_host", host, scratch)
             torch.cuda.synchronize(device)
+        _measured[device.index] = {"to_host": to_host, "from_host": from_host}
     finally:
-        platforms.set_swap_strategy(before)
+        for name, costs in _measured.get(device.index, before).items():
+            _set(device, name, costs)
+        platforms.set_swap_strategy(strategy)
     return swap_costs(device)
 
 
@@ -145,9 +156,10 @@ def _current(device: torch.device, name: str) -> SwapCosts:
     return SwapCosts(*(size.value for size in sizes), threads.value)
 
 
-def _set(device: torch.device, name: str, in_batches: int, one_by_one: int, kernel_threads: int) -> None:
+def _set(device: torch.device, name: str, costs: SwapCosts) -> None:
     platforms.gpu_library().multikv_set_swap_crossover(
-        device.index, _DIRECTIONS.index(name), ctypes.c_int64(in_batches), ctypes.c_int64(one_by_one), kernel_threads)
+        device.index, _DIRECTIONS.index(name), ctypes.c_int64(costs.in_batches), ctypes.c_int64(costs.one_by_one),
+        costs.kernel_threads)
 
 
 def _measure(device: torch.device, name: str, src: Tensor, dst: Tensor) -> SwapCosts:
@@ -156,12 +168,9 @@ def _measure(device: torch.device, name: str, src: Tensor, dst: Tensor) -> SwapC
     cached_src, cached_dst = src[:_CACHED_BYTES], dst[:_CACHED_BYTES]
     times = []
     for threads in _KERNEL_THREADS:
-        _set(device, name, _NEVER, _NEVER, threads)
+        _set(device, name, SwapCosts(_NEVER, _NEVER, threads))
         times.append((_time(src, dst, _SMALL_BYTES)[0], _time(cached_src, cached_dst, _SMALL_BYTES, parts=1)[0]))
-    best = [min(seconds) for seconds in zip(*times, strict=True)]
-    slower = [max(a / b for a, b in zip(seconds, best, strict=True)) for seconds in times]
-    enough = max(1 / _ENOUGH, min(slower))
-    chosen = next(i for i, ratio in enumerate(slower) if ratio <= enough)
+    chosen = _first_that_is_enough(times)
     kernel_threads, kernel_s = _KERNEL_THREADS[chosen], times[chosen][0]
     platforms.set_swap_strategy("copy_engine")
     copy_s, copy_host_s = _time(src, dst, _PART_BYTES)
@@ -172,9 +181,16 @@ def _measure(device: torch.device, name: str, src: Tensor, dst: Tensor) -> SwapC
         device_s, host_s = _time(src, dst, _RUN_BYTES, in_batches=in_batches)
         costs.append(max(host_s - copy_host_s, 0) / count + max(device_s - copy_s, 0) / count)
         sizes.append(round(costs[-1] / saved_s_per_byte) if saved_s_per_byte > 1e-16 else _NEVER)
-    _set(device, name, *sizes, kernel_threads)
     return SwapCosts(*sizes, kernel_threads, _PART_BYTES / copy_s * 1e-9, _PART_BYTES / kernel_s * 1e-9,
                      *(cost * 1e6 for cost in costs))
+
+
+def _first_that_is_enough(times: Sequence[Sequence[float]]) -> int:
+    """The first row with _ENOUGH of the best rate in each column; if there is none, the one that comes nearest."""
+    best = [min(column) for column in zip(*times, strict=True)]
+    slower = [max(a / b for a, b in zip(row, best, strict=True)) for row in times]
+    enough = max(1 / _ENOUGH, min(slower))
+    return next(i for i, ratio in enumerate(slower) if ratio <= enough)
 
 
 def _time(src: Tensor, dst: Tensor, block_bytes: int, parts: int = _ROUNDS,

@@ -139,16 +139,16 @@ def test_swapped_blocks_past_the_limit(device):
     assert torch.equal(dst.view(-1, block_bytes)[pairs[:, 1]], chosen[pairs[:, 0]])
 
 
-def test_swapped_blocks_that_32_bits_do_not_count(device):
-    """Of one byte each. Block 0 is no neighbour of block 2^32 - 1."""
-    last = 2**32 - 1
-    src, dst = (torch.empty(last + 101, dtype=torch.uint8, device=device) for _ in range(2))
-    reads, writes = (last + 1 + torch.randperm(100) for _ in range(2))
-    pairs = torch.cat([torch.stack([reads, writes - 50], 1), torch.tensor([(last, 7), (0, 8)])])
-    chosen = random_bytes(len(pairs), device)
-    src[pairs[:, 0].to(device)] = chosen
+@pytest.mark.parametrize("blocks", [2**32 - 1, 2**32, 2**32 + 100])
+def test_swapped_blocks_that_32_bits_number_just_so(device, blocks):
+    """Of one byte each. After block 2^32 - 1 comes no block 0."""
+    src, dst = (torch.empty(blocks, dtype=torch.uint8, device=device) for _ in range(2))
+    reads, writes = (blocks - 1 - torch.randperm(100) for _ in range(2))
+    ends = torch.tensor([(min(blocks, 2**32) - 1, 7), (0, 8)])
+    pairs = torch.cat([torch.stack([reads, writes], 1), ends])
+    src[pairs[:, 0].to(device)] = random_bytes(len(pairs), device)
     run("swap_blocks", {"src": src, "dst": dst, "block_size_in_bytes": 1, "block_mapping": pairs})
-    assert torch.equal(dst[pairs[:, 1].to(device)], chosen)
+    assert torch.equal(dst[pairs[:, 1].to(device)], src[pairs[:, 0].to(device)])
 
 
 def test_gather_from_past_the_limit(device):

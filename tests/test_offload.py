@@ -69,6 +69,15 @@ def test_calibration(gpu, swap_strategy):
         assert 4096 < cost.in_batches <= cost.one_by_one
 
 
+@pytest.mark.parametrize("times, chosen", [
+    ([(4.0, 8.0), (2.03, 4.0), (2.01, 4.0), (2.0, 4.0)], 1),  # within 2% of the best
+    ([(2.0, 8.0), (2.01, 4.05), (2.0, 4.0)], 1),  # in both columns
+    ([(2.0, 4.4), (2.3, 4.0), (2.0, 4.8)], 0),  # no row is: the nearest
+])
+def test_fewest_threads(times, chosen):
+    assert offload._first_that_is_enough(times) == chosen
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_nothing_to_calibrate():
     for function in (multikv.calibrate_swaps, offload.swap_costs):

@@ -113,18 +113,18 @@ def test_swaps_beside_writes(gpu, swap_strategy, strategy, place):
         pools = [multikv.empty_pinned(shape, torch.bfloat16).zero_() for _ in range(LAYERS)]
     else:
         pools = [torch.zeros(shape, dtype=torch.bfloat16, device="cuda:1") for _ in range(LAYERS)]
-    synchronize()
-    count = 128
+    synchronize(caches, pools)
+    count, order = 128, random.Random(0)
     lanes = [Lane(caches, pools, i * count, count, seed=i + 1) for i in range(BLOCKS // count)]
     end = time.monotonic() + SECONDS / 4
     while time.monotonic() < end:
         for _ in range(400):
-            random.choice(lanes).step()
-        synchronize()
+            order.choice(lanes).step()
+        synchronize(caches, pools)
         assert [lane.wrong() for lane in lanes] == [0] * len(lanes)
     print(f"{strategy}, {place}: {sum(lane.steps for lane in lanes)} steps")
 
 
-def synchronize():
-    for i in range(torch.cuda.device_count()):
-        torch.cuda.synchronize(i)
+def synchronize(*places):
+    for device in {x[0].device for x in places if x[0].is_cuda}:
+        torch.cuda.synchronize(device)

@@ -62,7 +62,8 @@ __device__ SwapPiece piece_of(const SwapLaunch<kBytes>& launch, int64_t i) {
 
 // A group of threads copies a piece of a block, kUnroll vectors each, all in flight before the first is written; groups take
 // turns over the pieces of each block, of each pair, of each layer. Over a link they find out where the next piece is while they
-// wait for this one: the sooner that is in flight, the fewer threads fill the link. Within a device most have no next.
+// wait for this one: the sooner that is in flight, the fewer threads fill the link. Within a device most have no next,
+// and those with 16-byte vectors do not look.
 template <int kWidth, int kUnroll, int kBytes>
 __global__ void __launch_bounds__(kMostThreads) swap_blocks_kernel(const MULTIKV_GRID_CONSTANT SwapLaunch<kBytes> launch) {
   constexpr bool kLooksAhead = kUnroll != kUnrollWithin;
