@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import pytest
@@ -56,7 +57,7 @@ def test_runs_at_the_crossover(gpu, stream, route, size):
     device = torch.device("cuda", torch.cuda.current_device())
     name = "to_host" if route[0] == "device" else "from_host"
     before = offload._current(device, name)
-    offload._set(device, name, size, size, before.kernel_threads)
+    offload._set(device, name, dataclasses.replace(before, in_batches=size, one_by_one=size))
     try:
         runs = [1, 3, 2, 1, 4, 3, 2]
         for lengths in (runs, [n for n in runs if n != 4]):
@@ -66,7 +67,7 @@ def test_runs_at_the_crossover(gpu, stream, route, size):
             for op, make in OPS.items():
                 check(op, make(gpu, src=route[0], dst=route[1], pairs=pairs, **options))
     finally:
-        offload._set(device, name, before.in_batches, before.one_by_one, before.kernel_threads)
+        offload._set(device, name, before)
 
 
 @pytest.mark.parametrize("route", ROUTES, ids="_to_".join)

@@ -18,7 +18,7 @@ def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mappin
 
     On a GPU it is asynchronous, on the current stream, if the host's side is pinned (multikv.empty_pinned); memory that
     is not pinned works too, and then the call returns when it is done. block_mapping may be changed or freed as soon as
-    the call returns. Neighbours that follow each other are copied as one. What copies, a kernel or a copy engine: docs/swap.md.
+    the call returns. Neighbours are copied as one. What copies, a kernel or a copy engine: docs/swap.md.
 
     Args:
         src: any shape and dtype, contiguous, on the CPU or a GPU.
