@@ -40,18 +40,22 @@ function(multikv_choose_backends)
   set(MULTIKV_BUILD "${build}" PARENT_SCOPE)
 endfunction()
 
-# Links a backend's library, installs it, and writes beside it what the platform layer must know before loading it.
+# Links a backend's library, installs it, and writes beside it the manifest that the platform layer reads before it opens
+# the library. The manifest is written after each link, so it always carries the library's build id.
 function(multikv_finish_library target name toolkit architectures)
+  add_dependencies(${target} build_id)
+  target_include_directories(${target} PRIVATE "${MULTIKV_BUILD_ID_DIR}")
   target_link_options(${target} PRIVATE -Wl,-z,defs -Wl,--as-needed)
   set_target_properties(${target} PROPERTIES
     OUTPUT_NAME multikv_${name}
     LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/lib")
-  list(TRANSFORM architectures REPLACE "(.+)" "\"\\1\"")
-  list(JOIN architectures ", " architectures)
   set(manifest "${CMAKE_BINARY_DIR}/lib/multikv_${name}.json")
-  file(WRITE "${manifest}"
-    "{\"name\": \"${name}\", \"toolkit\": \"${toolkit}\", \"torch\": \"${MULTIKV_TORCH_VERSION}\", "
-    "\"architectures\": [${architectures}]}\n")
+  add_custom_command(TARGET ${target} POST_BUILD
+    COMMAND "${Python3_EXECUTABLE}" cmake/write_manifest.py "${manifest}" "${MULTIKV_BUILD_ID_DIR}/multikv_build_id.h"
+            "${name}" "${toolkit}" "${MULTIKV_TORCH_VERSION}" ${architectures}
+    BYPRODUCTS "${manifest}"
+    WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}"
+    VERBATIM)
   install(TARGETS ${target} LIBRARY DESTINATION .)
   install(FILES "${manifest}" DESTINATION .)
 endfunction()

@@ -1,4 +1,4 @@
-# The HIP backend: the CUDA sources, hipified into the build tree and compiled by hipcc, with AMD's gpu.cuh and vendor.h from
+# The HIP backend: the CUDA sources, hipified into the build tree and compiled by hipcc, with AMD's vendor headers from
 # csrc/hip. It needs neither an AMD GPU nor a ROCm build of torch.
 
 # Sets HIPCC (the command), MULTIKV_HIP_VERSION, MULTIKV_HIP_INCLUDE and MULTIKV_HIP_LIBRARY in the caller.
@@ -22,51 +22,62 @@ macro(multikv_find_hip)
   endif()
 endmacro()
 
-function(multikv_add_hip_backend families)
-  multikv_find_hip()
-  string(REGEX REPLACE "[ ,]+" ";" archs "${MULTIKV_HIP_ARCHS}")
-  list(TRANSFORM archs PREPEND "--offload-arch=" OUTPUT_VARIABLE arch_options)
-
-  # One run hipifies all files; of its outputs, those that stay the same cause no work.
+# The library without kernels, which multikv_add_hip_family adds.
+function(multikv_add_hip_backend)
+  # One run hipifies all files into the same folders of the build tree. Outputs that stay the same cause no work.
   set(directory "${CMAKE_BINARY_DIR}/hip")
-  list(TRANSFORM families REPLACE "(.+)" "csrc/cuda/\\1.cu" OUTPUT_VARIABLE sources)
-  file(GLOB headers RELATIVE "${CMAKE_SOURCE_DIR}" CONFIGURE_DEPENDS csrc/cuda/*.h csrc/cuda/*.cuh)
-  list(REMOVE_ITEM headers csrc/cuda/gpu.cuh csrc/cuda/vendor.h)
-  list(APPEND sources csrc/cuda/backend.cpp ${headers})
-  list(TRANSFORM sources REPLACE "csrc/cuda/(.+)" "${directory}/\\1" OUTPUT_VARIABLE hipified)
+  file(GLOB_RECURSE sources RELATIVE "${CMAKE_SOURCE_DIR}/csrc" CONFIGURE_DEPENDS
+    csrc/cuda/*.h csrc/cuda/*.cpp csrc/cuda/*.cuh csrc/cuda/*.cu)
+  list(FILTER sources EXCLUDE REGEX "^cuda/vendor/")
+  list(TRANSFORM sources PREPEND "${CMAKE_SOURCE_DIR}/csrc/" OUTPUT_VARIABLE dependencies)
+  list(TRANSFORM sources PREPEND "${directory}/" OUTPUT_VARIABLE hipified)
   add_custom_command(
     OUTPUT ${hipified}
-    COMMAND "${Python3_EXECUTABLE}" cmake/hipify.py "${directory}" ${sources}
-    DEPENDS cmake/hipify.py ${sources}
-    WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}"
+    COMMAND "${Python3_EXECUTABLE}" "${CMAKE_SOURCE_DIR}/cmake/hipify.py" "${directory}" ${sources}
+    DEPENDS cmake/hipify.py ${dependencies}
+    WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}/csrc"
     COMMENT "Hipifying"
     VERBATIM)
 
-  # What a hipified file does not find beside itself lies where it would from csrc/hip: gpu.cuh, ../params.h.
-  set(include_hip "-iquote${CMAKE_SOURCE_DIR}/csrc/hip")
-  foreach(family IN LISTS families)
-    set(object "${directory}/${family}.o")
-    add_custom_command(
-      OUTPUT "${object}"
-      COMMAND ${HIPCC} -c "${directory}/${family}.cu" -o "${object}" -MD -MT "${object}" -MF "${object}.d"
-              -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${arch_options} "${include_hip}"
-              # IEEE results, and none that fuses a multiply with an add: every backend writes the same bytes.
-              -ffp-contract=off -fhip-fp32-correctly-rounded-divide-sqrt
-      DEPENDS "${directory}/${family}.cu"
-      DEPFILE "${object}.d"
-      COMMENT "Building HIP object ${family}.o"
-      VERBATIM)
-    list(APPEND objects "${object}")
-  endforeach()
-  set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
-
   # The host's compiler serves for backend.cpp, as for every other file that includes torch's headers.
-  add_library(multikv_hip SHARED "${directory}/backend.cpp" ${objects})
+  add_library(multikv_hip SHARED "${directory}/cuda/backend.cpp")
   target_compile_definitions(multikv_hip PRIVATE __HIP_PLATFORM_AMD__=1)
-  target_compile_options(multikv_hip PRIVATE "${include_hip}")
+  # Hipified files come before their CUDA originals in csrc; csrc/hip has "vendor/...".
+  target_include_directories(multikv_hip BEFORE PRIVATE "${directory}" csrc/hip)
   target_include_directories(multikv_hip SYSTEM PRIVATE "${MULTIKV_HIP_INCLUDE}")
   target_link_libraries(multikv_hip PRIVATE frontend multikv_torch "${MULTIKV_HIP_LIBRARY}" ${CMAKE_DL_LIBS})
+  multikv_hip_architectures(archs)
   list(TRANSFORM archs REPLACE ":.*" "")  # gfx90a:xnack- is code for a gfx90a
   list(REMOVE_DUPLICATES archs)
   multikv_finish_library(multikv_hip rocm "${MULTIKV_HIP_VERSION}" "${archs}")
+endfunction()
+
+function(multikv_hip_architectures result)
+  string(REGEX REPLACE "[ ,]+" ";" archs "${MULTIKV_HIP_ARCHS}")
+  set(${result} "${archs}" PARENT_SCOPE)
+endfunction()
+
+# One object for each source, in the place of the source.
+function(multikv_add_hip_family name arithmetic)
+  multikv_gpu_sources(sources ${name})
+  multikv_contraction_option(contraction ${arithmetic})
+  multikv_hip_architectures(archs)
+  list(TRANSFORM archs PREPEND "--offload-arch=")
+  set(directory "${CMAKE_BINARY_DIR}/hip")
+  foreach(source IN LISTS sources)
+    set(object "${directory}/${source}.o")
+    add_custom_command(
+      OUTPUT "${object}"
+      COMMAND ${HIPCC} -c "${directory}/${source}" -o "${object}" -MD -MT "${object}" -MF "${object}.d"
+              -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${archs}
+              "-I${directory}" "-I${CMAKE_SOURCE_DIR}/csrc/hip" "-I${CMAKE_SOURCE_DIR}/csrc"
+              # Divisions and square roots are rounded as IEEE says.
+              -fhip-fp32-correctly-rounded-divide-sqrt ${contraction}
+      DEPENDS "${directory}/${source}"
+      DEPFILE "${object}.d"
+      COMMENT "Building HIP object ${source}.o"
+      VERBATIM)
+    set_source_files_properties("${object}" PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+    target_sources(multikv_hip PRIVATE "${object}")
+  endforeach()
 endfunction()
