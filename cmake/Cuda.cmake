@@ -39,8 +39,10 @@ macro(multikv_enable_cuda)
 endmacro()
 
 function(multikv_add_cuda_backend families)
-  list(TRANSFORM families REPLACE "(.+)" "csrc/cuda/\\1.cu" OUTPUT_VARIABLE kernels)
+  list(TRANSFORM families REPLACE "(.+)" "csrc/cuda/ops/\\1.cu" OUTPUT_VARIABLE kernels)
+  list(TRANSFORM kernels REPLACE "ops/swap.cu" "swap/swap.cu")
   add_library(multikv_cuda SHARED csrc/cuda/backend.cpp ${kernels})
+  target_include_directories(multikv_cuda PRIVATE csrc/cuda)
   target_include_directories(multikv_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   target_compile_options(multikv_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-fmad=false;--threads=2;-Xfatbin=-compress-all>")

@@ -29,11 +29,9 @@ function(multikv_add_hip_backend families)
 
   # One run hipifies all files; of its outputs, those that stay the same cause no work.
   set(directory "${CMAKE_BINARY_DIR}/hip")
-  list(TRANSFORM families REPLACE "(.+)" "csrc/cuda/\\1.cu" OUTPUT_VARIABLE sources)
-  file(GLOB headers RELATIVE "${CMAKE_SOURCE_DIR}" CONFIGURE_DEPENDS csrc/cuda/*.h csrc/cuda/*.cuh)
-  list(REMOVE_ITEM headers csrc/cuda/gpu.cuh csrc/cuda/vendor.h)
-  list(APPEND sources csrc/cuda/backend.cpp ${headers})
-  list(TRANSFORM sources REPLACE "csrc/cuda/(.+)" "${directory}/\\1" OUTPUT_VARIABLE hipified)
+  file(GLOB_RECURSE sources RELATIVE "${CMAKE_SOURCE_DIR}" CONFIGURE_DEPENDS csrc/cuda/*)
+  list(FILTER sources EXCLUDE REGEX "csrc/cuda/vendor/")
+  list(TRANSFORM sources REPLACE "csrc/(.+)" "${directory}/\\1" OUTPUT_VARIABLE hipified)
   add_custom_command(
     OUTPUT ${hipified}
     COMMAND "${Python3_EXECUTABLE}" cmake/hipify.py "${directory}" ${sources}
@@ -43,16 +41,20 @@ function(multikv_add_hip_backend families)
     VERBATIM)
 
   # What a hipified file does not find beside itself lies where it would from csrc/hip: gpu.cuh, ../params.h.
-  set(include_hip "-iquote${CMAKE_SOURCE_DIR}/csrc/hip")
+  set(include_hip "-iquote${directory}" "-iquote${CMAKE_SOURCE_DIR}/csrc/hip" "-iquote${CMAKE_SOURCE_DIR}/csrc")
   foreach(family IN LISTS families)
     set(object "${directory}/${family}.o")
+    set(source "${directory}/cuda/ops/${family}.cu")
+    if(family STREQUAL "swap")
+      set(source "${directory}/cuda/swap/swap.cu")
+    endif()
     add_custom_command(
       OUTPUT "${object}"
-      COMMAND ${HIPCC} -c "${directory}/${family}.cu" -o "${object}" -MD -MT "${object}" -MF "${object}.d"
-              -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${arch_options} "${include_hip}"
+      COMMAND ${HIPCC} -c "${source}" -o "${object}" -MD -MT "${object}" -MF "${object}.d"
+              -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${arch_options} ${include_hip}
               # IEEE results, and none that fuses a multiply with an add: every backend writes the same bytes.
               -ffp-contract=off -fhip-fp32-correctly-rounded-divide-sqrt
-      DEPENDS "${directory}/${family}.cu"
+      DEPENDS "${source}"
       DEPFILE "${object}.d"
       COMMENT "Building HIP object ${family}.o"
       VERBATIM)
@@ -61,9 +63,9 @@ function(multikv_add_hip_backend families)
   set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
 
   # The host's compiler serves for backend.cpp, as for every other file that includes torch's headers.
-  add_library(multikv_hip SHARED "${directory}/backend.cpp" ${objects})
+  add_library(multikv_hip SHARED "${directory}/cuda/backend.cpp" ${objects})
   target_compile_definitions(multikv_hip PRIVATE __HIP_PLATFORM_AMD__=1)
-  target_compile_options(multikv_hip PRIVATE "${include_hip}")
+  target_compile_options(multikv_hip PRIVATE ${include_hip})
   target_include_directories(multikv_hip SYSTEM PRIVATE "${MULTIKV_HIP_INCLUDE}")
   target_link_libraries(multikv_hip PRIVATE frontend multikv_torch "${MULTIKV_HIP_LIBRARY}" ${CMAKE_DL_LIBS})
   list(TRANSFORM archs REPLACE ":.*" "")  # gfx90a:xnack- is code for a gfx90a
