@@ -2,8 +2,8 @@
 // What each op does, argument by argument: multikv/ops/.
 #pragma once
 
-#include "frontend/frontend.h"
-#include "frontend/register.h"
+#include "frontend/ops/ops.h"
+#include "frontend/torch/register.h"
 
 namespace multikv {
 

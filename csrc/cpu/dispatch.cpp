@@ -5,9 +5,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernels.h"
-#include "launch.h"
-#include "parallel.h"
+#include "cpu/kernels.h"
+#include "cpu/launch.h"
+#include "cpu/parallel.h"
 
 namespace multikv::cpu {
 

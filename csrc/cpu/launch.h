@@ -1,7 +1,7 @@
 // The CPU backend's side of each op, and the choice of instruction set that serves them all.
 #pragma once
 
-#include "../params.h"
+#include "params/params.h"
 
 namespace multikv::cpu {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../params.h"
+#include "params/params.h"
 
 namespace multikv::cpu {
 

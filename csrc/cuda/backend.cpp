@@ -10,9 +10,9 @@
 #include <string>
 #include <type_traits>
 
-#include "../ops.h"
-#include "launch.h"
-#include "vendor.h"
+#include "ops.h"
+#include "cuda/launch.h"
+#include "vendor/driver.h"
 
 namespace multikv::gpu {
 namespace {

@@ -1,6 +1,6 @@
-#include "dequantise.h"
-#include "quantise.h"
-#include "rows.h"
+#include "cpu/isa/codec/dequantise.h"
+#include "cpu/isa/codec/quantise.h"
+#include "cpu/isa/cache/strided.h"
 
 namespace multikv::cpu {
 namespace {

@@ -1,6 +1,6 @@
-#include "dequantise.h"
-#include "rows.h"
-#include "sequences.h"
+#include "cpu/isa/codec/dequantise.h"
+#include "cpu/isa/cache/strided.h"
+#include "cpu/isa/cache/sequences.h"
 
 namespace multikv::cpu {
 namespace {

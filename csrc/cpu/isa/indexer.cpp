@@ -1,6 +1,6 @@
-#include "line_writer.h"
-#include "slots.h"
-#include "tile.h"
+#include "cpu/isa/simd/line_writer.h"
+#include "cpu/isa/cache/slots.h"
+#include "cpu/isa/codec/quantised_tile.h"
 
 namespace multikv::cpu {
 namespace {

@@ -1,5 +1,5 @@
-#include "mla.h"
-#include "slots.h"
+#include "cpu/isa/cache/mla_entry.h"
+#include "cpu/isa/cache/slots.h"
 
 namespace multikv::cpu {
 

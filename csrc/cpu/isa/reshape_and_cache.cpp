@@ -1,6 +1,6 @@
-#include "packed.h"
-#include "quantise.h"
-#include "slots.h"
+#include "cpu/isa/cache/packed_writer.h"
+#include "cpu/isa/codec/quantise.h"
+#include "cpu/isa/cache/slots.h"
 
 namespace multikv::cpu {
 namespace {

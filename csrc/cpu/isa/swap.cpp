@@ -1,4 +1,4 @@
-#include "vec.h"
+#include "cpu/isa/simd/vec.h"
 
 namespace multikv::cpu {
 namespace {

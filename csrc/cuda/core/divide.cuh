@@ -1,0 +1,30 @@
+// Division of indices by what was known when the kernel was launched.
+#pragma once
+
+#include "vendor/gpu.cuh"
+
+namespace multikv::gpu {
+
+// x / divisor. Numbers that fit 32 bits, as nearly all do, take a quarter of the instructions: the upper half of a 64-bit
+// reciprocal is the 32-bit one.
+__device__ inline uint64_t quotient_of(uint64_t x, const Divisor& divisor) {
+  if ((x | divisor.value) >> 32 != 0) return divisor.divide(x, [](uint64_t a, uint64_t b) { return high_product(a, b); });
+  const auto low = static_cast<uint32_t>(x), value = static_cast<uint32_t>(divisor.value);
+  const uint32_t estimate = high_product(low, static_cast<uint32_t>(divisor.reciprocal >> 32));
+  return estimate + (low - estimate * value >= value);
+}
+
+// A divisor of numbers below 2^16, which is itself one of them.
+struct SmallDivisor {
+  int value;
+  uint32_t reciprocal;  // 2^32 / value, rounded up; 0 for 1
+
+  static constexpr SmallDivisor of(int64_t value) {
+    return {static_cast<int>(value), value == 1 ? 0 : ~uint32_t{0} / static_cast<uint32_t>(value) + 1};
+  }
+  __device__ int divide(int x) const {
+    return value == 1 ? x : static_cast<int>(high_product(static_cast<uint32_t>(x), reciprocal));
+  }
+};
+
+}  // namespace multikv::gpu

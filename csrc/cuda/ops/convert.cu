@@ -1,0 +1,100 @@
+#include "cuda/cache/write_tokens.cuh"
+
+namespace multikv::gpu {
+namespace {
+
+// fp8 -> floats, the counterpart of Quantise.
+template <Float kDtype, int kElements>
+struct Dequantise {
+  static constexpr int kSourceBytes = kElements, kDestinationBytes = kElements * static_cast<int>(num_bytes(kDtype));
+  using Source = Pack<kSourceBytes>;
+  float scale;
+  CacheFormat format;
+
+  __device__ Dequantise(float scale, CacheFormat format) : scale(scale), format(format) {}
+  __device__ Pack<kDestinationBytes> operator()(const Source& source) const {
+    return dequantise<kDtype, kElements>(source.words, scale, format);
+  }
+};
+
+struct Offsets {
+  int64_t src, dst;  // in elements
+};
+__device__ inline Offsets offsets_of(const Rows& rows, Divisor row_vectors, int64_t vector, int elements) {
+  int64_t row = quotient_of(vector, row_vectors);
+  const int64_t within = (vector - row * static_cast<int64_t>(row_vectors.value)) * elements;
+  Offsets offsets = {within, within};
+  for (int d = 0; d < rows.num_dims; ++d) {
+    const int64_t index = d + 1 < rows.num_dims ? row % rows.size[d] : row;
+    if (d + 1 < rows.num_dims) row /= rows.size[d];
+    offsets.src += index * rows.src_stride[d];
+    offsets.dst += index * rows.dst_stride[d];
+  }
+  return offsets;
+}
+
+template <class Move, int kElements, int kUnroll, bool kDense>
+__global__ void __launch_bounds__(kThreads)
+    convert_fp8_kernel(const MULTIKV_GRID_CONSTANT ConvertFp8Params p, Divisor row_vectors, int64_t num_vectors) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.x * kUnroll) + threadIdx.x;
+  const int64_t src_bytes = p.to_fp8 ? num_bytes(p.dtype) : 1, dst_bytes = p.to_fp8 ? 1 : num_bytes(p.dtype);
+  const char* src = static_cast<const char*>(p.src);
+  char* dst = static_cast<char*>(p.dst);
+  const Move move(p.scale, p.format);
+  typename Move::Source values[kUnroll];
+  Offsets at[kUnroll];
+#pragma unroll
+  for (int i = 0; i < kUnroll; ++i) {
+    const int64_t vector = first + i * blockDim.x;
+    if (vector >= num_vectors) continue;
+    if constexpr (kDense) at[i] = {vector * kElements, vector * kElements};
+    else at[i] = offsets_of(p.rows, row_vectors, vector, kElements);
+    values[i] = Move::Source::read(src + at[i].src * src_bytes);
+  }
+#pragma unroll
+  for (int i = 0; i < kUnroll; ++i) {
+    if (first + i * blockDim.x < num_vectors) move(values[i]).write(dst + at[i].dst * dst_bytes);
+  }
+}
+
+template <class Move, int kElements>
+void launch_move(const ConvertFp8Params& p, const Context& context) {
+  constexpr int kUnroll = 2;
+  const int64_t row_vectors = p.rows.row_size / kElements;
+  const int64_t num_vectors = p.rows.num_rows * row_vectors;
+  const auto blocks = static_cast<unsigned>((num_vectors + kThreads * kUnroll - 1) / (kThreads * kUnroll));
+  const auto run = [&]<bool kDense>() {
+    convert_fp8_kernel<Move, kElements, kUnroll, kDense>
+        <<<blocks, kThreads, 0, context.stream>>>(p, Divisor::of(row_vectors), num_vectors);
+  };
+  if (p.rows.num_dims == 0) run.template operator()<true>();
+  else run.template operator()<false>();
+}
+
+template <Float kDtype>
+void launch_dtype(const ConvertFp8Params& p, const Context& context) {
+  constexpr int kWide = 16 / num_bytes(kDtype);  // elements
+  int64_t src_strides = p.rows.row_size, dst_strides = p.rows.row_size;
+  for (int d = 0; d < p.rows.num_dims; ++d) {
+    src_strides |= p.rows.src_stride[d];
+    dst_strides |= p.rows.dst_stride[d];
+  }
+  const int64_t src_width = p.to_fp8 ? 16 : kWide, dst_width = p.to_fp8 ? kWide : 16;
+  const bool is_wide = common_alignment(kWide, {src_strides, dst_strides}) == kWide &&
+                       address(p.src) % src_width == 0 && address(p.dst) % dst_width == 0;
+  if (p.to_fp8) {
+    if (is_wide) launch_move<Quantise<kDtype, kWide>, kWide>(p, context);
+    else launch_move<Quantise<kDtype, 1>, 1>(p, context);
+  } else {
+    if (is_wide) launch_move<Dequantise<kDtype, kWide>, kWide>(p, context);
+    else launch_move<Dequantise<kDtype, 1>, 1>(p, context);
+  }
+}
+
+}  // namespace
+
+void launch(const ConvertFp8Params& p, const Context& context) {
+  with_dtype(p.dtype, [&]<Float kDtype>() { launch_dtype<kDtype>(p, context); });
+}
+
+}  // namespace multikv::gpu

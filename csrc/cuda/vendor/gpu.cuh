@@ -1,0 +1,93 @@
+// All that is NVIDIA-specific in kernels. ../hip/gpu.cuh offers the same interface for AMD.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/fp8.h"
+
+namespace multikv::gpu {
+
+// Kernel parameters stay in constant memory, also when a kernel takes their address.
+#define MULTIKV_GRID_CONSTANT __grid_constant__
+// Threads of a block at most, and how many blocks a multiprocessor should have registers for.
+#define MULTIKV_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
+
+// Threads cooperate in groups of 32 on every GPU. The mask of the lanes of the caller's group for which `predicate` holds;
+// all 32 must call.
+__device__ inline uint32_t ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
+
+__device__ inline uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
+__device__ inline uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+
+// Accesses, of 8 or 16 bytes, to memory that is touched once: it gives way to other memory in the caches.
+template <class Vec>
+__device__ inline Vec load_once(const Vec* from) {
+  if constexpr (sizeof(Vec) == 16) {
+    const uint4 words = __ldcs(reinterpret_cast<const uint4*>(from));
+    return {words.x, words.y, words.z, words.w};
+  } else {
+    const uint2 words = __ldcs(reinterpret_cast<const uint2*>(from));
+    return {words.x, words.y};
+  }
+}
+template <class Vec>
+__device__ inline void store_once(Vec* to, const Vec& vec) {
+  if constexpr (sizeof(Vec) == 16) __stcs(reinterpret_cast<uint4*>(to), make_uint4(vec.x, vec.y, vec.z, vec.w));
+  else __stcs(reinterpret_cast<uint2*>(to), make_uint2(vec.x, vec.y));
+}
+
+// A value of another lane of the group, whose lanes must all call.
+template <class T>
+__device__ inline T shuffle(T value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+__device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+__device__ inline float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+// Two floats, rounded, side by side; `low` in the low half.
+__device__ inline uint32_t floats_to_half(float low, float high) {
+  const __half2 halves = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(halves);
+}
+__device__ inline uint32_t floats_to_bfloat16(float low, float high) {
+  const __nv_bfloat162 halves = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(halves);
+}
+
+// Whether this GPU has an instruction for the format; where it has none, fp8.h computes the code.
+template <CacheFormat kFormat>
+__device__ constexpr bool has_fp8_instruction() {
+#if __CUDA_ARCH__ >= 890
+  return kFormat == CacheFormat::kE4M3FN || kFormat == CacheFormat::kE5M2;
+#else
+  return false;
+#endif
+}
+
+// The floats of two codes by that instruction, the low byte's in x. Every fp8 number is a float16.
+template <CacheFormat kFormat>
+__device__ inline float2 convert_from_fp8(uint16_t codes) {
+  uint32_t halves;
+  if constexpr (kFormat == CacheFormat::kE4M3FN) {
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
+  } else {
+    asm("cvt.rn.f16x2.e5m2x2 %0, %1;" : "=r"(halves) : "h"(codes));
+  }
+  return {half_to_float(static_cast<uint16_t>(halves)), half_to_float(static_cast<uint16_t>(halves >> 16))};
+}
+
+// The codes of two floats by that instruction, `low` in the low byte. It saturates, and NaN becomes 0x7f.
+template <CacheFormat kFormat>
+__device__ inline uint32_t convert_to_fp8(float low, float high) {
+  uint16_t codes;
+  if constexpr (kFormat == CacheFormat::kE4M3FN) {
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+  }
+  return codes;
+}
+
+}  // namespace multikv::gpu

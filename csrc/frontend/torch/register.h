@@ -1,0 +1,37 @@
+// Joins a schema, the function that checks its arguments, and a backend into a kernel that the dispatcher can call.
+#pragma once
+
+#include "frontend/torch/arguments.h"
+#include "frontend/check/call.h"
+#include "frontend/torch/schema_check.h"
+
+namespace multikv {
+
+using Library = torch::stable::detail::StableLibrary;
+
+template <class Backend, const auto& schema, auto make_params>
+struct Kernel;
+
+template <class Backend, const auto& schema, class Params, class... Args, Params (*make_params)(Call&, Args...)>
+struct Kernel<Backend, schema, make_params> {
+  static_assert(schema_matches<Args...>(schema), "the schema and the parameters of its make_<op>_params differ");
+
+  static void call(Args... args) {
+    Call call{op_name(schema), Backend::traits()};
+    const Params params = make_params(call, args...);
+    if (!call.nothing_to_do()) Backend::run(params, call);
+  }
+};
+
+template <class Backend, const auto& schema, auto make_params>
+void implement(Library& m) {
+  static constexpr auto name = [] {
+    std::array<char, op_name(schema).size() + 1> text{};
+    for (size_t i = 0; i + 1 < text.size(); ++i) text[i] = schema[i];
+    return text;
+  }();
+  constexpr auto* call = &Kernel<Backend, schema, make_params>::call;
+  m.impl(name.data(), TORCH_BOX(call));
+}
+
+}  // namespace multikv
