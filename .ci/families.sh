@@ -1,7 +1,7 @@
 #!/bin/bash
 # Shows that multikv_add_family does what cmake/Families.cmake says: .ci/families.sh PYTHON, with a Python that has torch,
-# cmake and ninja. In a copy of the sources it adds two scratch families, one EXACT and one FAST with ARCHS 90a, compiles
-# them for every backend, and looks for fused operations and for code for sm_90a. No GPU is needed.
+# cmake and ninja. The script adds two scratch families to a copy of the sources, one EXACT and one FAST with ARCHS 90a,
+# compiles them for every backend, and looks for fused operations and for code for sm_90a. No GPU is needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(realpath -s "$1")
@@ -18,7 +18,7 @@ for name in scratch_exact scratch_fast; do
   echo "float $name(float x, float a, float b) { return x * a + b; }" >"csrc/cpu/isa/$name.cpp"
   # The header has the name of a header in another folder: each must be found in its own.
   echo "#define SCRATCH(x, a, b) (x * a + b)" >"csrc/cuda/$name/grid.h"
-  cat >"csrc/cuda/$name/kernel.cu" <<SOURCE
+  cat >"csrc/cuda/$name/$name.cu" <<SOURCE
 #include "cuda/$name/grid.h"
 #include "cuda/core/grid.h"
 __global__ void $name(float* x, float a, float b) { *x = SCRATCH(*x, a, b); }
@@ -41,12 +41,13 @@ expect() {  # TEXT PATTERN yes|no FILE: does the file hold the pattern, as expec
 }
 for family in exact=no fast=yes; do
   name=scratch_${family%=*} fuses=${family#*=}
-  object=hip/cuda/$name/kernel.cu.o
+  object=hip/cuda/$name/$name.cu.o
   cmake --build build --target "cpu_avx2_$name" "cuda_$name" "$object" >"$name.log" 2>&1 || { cat "$name.log"; exit 1; }
 
   objdump -d "build/CMakeFiles/cpu_avx2_$name.dir/csrc/cpu/isa/$name.cpp.o" >cpu.txt
   expect "$name, CPU, fused" 'vfn?m(add|sub)' "$fuses" cpu.txt
-  expect "$name, CUDA, fused" 'fma\.rn\.f32' "$fuses" build/kernel.ptx
+  cat "build/$name".*ptx >cuda.txt
+  expect "$name, CUDA, fused" 'fma\.rn\.f32' "$fuses" cuda.txt
   expect "$name, CUDA, code for sm_90" "for 'sm_90'" yes "$name.log"
   expect "$name, CUDA, code for sm_90a" "for 'sm_90a'" "$fuses" "$name.log"
   objcopy -O binary --only-section=.hip_fatbin "build/$object" hip.bundle
