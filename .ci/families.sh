@@ -1,7 +1,8 @@
 #!/bin/bash
-# Shows that multikv_add_family does what cmake/Families.cmake says: .ci/families.sh PYTHON, with a Python that has torch,
-# cmake and ninja. The script adds two scratch families to a copy of the sources, one EXACT and one FAST with ARCHS 90a,
-# compiles them for every backend, and looks for fused operations and for code for sm_90a. No GPU is needed.
+# Shows that multikv_add_family does what cmake/Families.cmake says: .ci/families.sh PYTHON, with a Python that has
+# torch, cmake and ninja. The script adds two scratch families to a copy of the sources, one EXACT and one FAST with
+# ARCHS 90a, compiles them for every backend, and looks for fused operations and for code for sm_90a. No GPU is
+# needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(realpath -s "$1")
@@ -30,7 +31,8 @@ multikv_add_family(scratch_fast FAST ARCHS 90a)
 CMAKE
 
 cmake -S . -B build -G Ninja -DPython3_EXECUTABLE="$python" -DMULTIKV_BACKENDS=cpu,cuda,hip -DMULTIKV_CUDA_ARCHS=90 \
-  -DMULTIKV_HIP_ARCHS=gfx90a -DCMAKE_CUDA_FLAGS="-Xptxas=-v --keep --keep-dir=$work/build" >cmake.log || { cat cmake.log; exit 1; }
+  -DMULTIKV_HIP_ARCHS=gfx90a -DCMAKE_CUDA_FLAGS="-Xptxas=-v --keep --keep-dir=$work/build" >cmake.log ||
+  { cat cmake.log; exit 1; }
 
 failed=0
 expect() {  # TEXT PATTERN yes|no FILE: does the file hold the pattern, as expected?
@@ -51,7 +53,8 @@ for family in exact=no fast=yes; do
   expect "$name, CUDA, code for sm_90" "for 'sm_90'" yes "$name.log"
   expect "$name, CUDA, code for sm_90a" "for 'sm_90a'" "$fuses" "$name.log"
   objcopy -O binary --only-section=.hip_fatbin "build/$object" hip.bundle
-  clang-offload-bundler-15 --unbundle --type=o --targets=hipv4-amdgcn-amd-amdhsa--gfx90a --input=hip.bundle --output=hip.o
+  clang-offload-bundler-15 --unbundle --type=o --targets=hipv4-amdgcn-amd-amdhsa--gfx90a \
+    --input=hip.bundle --output=hip.o
   llvm-objdump-15 -d hip.o >hip.txt
   expect "$name, HIP, fused" 'v_(pk_)?fma' "$fuses" hip.txt
 done

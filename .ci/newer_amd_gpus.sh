@@ -1,7 +1,8 @@
 #!/bin/bash
-# Compiles the HIP kernels for GPUs newer than Debian's hipcc knows, with Debian's clang-19 and hipcc's headers and device
-# libraries, to see that they compile, that fp8 is converted by the GPU's instructions where it has them, and that nothing
-# spills: .ci/newer_amd_gpus.sh BUILD, a build tree with the HIP backend. Prints registers per kernel.
+# Compiles the HIP kernels for GPUs that Debian's hipcc is too old for: .ci/newer_amd_gpus.sh BUILD, where BUILD is a
+# build tree with the HIP backend. Uses Debian's clang-19 with hipcc's headers and device libraries. Prints registers
+# per kernel. Fails if a kernel does not compile, if a kernel spills, or if fp8 is not converted by the GPU's
+# instructions where it has them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 hipified=$1/hip
@@ -14,15 +15,16 @@ cp "$bitcode"/*.bc "$work"
 failed=0
 for architecture in gfx942:9402 gfx1100:11000 gfx1201:12001; do
   version=${architecture#*:} architecture=${architecture%:*}
-  # What the device libraries ask of a GPU that is newer than they are: its number.
-  echo "@__oclc_ISA_version = linkonce_odr protected local_unnamed_addr addrspace(4) constant i32 $version" >"$work/isa.ll"
+  # The device libraries take the GPU's number from this constant; they have none for GPUs newer than they are.
+  echo "@__oclc_ISA_version = linkonce_odr protected local_unnamed_addr addrspace(4) constant i32 $version" \
+    >"$work/isa.ll"
   "$clang" -x ir --target=amdgcn-amd-amdhsa -nogpulib -Wno-override-module -emit-llvm -c "$work/isa.ll" \
     -o "$work/oclc_isa_version_${architecture#gfx}.bc"
-  for source in "$hipified"/*.cu; do
+  for source in "$hipified"/cuda/{ops,swap}/*.cu; do
     assembly=$work/$architecture.$(basename "$source").s
     "$clang" -x hip --offload-arch="$architecture" --cuda-device-only -S "$source" -o "$assembly" \
       --hip-path="${HIP_PATH:-/usr}" --rocm-device-lib-path="$work" -D__HIP_PLATFORM_AMD__=1 \
-      -std=c++20 -O3 -DNDEBUG -Wall -Wextra -iquotecsrc/hip \
+      -std=c++20 -O3 -DNDEBUG -Wall -Wextra -I"$hipified" -Icsrc/hip -Icsrc \
       -ffp-contract=off -fhip-fp32-correctly-rounded-divide-sqrt
     awk -v gpu="$architecture" '
       /^; Kernel info/ { in_kernel = 1 }

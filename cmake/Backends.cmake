@@ -40,8 +40,8 @@ function(multikv_choose_backends)
   set(MULTIKV_BUILD "${build}" PARENT_SCOPE)
 endfunction()
 
-# Links a backend's library, installs it, and writes beside it the manifest that the platform layer reads before it opens
-# the library. The manifest is written after each link, so it always carries the library's build id.
+# Links a backend's library, installs it, and writes beside it the manifest that the platform layer reads before it
+# opens the library. The manifest is written after each link, so it always carries the library's build id.
 function(multikv_finish_library target name toolkit architectures)
   add_dependencies(${target} build_id)
   target_include_directories(${target} PRIVATE "${MULTIKV_BUILD_ID_DIR}")

@@ -3,7 +3,8 @@
 # Each list begins with -march, so that a -march in CXXFLAGS does not raise what an object may use.
 set(MULTIKV_ISA_FLAGS_baseline -march=x86-64)
 set(MULTIKV_ISA_FLAGS_avx2 -march=x86-64 -mavx2 -mfma -mf16c)
-set(MULTIKV_ISA_FLAGS_avx512 -march=x86-64 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512)
+set(MULTIKV_ISA_FLAGS_avx512 -march=x86-64 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
+    -mprefer-vector-width=512)
 set(MULTIKV_ISAS baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
   list(APPEND MULTIKV_ISAS avx2 avx512)
@@ -21,8 +22,8 @@ function(multikv_add_cpu_backend)
   if("avx2" IN_LIST MULTIKV_ISAS)
     target_compile_definitions(multikv_cpu PRIVATE MULTIKV_X86_ISAS)
   endif()
-  # A weak symbol in an object of one instruction set could be the copy that the linker keeps, and then an older CPU would
-  # run AVX-512.
+  # A weak symbol in an object of one instruction set could be the copy that the linker keeps, and then an older CPU
+  # would run AVX-512.
   add_custom_command(TARGET multikv_cpu PRE_LINK
     COMMAND "${Python3_EXECUTABLE}" "${CMAKE_SOURCE_DIR}/cmake/check_weak_symbols.py" "${CMAKE_NM}"
             "$<TARGET_GENEX_EVAL:multikv_cpu,$<TARGET_PROPERTY:multikv_cpu,MULTIKV_ISA_OBJECTS>>"

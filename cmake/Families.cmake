@@ -7,8 +7,8 @@
 # multikv_add_family(<name> EXACT|FAST [ARCHS <architecture>...])
 #
 # Adds a family to the library of every backend that is built, with compiler options of its own:
-#   EXACT  The compiler never contracts a multiplication and an addition to one fused operation. A fused operation rounds
-#          once instead of twice, so this is what gives the same bytes on every backend.
+#   EXACT  The compiler never contracts a multiplication and an addition to one fused operation. A fused operation
+#          rounds once instead of twice, so this is what gives the same bytes on every backend.
 #   FAST   The compiler may contract them.
 #   ARCHS  CUDA architectures, such as 90a, that this family is compiled for besides MULTIKV_CUDA_ARCHS. Architectures
 #          that nvcc does not know are left out.

@@ -1,7 +1,7 @@
 """Translates CUDA sources to HIP: hipify.py OUTPUT_DIRECTORY FILE...
 
-Files are relative to the current folder, and keep their paths in OUTPUT_DIRECTORY. An output that would not change keeps
-its time too, so that nothing is compiled again for it.
+Files are relative to the current folder, and keep their paths in OUTPUT_DIRECTORY. An output that would not change
+keeps its time too, so that nothing is compiled again for it.
 """
 
 import contextlib
