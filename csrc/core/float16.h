@@ -1,4 +1,5 @@
-// float16 and bfloat16 on bit patterns, to and from float32; rounding to nearest even. No branches and no library calls.
+// float16 and bfloat16 on bit patterns, to and from float32; rounding to nearest even. No branches and no library
+// calls.
 #pragma once
 
 #include <bit>
@@ -14,8 +15,8 @@ constexpr float float_from_half(uint16_t half) {
   constexpr int32_t kSmallestNormal = 113 << 23;  // 2^-14
   const int32_t special = magnitude >= (31 << 23) ? kRebias : 0;
   const int32_t normal = magnitude + kRebias + special;
-  const auto subnormal = std::bit_cast<int32_t>(std::bit_cast<float>(magnitude + kSmallestNormal) -
-                                                std::bit_cast<float>(kSmallestNormal));
+  const auto subnormal =
+      std::bit_cast<int32_t>(std::bit_cast<float>(magnitude + kSmallestNormal) - std::bit_cast<float>(kSmallestNormal));
   return std::bit_cast<float>((magnitude < (1 << 23) ? subnormal : normal) | sign);
 }
 

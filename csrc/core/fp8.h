@@ -1,5 +1,6 @@
 // float32 -> fp8 on bit patterns: round to nearest even, saturating. The one definition that CPUs, and GPUs without an
-// instruction for a format, share. No branches and no library calls, so that compilers turn loops of it into vector code.
+// instruction for a format, share. No branches and no library calls, so that compilers turn loops of it into vector
+// code.
 //
 // Formats: e4m3fn and e5m2 as in "FP8 Formats for Deep Learning" (Micikevicius et al. 2022) and the OCP 8-bit
 // floating point specification; the fnuz variants as in "8-bit Numerical Formats for Deep Neural Networks"
@@ -17,16 +18,16 @@ namespace multikv {
 struct Fp8Layout {
   int mantissa_bits;
   int bias;
-  int32_t max_bits;   // the largest finite value, as float32 bits
+  int32_t max_bits;  // the largest finite value, as float32 bits
   bool fnuz;
 };
 
 constexpr Fp8Layout layout_of(CacheFormat format) {
   switch (format) {
-    case CacheFormat::kE5M2: return {2, 15, 0x47600000, false};      // 57344
-    case CacheFormat::kE4M3FNUZ: return {3, 8, 0x43700000, true};    // 240
-    case CacheFormat::kE5M2FNUZ: return {2, 16, 0x47600000, true};   // 57344
-    default: return {3, 7, 0x43e00000, false};                       // e4m3fn: 448
+    case CacheFormat::kE5M2: return {2, 15, 0x47600000, false};     // 57344
+    case CacheFormat::kE4M3FNUZ: return {3, 8, 0x43700000, true};   // 240
+    case CacheFormat::kE5M2FNUZ: return {2, 16, 0x47600000, true};  // 57344
+    default: return {3, 7, 0x43e00000, false};                      // e4m3fn: 448
   }
 }
 
@@ -59,8 +60,8 @@ constexpr float decode_fp8(uint8_t code, const Fp8Layout& layout) {
   const int32_t magnitude = (code & 0x7f) << (23 - layout.mantissa_bits);
   const int32_t smallest_normal = (128 - layout.bias) << 23;
   const int32_t normal = magnitude + ((127 - layout.bias) << 23);
-  const auto subnormal = std::bit_cast<int32_t>(std::bit_cast<float>(magnitude + smallest_normal) -
-                                                std::bit_cast<float>(smallest_normal));
+  const auto subnormal =
+      std::bit_cast<int32_t>(std::bit_cast<float>(magnitude + smallest_normal) - std::bit_cast<float>(smallest_normal));
   const int32_t finite = magnitude < (1 << 23) ? subnormal : normal;
   // e5m2 has codes for infinity (0x7c) and three for NaN above it, e4m3fn one for NaN, fnuz one where -0 would be.
   const int32_t first_special = layout.fnuz ? 0x80 : layout.mantissa_bits == 2 ? 0x7c : 0x7f;

@@ -9,8 +9,8 @@
 
 namespace multikv {
 
-// `amax` below: the largest magnitude of a tile's elements, where a NaN counts for nothing (0 if there is nothing else);
-// infinity is what it is.
+// `amax` below: the largest magnitude of a tile's elements, where a NaN counts for nothing (0 if there is nothing
+// else); infinity is what it is.
 
 // Divisors 1.75 * 2^8 and 1.75 * 2^7.
 constexpr float tile_divisor(CacheFormat format) { return format == CacheFormat::kE4M3FNUZ ? 224.0f : 448.0f; }
@@ -20,8 +20,8 @@ constexpr float finite_amax(float amax) {
   return amax < kLargest ? amax : kLargest;
 }
 
-// The least power of two that is at least amax / tile_divisor, rounded or not (no float lies between the two), and at least
-// `least`, a power of two itself. amax >= 0 and finite.
+// The least power of two that is at least amax / tile_divisor, rounded or not (no float lies between the two), and at
+// least `least`, a power of two itself. amax >= 0 and finite.
 constexpr float power_of_two_scale(float amax, CacheFormat format, float least) {
   const int32_t exponent = format == CacheFormat::kE4M3FNUZ ? 7 : 8;
   // A significand above 1.75 carries into the exponent.

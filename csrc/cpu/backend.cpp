@@ -1,6 +1,6 @@
 // Registers the CPU kernels, and exports to Python which instruction set they use.
-#include "ops.h"
 #include "cpu/launch.h"
+#include "ops.h"
 
 namespace multikv::cpu {
 

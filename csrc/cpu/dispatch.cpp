@@ -242,7 +242,8 @@ void launch(const ConvertFp8Params& p) {
   for_pieces(count, bytes_moved, [&](int64_t begin, int64_t end) { kernels().convert_fp8(p, begin, end, stores); });
 }
 
-// Blocks that move elsewhere are rarely read soon: they bypass the caches where other outputs, so many times as large, would.
+// Blocks that move elsewhere are rarely read soon: they bypass the caches where other outputs, so many times as large,
+// would.
 constexpr int64_t kRarelyReadSoon = 16;
 
 void launch(const SwapBlocksParams& p) {

@@ -22,7 +22,8 @@ template <Isa isa>
 void concat_and_cache_mla(const ConcatAndCacheMlaParams& p, int64_t begin, int64_t end, Stores stores);
 
 template <Isa isa>
-void concat_and_cache_mla_rope_fused(const ConcatAndCacheMlaRopeFusedParams& p, int64_t begin, int64_t end, Stores stores);
+void concat_and_cache_mla_rope_fused(const ConcatAndCacheMlaRopeFusedParams& p, int64_t begin, int64_t end,
+                                     Stores stores);
 
 // [begin, end): of tokens * heads.
 template <Isa isa>

@@ -1,4 +1,5 @@
-// Registers the GPU kernels under dispatch key CUDA (which ROCm tensors carry too), and runs them on torch's current stream.
+// Registers the GPU kernels under dispatch key CUDA (which ROCm tensors carry too), and runs them on torch's current
+// stream.
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -10,8 +11,8 @@
 #include <string>
 #include <type_traits>
 
-#include "ops.h"
 #include "cuda/launch.h"
+#include "ops.h"
 #include "vendor/driver.h"
 
 namespace multikv::gpu {
@@ -45,8 +46,8 @@ cudaStream_t current_stream(int32_t device_index) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Makes a tensor's device the current one for as long as it lives. By torch's own guard: on its way back that one does not
-// touch a GPU that the process has not used.
+// Makes a tensor's device the current one for as long as it lives. By torch's own guard: on its way back that one does
+// not touch a GPU that the process has not used.
 class DeviceGuard {
  public:
   DeviceGuard(std::string_view op, int32_t device_index) {
@@ -110,7 +111,8 @@ struct Backend {
     static_assert(LaunchParams<Params>);
     const int32_t device_index = call.device_index();
     const DeviceGuard guard(call.op(), device_index);
-    const Context context{current_stream(device_index), num_multiprocessors(device_index), device_index, current_stream};
+    const Context context{current_stream(device_index), num_multiprocessors(device_index), device_index,
+                          current_stream};
     if constexpr (std::is_void_v<decltype(launch(params, context))>) launch(params, context);
     else check(call.op(), launch(params, context));
     check(call.op(), cudaGetLastError());
@@ -136,7 +138,8 @@ __attribute__((visibility("default"))) bool multikv_batch_of_gpu(const multikv::
     int device_index = 0;
     check(kOp, cudaGetDevice(&device_index));
     if (!has_context(device_index)) return false;  // this process has used no GPU: nothing there is a GPU's
-    const Context context{current_stream(device_index), num_multiprocessors(device_index), device_index, current_stream};
+    const Context context{current_stream(device_index), num_multiprocessors(device_index), device_index,
+                          current_stream};
     check(kOp, launch(*p, context));
     check(kOp, cudaGetLastError());
   } catch (const std::exception& caught) {

@@ -13,8 +13,8 @@ enum class Float : uint8_t { kFloat32, kFloat16, kBFloat16 };
 // How a cache stores them. kSame: as they came, bit for bit.
 enum class CacheFormat : uint8_t { kSame, kE4M3FN, kE5M2, kE4M3FNUZ, kE5M2FNUZ };
 
-// How the indexer's cache stores the scale of a tile: as a float32, as one that is a power of two, or as the exponent byte of
-// such a power, four times.
+// How the indexer's cache stores the scale of a tile: as a float32, as one that is a power of two, or as the exponent
+// byte of such a power, four times.
 enum class ScaleFormat : uint8_t { kFloat32, kPowerOfTwo, kExponentBytes };
 
 constexpr int64_t num_bytes(Float dtype) { return dtype == Float::kFloat32 ? 4 : 2; }
@@ -51,7 +51,9 @@ struct Indices {
     return is_int64 ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
   }
   constexpr int64_t at(int64_t row, int64_t column) const { return at(row * stride + column); }
-  constexpr Indices row(int64_t i) const { return {static_cast<const char*>(data) + i * stride * (is_int64 ? 8 : 4), 0, is_int64}; }
+  constexpr Indices row(int64_t i) const {
+    return {static_cast<const char*>(data) + i * stride * (is_int64 ? 8 : 4), 0, is_int64};
+  }
 };
 
 // Where tokens go: the slot of each, and the blocks that slots count through.
@@ -84,7 +86,8 @@ struct ReshapeAndCacheFlashParams {
 
 // The same for a packed cache, whose innermost dimension holds `vector_size` elements: of one slot's key
 // (key_cache[block, head, d / vector_size, offset, d % vector_size]), or of one dimension's value in neighbouring slots
-// (value_cache[block, head, offset / vector_size, d, offset % vector_size]; vector_size = block_size unless interleaved).
+// (value_cache[block, head, offset / vector_size, d, offset % vector_size]; vector_size = block_size unless
+// interleaved).
 struct PackedWrite {
   const void* source;  // [tokens, heads, head_size]
   void* cache;         // [blocks, heads, vectors, rows, vector_size]
@@ -103,7 +106,8 @@ struct ReshapeAndCacheParams {
   CacheFormat format;
 };
 
-// fp8_ds_mla, the entry of DeepSeek's sparse attention: 512 codes, a float32 scale for each tile of 128, 64 elements of 16 bits.
+// fp8_ds_mla, the entry of DeepSeek's sparse attention: 512 codes, a float32 scale for each tile of 128, 64 elements of
+// 16 bits.
 struct DsMlaEntry {
   static constexpr int kLatentSize = 512, kTileSize = 128, kRopeSize = 64;
   static constexpr int kScalesAt = 512, kRopeAt = 528, kBytes = 656;
@@ -163,8 +167,8 @@ struct ConcatMlaQParams {
   int64_t num_tokens, num_heads, nope_bytes, rope_bytes;
 };
 
-// Rows that lie dense on two sides, repeated over up to eight strided dimensions, the first of them innermost. Sizes and strides
-// count bytes where both sides are of one type, else elements.
+// Rows that lie dense on two sides, repeated over up to eight strided dimensions, the first of them innermost. Sizes
+// and strides count bytes where both sides are of one type, else elements.
 struct Rows {
   static constexpr int kMaxDims = 8;
   int64_t row_size;
@@ -223,7 +227,8 @@ struct CpGatherAndUpconvertFp8KvCacheParams {
   Indices host_row_ids, device_row_ids;  // [num_blocks * block_size]
 };
 
-// A block of the indexer's cache: block_size * head_size codes, then block_size * head_size / quant_block_size scales of 4 bytes.
+// A block of the indexer's cache: block_size * head_size codes, then block_size * head_size / quant_block_size scales
+// of 4 bytes.
 struct IndexerKQuantAndCacheParams {
   const void* k;   // [tokens, head_size]
   void* kv_cache;  // [blocks, bytes of a block]

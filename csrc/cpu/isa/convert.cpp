@@ -1,6 +1,6 @@
+#include "cpu/isa/cache/strided.h"
 #include "cpu/isa/codec/dequantise.h"
 #include "cpu/isa/codec/quantise.h"
-#include "cpu/isa/cache/strided.h"
 
 namespace multikv::cpu {
 namespace {

@@ -1,6 +1,6 @@
-#include "cpu/isa/codec/dequantise.h"
-#include "cpu/isa/cache/strided.h"
 #include "cpu/isa/cache/sequences.h"
+#include "cpu/isa/cache/strided.h"
+#include "cpu/isa/codec/dequantise.h"
 
 namespace multikv::cpu {
 namespace {
@@ -103,8 +103,8 @@ void gather_and_maybe_dequant_cache<kIsa>(const GatherAndMaybeDequantCacheParams
   const Dequantise dequantise = dequantise_for(p.format, p.dtype);
   const float scale = *p.scale;
   const int64_t elements = g.entry.row_size;
-  const bool is_dense = g.src_stride_slot_bytes == elements &&
-                        g.dst_stride_token_bytes == elements * num_bytes(p.dtype);
+  const bool is_dense =
+      g.src_stride_slot_bytes == elements && g.dst_stride_token_bytes == elements * num_bytes(p.dtype);
   for_each_run(g.sequences, begin, end, [&](const Run& run, const Run* next) {
     const char* from = entry_of(g, run.block, run.offset);
     char* to = static_cast<char*>(g.dst) + run.row * g.dst_stride_token_bytes;

@@ -1,6 +1,6 @@
-#include "cpu/isa/simd/line_writer.h"
 #include "cpu/isa/cache/slots.h"
 #include "cpu/isa/codec/quantised_tile.h"
+#include "cpu/isa/simd/line_writer.h"
 
 namespace multikv::cpu {
 namespace {

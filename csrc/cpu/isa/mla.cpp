@@ -17,14 +17,14 @@ void concat_mla_q<kIsa>(const ConcatMlaQParams& p, int64_t begin, int64_t end, S
   for (int64_t row = begin; row < end; ++row) {
     const int64_t token = row / p.num_heads, head = row - token * p.num_heads;
     char* to = static_cast<char*>(p.q_out) + token * p.q_out_stride_token_bytes + head * p.q_out_stride_head_bytes;
-    lines.copy_piece(to,
-                     static_cast<const char*>(p.ql_nope) + token * p.ql_nope_stride_token_bytes +
-                         head * p.ql_nope_stride_head_bytes,
-                     p.nope_bytes);
-    lines.copy_piece(to + p.nope_bytes,
-                     static_cast<const char*>(p.q_pe) + token * p.q_pe_stride_token_bytes +
-                         head * p.q_pe_stride_head_bytes,
-                     p.rope_bytes);
+    lines.copy_piece(
+        to,
+        static_cast<const char*>(p.ql_nope) + token * p.ql_nope_stride_token_bytes + head * p.ql_nope_stride_head_bytes,
+        p.nope_bytes);
+    lines.copy_piece(
+        to + p.nope_bytes,
+        static_cast<const char*>(p.q_pe) + token * p.q_pe_stride_token_bytes + head * p.q_pe_stride_head_bytes,
+        p.rope_bytes);
   }
 }
 

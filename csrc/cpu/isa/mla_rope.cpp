@@ -1,6 +1,6 @@
-#include "cpu/isa/codec/rotate.h"
 #include "cpu/isa/cache/mla_entry.h"
 #include "cpu/isa/cache/slots.h"
+#include "cpu/isa/codec/rotate.h"
 
 namespace multikv::cpu {
 

@@ -1,6 +1,6 @@
 #include "cpu/isa/cache/packed_writer.h"
-#include "cpu/isa/codec/quantise.h"
 #include "cpu/isa/cache/slots.h"
+#include "cpu/isa/codec/quantise.h"
 
 namespace multikv::cpu {
 namespace {
@@ -29,8 +29,11 @@ struct Writer {
     for (int64_t row = 0; row < num_rows; ++row, from += source_row_bytes, to += cache_row_bytes) {
       const int64_t ahead = bytes_ahead(row, num_rows, source_row_bytes, count * source_token_bytes);
       write_rows(to, from,
-                 {.count = row_elements, .num_rows = count, .to_stride = cache_slot_bytes,
-                  .from_stride = source_token_bytes, .ahead = ahead},
+                 {.count = row_elements,
+                  .num_rows = count,
+                  .to_stride = cache_slot_bytes,
+                  .from_stride = source_token_bytes,
+                  .ahead = ahead},
                  row);
     }
   }
@@ -49,8 +52,8 @@ struct Writer {
 Writer make_writer(const CacheWrite& w, const ReshapeAndCacheFlashParams& p, Stores stores) {
   const int64_t from_bytes = num_bytes(p.dtype);
   const int64_t to_bytes = num_bytes(p.format, p.dtype);
-  const bool one_row = w.source_stride_head == w.head_size && w.cache_stride_head == w.head_size &&
-                       w.scale_stride_head == 0;
+  const bool one_row =
+      w.source_stride_head == w.head_size && w.cache_stride_head == w.head_size && w.scale_stride_head == 0;
   const int64_t row_elements = one_row ? p.num_heads * w.head_size : w.head_size;
   return {
       .source = static_cast<const char*>(w.source),
@@ -66,7 +69,8 @@ Writer make_writer(const CacheWrite& w, const ReshapeAndCacheFlashParams& p, Sto
       .cache_slot_bytes = w.cache_stride_slot * to_bytes,
       .cache_row_bytes = w.cache_stride_head * to_bytes,
       .is_dense = one_row && w.source_stride_token == row_elements && w.cache_stride_slot == row_elements,
-      .quantise = {p.format, p.dtype,
+      .quantise = {p.format,
+                   p.dtype,
                    {w.scale, w.scale_stride_head, w.scale_stride_head == 0 ? 1 : p.num_heads,
                     p.slots.num_tokens * p.num_heads * w.head_size}},
       .stores = stores,

@@ -45,7 +45,8 @@ void swap_blocks_batch<kIsa>(const SwapBlocksBatchParams& p, int64_t begin, int6
   for (; i < p.num_copies && p.copies[i].begin_bytes < end; ++i) {
     const SwapCopy& c = p.copies[i];
     const char* next = i + 1 < p.num_copies ? static_cast<const char*>(p.copies[i + 1].src) : nullptr;
-    copy_part(static_cast<char*>(c.dst), static_cast<const char*>(c.src), c.num_bytes, c.begin_bytes, begin, end, stores, next);
+    copy_part(static_cast<char*>(c.dst), static_cast<const char*>(c.src), c.num_bytes, c.begin_bytes, begin, end,
+              stores, next);
   }
   finish(stores);
 }

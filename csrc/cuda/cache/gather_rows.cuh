@@ -4,15 +4,15 @@
 #include "cuda/core/divide.cuh"
 #include "cuda/core/grid.h"
 #include "cuda/core/indices.cuh"
-#include "cuda/launch.h"
 #include "cuda/core/vec.cuh"
+#include "cuda/launch.h"
 
 namespace multikv::gpu {
 
 __device__ inline int population(uint32_t mask) { return static_cast<int>(__popc(mask)); }
 
-// For each of the 32 lanes the last sequence that begins at or before its token, `first` + lane, and where it begins. Sequence
-// -1: none does. All lanes of the group must call.
+// For each of the 32 lanes the last sequence that begins at or before its token, `first` + lane, and where it begins.
+// Sequence -1: none does. All lanes of the group must call.
 struct SequenceStart {
   int64_t sequence, begin;
 };
@@ -55,7 +55,8 @@ __device__ inline SequenceStart sequence_of(const Sequences& q, int64_t first, i
   return {sequence, begin};
 }
 
-// The block and the offset in it of the entry for each lane's token; block -1: there is none. All lanes of the group must call.
+// The block and the offset in it of the entry for each lane's token; block -1: there is none. All lanes of the group
+// must call.
 struct Found {
   int64_t block, offset;
 };
@@ -86,19 +87,20 @@ __device__ inline Found look_up(const Sequences& q, int64_t first, int num_token
   const uint64_t block = quotient_of(position, q.block_size);
   if (block >= static_cast<uint64_t>(q.blocks_per_sequence)) return kNone;
   const int64_t in_table = sequence * q.block_table.stride + static_cast<int64_t>(block);
-  const int64_t id = static_cast<int64_t>(block) == likely_block ? likely_id : PendingIndex(q.block_table, in_table).value();
+  const int64_t id =
+      static_cast<int64_t>(block) == likely_block ? likely_id : PendingIndex(q.block_table, in_table).value();
   if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(q.num_blocks)) return kNone;
   return {id, static_cast<int64_t>(position - block * q.block_size.value)};
 }
 
-constexpr int kMaxTile = 128;              // tokens of a thread block
+constexpr int kMaxTile = 128;             // tokens of a thread block
 constexpr int64_t kTileBytes = 9 * 1024;  // and what they should come to, so that the look-up is worth it
 
-// An op says what it moves by an Entry: sequences(); vectors(), of one row, and kVectorBytes, of one vector where it is wider;
-// kBlocks, how many thread blocks a multiprocessor should hold;
-// place(found), where an entry of the cache lies (false: nowhere); read(place, vector), and write(token, vector, value). What
-// is left of a row, if it is little: read_rest(place) and write_rest(token, place, rest), by one thread.
-// A thread block takes `tile` tokens. Threads: x and blockIdx.y over vectors, z over tokens.
+// An op says what it moves by an Entry: sequences(); vectors(), of one row, and kVectorBytes, of one vector where it is
+// wider; kBlocks, how many thread blocks a multiprocessor should hold; place(found), where an entry of the cache lies
+// (false: nowhere); read(place, vector), and write(token, vector, value). What is left of a row, if it is little:
+// read_rest(place) and write_rest(token, place, rest), by one thread. A thread block takes `tile` tokens. Threads: x
+// and blockIdx.y over vectors, z over tokens.
 template <class Entry>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
     gather_kernel(const MULTIKV_GRID_CONSTANT Entry entry, int tile, int64_t first_chunk) {
@@ -154,7 +156,8 @@ void launch_gather(const Entry& entry, const Context& context) {
   BlockShape shape = block_shape(vectors, 1, tile);
   // No threads that have one token less than others.
   const int64_t step = std::min<int64_t>(shape.threads.z, kMaxTile);
-  tile = spread < enough ? tile / step * step : std::min<int64_t>((tile + step - 1) / step * step, kMaxTile / step * step);
+  tile =
+      spread < enough ? tile / step * step : std::min<int64_t>((tile + step - 1) / step * step, kMaxTile / step * step);
   shape.row_blocks = (vectors + shape.threads.x - 1) / shape.threads.x;
   // Whole groups of lanes look up, enough of them for all tokens.
   const auto lookers = static_cast<unsigned>((tile + 31) / 32 * 32);

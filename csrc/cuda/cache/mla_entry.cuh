@@ -6,11 +6,11 @@
 
 namespace multikv::gpu {
 
-// The entries of tokens first + row, first + row + rows, ...: of each the vectors thread, thread + num_threads, ...; those of
-// kv_c first.
+// The entries of tokens first + row, first + row + rows, ...: of each the vectors thread, thread + num_threads, ...;
+// those of kv_c first.
 template <class Move, int kUnroll, bool kOnce, class IndexOf>
-__device__ inline void write_entries(const ConcatAndCacheMlaParams& p, IndexOf index_of, int64_t rope_size, int64_t first,
-                                     int row, int rows, int thread, int num_threads) {
+__device__ inline void write_entries(const ConcatAndCacheMlaParams& p, IndexOf index_of, int64_t rope_size,
+                                     int64_t first, int row, int rows, int thread, int num_threads) {
   const int64_t source_bytes = num_bytes(p.dtype), cache_bytes = num_bytes(p.format, p.dtype);
   const int64_t latent_vectors = p.latent_size * source_bytes / Move::kSourceBytes;
   const int64_t rope_vectors = rope_size * source_bytes / Move::kSourceBytes;
@@ -33,8 +33,8 @@ __device__ inline char* entry_at(const ConcatAndCacheMlaParams& p, int64_t slot)
   return offset < 0 ? nullptr : static_cast<char*>(p.kv_cache) + offset;
 }
 
-// The codes and scales of a token's fp8_ds_mla entry, by a group of 32 lanes, all of which must call: 8 lanes for each tile.
-// entry(): where it is, or nullptr; asked for when all loads are on their way.
+// The codes and scales of a token's fp8_ds_mla entry, by a group of 32 lanes, all of which must call: 8 lanes for each
+// tile. entry(): where it is, or nullptr; asked for when all loads are on their way.
 template <Float kDtype, bool kWide, bool kOnce, class Entry>
 __device__ inline void write_ds_mla_latent(const ConcatAndCacheMlaParams& p, int64_t token, int lane, Entry entry) {
   constexpr int kElements = kWide ? 8 : 1, kLanes = 8;
@@ -51,13 +51,15 @@ __device__ inline void write_ds_mla_latent(const ConcatAndCacheMlaParams& p, int
   };
   quantise_tile<kDtype, kElements, kOnce>(
       source, place, DsMlaEntry::kTileSize, lane % kLanes, kLanes, p.format, true,
-      [&](float amax) { return ds_mla_tile_scale(amax, p.format); }, [](float scale) { return __float_as_uint(scale); });
+      [&](float amax) { return ds_mla_tile_scale(amax, p.format); },
+      [](float scale) { return __float_as_uint(scale); });
 }
 
 inline int source_alignment(const ConcatAndCacheMlaParams& p) {
   const int64_t bytes = num_bytes(p.dtype);
-  return common_alignment(16, {address(p.kv_c), p.latent_size * bytes, p.kv_c_stride_token * bytes,
-                               p.rope_size == 0 ? 0 : address(p.k_pe) | p.rope_size * bytes | p.k_pe_stride_token * bytes});
+  return common_alignment(16,
+                          {address(p.kv_c), p.latent_size * bytes, p.kv_c_stride_token * bytes,
+                           p.rope_size == 0 ? 0 : address(p.k_pe) | p.rope_size * bytes | p.k_pe_stride_token * bytes});
 }
 
 inline int cache_alignment(const ConcatAndCacheMlaParams& p) {

@@ -1,18 +1,19 @@
 // Writing tokens to a cache: how a vector is moved and converted, and where it goes.
 #pragma once
 
-#include "cuda/core/grid.h"
-#include "cuda/launch.h"
 #include "cuda/cache/slots.cuh"
+#include "cuda/core/grid.h"
 #include "cuda/core/vec.cuh"
+#include "cuda/launch.h"
 
 namespace multikv::gpu {
 
 constexpr int kMaxRows = 64;  // of a thread block, in the dimension z
 
-// How one thread's vector gets from the source to the cache: kSourceBytes in, kCacheBytes out. kUnroll: how many of them a
-// thread reads before it writes, if there are many: no more than it takes to hide the latency of memory. What it needs
-// beside the vector (`Scale`) is loaded with it, and used when both are there. Narrow: the same, element by element.
+// How one thread's vector gets from the source to the cache: kSourceBytes in, kCacheBytes out. kUnroll: how many of
+// them a thread reads before it writes, if there are many: no more than it takes to hide the latency of memory. What it
+// needs beside the vector (`Scale`) is loaded with it, and used when both are there. Narrow: the same, element by
+// element.
 template <int kWidth>
 struct Copy {
   static constexpr int kSourceBytes = kWidth, kCacheBytes = kWidth, kUnroll = kWidth < 16 ? 4 : 2;
@@ -53,8 +54,9 @@ struct SlotStrides {
   int64_t block, slot;
 };
 
-// The part of a thread in a tile of tokens that a thread block writes: tokens first + row, first + row + rows, ... (kUnroll of
-// them; there is a token `first`), and of each the vectors vector, vector + vector_step, ... below num_vectors.
+// The part of a thread in a tile of tokens that a thread block writes: tokens first + row, first + row + rows, ...
+// (kUnroll of them; there is a token `first`), and of each the vectors vector, vector + vector_step, ... below
+// num_vectors.
 struct TilePart {
   int64_t first;
   int row, rows;
@@ -65,8 +67,8 @@ __device__ inline int thread_of_block() {
   return static_cast<int>((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
 }
 
-// Moves the tile's vectors. All threads of the block must call. index_of(token): its slot, or -1, on its way; lane_of(vector): its
-// Lane.
+// Moves the tile's vectors. All threads of the block must call. index_of(token): its slot, or -1, on its way;
+// lane_of(vector): its Lane.
 template <class Move, int kUnroll, bool kOnce = false, class IndexOf, class LaneOf>
 __device__ inline void write_tokens(const Slots& slots, IndexOf index_of, const TilePart& part, SlotStrides strides,
                                     LaneOf lane_of, const float* scale, CacheFormat format) {
@@ -91,7 +93,8 @@ __device__ inline void write_tokens(const Slots& slots, IndexOf index_of, const 
       move(read(next)).template write<kOnce>(next.cache + to);
     }
   } else {
-    // kUnroll vectors are in flight before the first is written. Where tokens go is computed once for all their vectors.
+    // kUnroll vectors are in flight before the first is written. Where tokens go is computed once for all their
+    // vectors.
     __shared__ int64_t offsets[kUnroll * kMaxRows];
     const int64_t rest = slots.num_tokens - part.first;
     const int tile = kUnroll * part.rows, num_tokens = static_cast<int>(rest < tile ? rest : tile);
@@ -145,8 +148,8 @@ void with_moves(Float dtype, CacheFormat format, int source_width, int cache_wid
   }
 }
 
-// Calls launch<kUnroll>(): one token for each thread, for a short chain from load to store, unless these would more than fill the
-// GPU; then several. `copies` threads of a block's shape work on each token and row.
+// Calls launch<kUnroll>(): one token for each thread, for a short chain from load to store, unless these would more
+// than fill the GPU; then several. `copies` threads of a block's shape work on each token and row.
 template <class Move, class Launch>
 void launch_moves(int64_t num_tokens, int64_t copies, const Context& context, const BlockShape& shape, Launch launch) {
   if (num_tokens / shape.threads.z * shape.row_blocks * copies <= 16 * context.num_multiprocessors) {

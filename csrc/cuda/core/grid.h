@@ -25,8 +25,8 @@ void with_dtype(Float dtype, With with) {
 constexpr int kThreads = 128;
 constexpr int kMaxThreads = kThreads * 3 / 2;
 
-// Threads of one block: x over the vectors of a row, y over the rows (heads) of a token, z over tokens. What one block cannot
-// hold: threads loop over further vectors, and further rows go to `row_blocks` blocks.
+// Threads of one block: x over the vectors of a row, y over the rows (heads) of a token, z over tokens. What one block
+// cannot hold: threads loop over further vectors, and further rows go to `row_blocks` blocks.
 struct BlockShape {
   dim3 threads;
   int64_t row_blocks;
@@ -40,13 +40,13 @@ inline BlockShape block_shape(int64_t vectors, int64_t rows, int64_t max_tokens,
   const int64_t most_rows = std::max<int64_t>(kThreads / x, 1);
   const int64_t row_blocks = (rows + most_rows - 1) / most_rows;
   const int64_t y = (rows + row_blocks - 1) / row_blocks, xy = x * y;
-  const int64_t z = std::clamp<int64_t>(std::min((kThreads + xy / 2) / xy, max_threads / xy), 1,
-                                        std::min(kMaxTokens, max_tokens));
+  const int64_t z =
+      std::clamp<int64_t>(std::min((kThreads + xy / 2) / xy, max_threads / xy), 1, std::min(kMaxTokens, max_tokens));
   return {dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)), row_blocks};
 }
 
-// Calls launch(grid, first_row) until all rows are covered: once, unless there are more blocks of them than a grid may have.
-// The grid: x over `tiles` of tokens, y over blocks of rows, z as given.
+// Calls launch(grid, first_row) until all rows are covered: once, unless there are more blocks of them than a grid may
+// have. The grid: x over `tiles` of tokens, y over blocks of rows, z as given.
 template <class Launch>
 void for_each_grid(int64_t tiles, const BlockShape& shape, unsigned z, Launch launch) {
   constexpr int64_t kMaxRowBlocks = 65535;

@@ -6,9 +6,9 @@
 
 namespace multikv::gpu {
 
-// An index on its way, for which value() waits. Loads that begin before that are on their way with it. With Indices.at they would
-// not be: it has a branch for each dtype, at whose end the sign of a short index is extended, and so waited for. It stays where
-// nothing is gained by this: docs/performance.md.
+// An index on its way, for which value() waits. Loads that begin before that are on their way with it. With Indices.at
+// they would not be: it has a branch for each dtype, at whose end the sign of a short index is extended, and so waited
+// for. It stays where nothing is gained by this: docs/performance.md.
 class PendingIndex {
  public:
   __device__ PendingIndex(const Indices& indices, int64_t i) : is_int64_(indices.is_int64) {

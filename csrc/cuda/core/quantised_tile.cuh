@@ -23,16 +23,19 @@ struct TilePlace {
   char* scale;  // four bytes
 };
 
-// Quantises a tile of `size` elements: `lanes` neighbouring lanes of a group together (a power of two), each a vector of kElements
-// after the other. All lanes of the group must call. source == nullptr: there is no tile. place_of() is asked for when all loads
-// are on their way; scale_of(amax) gives the scale (always a power of two, or not), stored(scale) what is stored.
+// Quantises a tile of `size` elements: `lanes` neighbouring lanes of a group together (a power of two), each a vector
+// of kElements after the other. All lanes of the group must call. source == nullptr: there is no tile. place_of() is
+// asked for when all loads are on their way; scale_of(amax) gives the scale (always a power of two, or not),
+// stored(scale) what is stored.
 template <Float kDtype, int kElements, bool kOnce, class Place, class ScaleOf, class Stored>
 __device__ inline void quantise_tile(const char* source, Place place_of, int64_t size, int lane, int lanes,
                                      CacheFormat format, bool is_power_of_two, ScaleOf scale_of, Stored stored) {
   constexpr int kSourceBytes = kElements * static_cast<int>(num_bytes(kDtype));
   using Source = Pack<kSourceBytes>;
   const int vectors = source == nullptr ? 0 : static_cast<int>(size / kElements);
-  const auto read = [&](int i) { return Source::template read<kOnce>(source + static_cast<int64_t>(i) * kSourceBytes); };
+  const auto read = [&](int i) {
+    return Source::template read<kOnce>(source + static_cast<int64_t>(i) * kSourceBytes);
+  };
   // Most tiles are kTileVectors for each lane: they stay in registers.
   Source held[kTileVectors];
 #pragma unroll
@@ -40,7 +43,8 @@ __device__ inline void quantise_tile(const char* source, Place place_of, int64_t
   float amax = 0.0f;
 #pragma unroll
   for (int v = 0; v < kTileVectors; ++v) amax = amax_of<kDtype, kElements>(held[v].words, amax);
-  for (int i = lane + kTileVectors * lanes; i < vectors; i += lanes) amax = amax_of<kDtype, kElements>(read(i).words, amax);
+  for (int i = lane + kTileVectors * lanes; i < vectors; i += lanes)
+    amax = amax_of<kDtype, kElements>(read(i).words, amax);
   for (int mask = lanes / 2; mask > 0; mask /= 2) amax = fmaxf(amax, shuffle_xor(amax, mask));
 
   const TilePlace place = place_of();

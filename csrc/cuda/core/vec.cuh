@@ -93,14 +93,15 @@ __device__ inline uint32_t rounded(float low, float high) {
 
 // Elements of type `kDtype` from floats: value(0), value(1), ...
 template <Float kDtype, int kCount, class Value>
-__device__ inline Pack<kCount * static_cast<int>(num_bytes(kDtype))> pack_floats(Value value) {
-  Pack<kCount * static_cast<int>(num_bytes(kDtype))> out;
+__device__ inline Pack<kCount* static_cast<int>(num_bytes(kDtype))> pack_floats(Value value) {
+  Pack<kCount* static_cast<int>(num_bytes(kDtype))> out;
   if constexpr (kDtype == Float::kFloat32) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) out.words[i] = __float_as_uint(value(i));
   } else {
 #pragma unroll
-    for (int i = 0; i < kCount; i += 2) out.words[i / 2] = rounded<kDtype>(value(i), i + 1 < kCount ? value(i + 1) : 0.0f);
+    for (int i = 0; i < kCount; i += 2)
+      out.words[i / 2] = rounded<kDtype>(value(i), i + 1 < kCount ? value(i + 1) : 0.0f);
   }
   return out;
 }
@@ -120,8 +121,8 @@ __device__ inline auto with_format(CacheFormat format, With with, Other other) {
   }
 }
 
-// kCount codes of the quotients value(0), value(1), ...; kCount: 1, or a multiple of 4. `encode` gives the codes of two floats,
-// the first in the low byte.
+// kCount codes of the quotients value(0), value(1), ...; kCount: 1, or a multiple of 4. `encode` gives the codes of two
+// floats, the first in the low byte.
 template <int kCount, class Value, class Encode>
 __device__ inline Pack<kCount> encode_with(Value value, Encode encode) {
   Pack<kCount> out;
@@ -158,8 +159,8 @@ __device__ inline Pack<kCount> quantise(const uint32_t* words, CacheFormat forma
 
 // kCount codes, decoded and multiplied.
 template <Float kDtype, int kCount>
-__device__ inline Pack<kCount * static_cast<int>(num_bytes(kDtype))> dequantise(const uint32_t* words, float scale,
-                                                                                 CacheFormat format) {
+__device__ inline Pack<kCount* static_cast<int>(num_bytes(kDtype))> dequantise(const uint32_t* words, float scale,
+                                                                               CacheFormat format) {
   float decoded[kCount + kCount % 2];
   const auto decode_with = [&](auto decode) {
 #pragma unroll
@@ -173,7 +174,8 @@ __device__ inline Pack<kCount * static_cast<int>(num_bytes(kDtype))> dequantise(
       format, [&]<CacheFormat kFormat>() { decode_with(convert_from_fp8<kFormat>); },
       [&] {
         decode_with([layout = layout_of(format)](uint16_t codes) -> float2 {
-          return {decode_fp8(static_cast<uint8_t>(codes), layout), decode_fp8(static_cast<uint8_t>(codes >> 8), layout)};
+          return {decode_fp8(static_cast<uint8_t>(codes), layout),
+                  decode_fp8(static_cast<uint8_t>(codes >> 8), layout)};
         });
       });
   return pack_floats<kDtype, kCount>([&](int i) { return decoded[i] * scale; });

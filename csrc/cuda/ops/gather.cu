@@ -37,7 +37,9 @@ struct CopyDense : DenseEntries {
   static constexpr int kVectorBytes = kWidth;
   using Value = Pack<kWidth>;
   explicit CopyDense(const CpGatherCacheParams& p) : DenseEntries(p, kWidth) {}
-  __device__ Value read(Place place, int64_t vector) const { return Value::template read<true>(place + vector * kWidth); }
+  __device__ Value read(Place place, int64_t vector) const {
+    return Value::template read<true>(place + vector * kWidth);
+  }
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
     value.template write<true>(dst + token * dst_stride_token + vector * kWidth);
   }
@@ -202,9 +204,9 @@ void launch(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
 }
 
 void launch(const CpGatherAndUpconvertFp8KvCacheParams& p, const Context& context) {
-  const bool is_wide = common_alignment(16, {address(p.src_cache), p.src_stride_block_bytes, p.src_stride_slot_bytes,
-                                             address(p.dst), p.dst_stride_token * 2, address(p.host_cache),
-                                             p.host_stride_row_bytes}) == 16;
+  const bool is_wide =
+      common_alignment(16, {address(p.src_cache), p.src_stride_block_bytes, p.src_stride_slot_bytes, address(p.dst),
+                            p.dst_stride_token * 2, address(p.host_cache), p.host_stride_row_bytes}) == 16;
   if (is_wide) launch_gather(UpconvertEntry<8>{{}, p}, context);
   else launch_gather(UpconvertEntry<1>{{}, p}, context);
 }

@@ -46,7 +46,8 @@ void launch_quantise(const IndexerKQuantAndCacheParams& p, const Context& contex
   const int64_t threads = p.slots.num_tokens * static_cast<int64_t>(tiles_per_token.value) << lane_bits;
   const auto blocks = static_cast<unsigned>((threads - 1) / kThreads + 1);
   if (is_wide) {
-    indexer_k_quant_and_cache_kernel<kDtype, kWide><<<blocks, kThreads, 0, context.stream>>>(p, tiles_per_token, lane_bits);
+    indexer_k_quant_and_cache_kernel<kDtype, kWide>
+        <<<blocks, kThreads, 0, context.stream>>>(p, tiles_per_token, lane_bits);
   } else {
     indexer_k_quant_and_cache_kernel<kDtype, 1><<<blocks, kThreads, 0, context.stream>>>(p, tiles_per_token, lane_bits);
   }
@@ -71,7 +72,9 @@ struct IndexerEntry {
     return {codes + entry.offset * p.k_bytes,
             codes + p.sequences.block_size.value * p.k_bytes + entry.offset * p.scale_bytes};
   }
-  __device__ Value read(Place place, int64_t vector) const { return Value::template read<true>(place.codes + vector * kWidth); }
+  __device__ Value read(Place place, int64_t vector) const {
+    return Value::template read<true>(place.codes + vector * kWidth);
+  }
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
     value.template write<true>(static_cast<char*>(p.dst_k) + token * p.dst_k_stride_token_bytes + vector * kWidth);
   }

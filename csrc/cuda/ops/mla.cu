@@ -4,7 +4,9 @@ namespace multikv::gpu {
 namespace {
 
 __device__ inline const ConcatAndCacheMlaParams& layer_of(const ConcatAndCacheMlaParams& p, int64_t) { return p; }
-__device__ inline ConcatAndCacheMlaParams layer_of(const ConcatAndCacheMlaGroupedParams& p, int64_t i) { return p.layer(i); }
+__device__ inline ConcatAndCacheMlaParams layer_of(const ConcatAndCacheMlaGroupedParams& p, int64_t i) {
+  return p.layer(i);
+}
 
 // Threads: x over the vectors of an entry, z and blockIdx.x over tokens. blockIdx.y over layers.
 template <class Move, int kUnroll, class Params>
@@ -14,7 +16,8 @@ __global__ void __launch_bounds__(kMaxThreads)
   const auto index_of = [&](int64_t token) { return PendingIndex(layer.slots.mapping, token); };
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.z * kUnroll);
   const auto write = [&]<class Width>() {
-    write_entries<Width, kUnroll, false>(layer, index_of, layer.rope_size, first, threadIdx.z, blockDim.z, threadIdx.x, blockDim.x);
+    write_entries<Width, kUnroll, false>(layer, index_of, layer.rope_size, first, threadIdx.z, blockDim.z, threadIdx.x,
+                                         blockDim.x);
   };
   if constexpr (std::is_same_v<Params, ConcatAndCacheMlaGroupedParams>) {
     // Only here are the addresses of the caches known.
@@ -44,7 +47,8 @@ void launch_layers(const Params& p, const ConcatAndCacheMlaParams& first, int64_
 
 // A group of 32 lanes writes an entry.
 template <Float kDtype, bool kWide>
-__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12) ds_mla_kernel(const MULTIKV_GRID_CONSTANT ConcatAndCacheMlaParams p) {
+__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12)
+    ds_mla_kernel(const MULTIKV_GRID_CONSTANT ConcatAndCacheMlaParams p) {
   constexpr int kBytes = kWide ? 16 : 1, kRopeBytes = DsMlaEntry::kRopeSize * static_cast<int>(num_bytes(kDtype));
   const int64_t token = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   const int lane = threadIdx.x % 32, first = lane * kBytes;
@@ -58,7 +62,8 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12) ds_mla_kernel(const MULTIKV_
   write_ds_mla_latent<kDtype, kWide, false>(p, token, lane, [&] { return entry = entry_at(p, slot.value()); });
   if (entry == nullptr) return;
   if (first < kRopeBytes) value.write(entry + DsMlaEntry::kRopeAt + first);
-  for (int at = first + 32 * kBytes; at < kRopeBytes; at += 32 * kBytes) read(at).write(entry + DsMlaEntry::kRopeAt + at);
+  for (int at = first + 32 * kBytes; at < kRopeBytes; at += 32 * kBytes)
+    read(at).write(entry + DsMlaEntry::kRopeAt + at);
 }
 
 template <Float kDtype>
@@ -73,7 +78,8 @@ void launch_ds_mla(const ConcatAndCacheMlaParams& p, const Context& context) {
 
 // Rows are the heads of all tokens. Threads: x over the vectors of a row of q_out, y and blockIdx.x over rows.
 template <int kWidth, int kUnroll>
-__global__ void __launch_bounds__(256) concat_mla_q_kernel(const MULTIKV_GRID_CONSTANT ConcatMlaQParams p, Divisor heads) {
+__global__ void __launch_bounds__(256)
+    concat_mla_q_kernel(const MULTIKV_GRID_CONSTANT ConcatMlaQParams p, Divisor heads) {
   const int64_t nope_vectors = p.nope_bytes / kWidth, vectors = nope_vectors + p.rope_bytes / kWidth;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.y * kUnroll) + threadIdx.y;
   for (int64_t vector = threadIdx.x; vector < vectors; vector += blockDim.x) {
@@ -127,8 +133,8 @@ void launch(const ConcatAndCacheMlaParams& p, const Context& context) {
 
 void launch(const ConcatAndCacheMlaGroupedParams& p, const Context& context) {
   const int64_t bytes = num_bytes(p.first.dtype);
-  const int source_width = common_alignment(
-      16, {source_alignment(p.first), p.kv_c_stride_layer * bytes, p.k_pe_stride_layer * bytes});
+  const int source_width =
+      common_alignment(16, {source_alignment(p.first), p.kv_c_stride_layer * bytes, p.k_pe_stride_layer * bytes});
   launch_layers(p, p.first, p.num_layers, source_width, cache_alignment(p.first), context);
 }
 

@@ -3,8 +3,8 @@
 namespace multikv::gpu {
 namespace {
 
-constexpr int kHeads = 2;          // of a rotating thread
-constexpr int kLatentTokens = 8;   // of a block that writes kv_c
+constexpr int kHeads = 2;         // of a rotating thread
+constexpr int kLatentTokens = 8;  // of a block that writes kv_c
 
 // How thread blocks rotate: threads over the vectors of a head, rows (kHeads heads of queries, or the key), tokens.
 struct RotatingBlocks {
@@ -27,8 +27,8 @@ struct RopeShape {
   RotatingBlocks queries, keys;
 };
 
-// kPairs pairs (x, y) of a head: x' = x * cos - y * sin, y' = y * cos + x * sin as PyTorch computes them eagerly: each product
-// is rounded to the table's dtype, the sum to the input's (a 16-bit table has the input's dtype).
+// kPairs pairs (x, y) of a head: x' = x * cos - y * sin, y' = y * cos + x * sin as PyTorch computes them eagerly: each
+// product is rounded to the table's dtype, the sum to the input's (a 16-bit table has the input's dtype).
 template <Float kDtype, Float kTable, int kPairs, bool kNeox>
 __device__ inline void rotate(Pack<kPairs * num_bytes(kDtype)>& first, Pack<kPairs * num_bytes(kDtype)>& second,
                               const float* cosines, const float* sines) {
@@ -77,7 +77,8 @@ __device__ inline void cache_key(const ConcatAndCacheMlaParams& p, char* entry, 
 
 // One vector of pairs of kRows heads of a token, or of its key.
 template <Float kDtype, Float kTable, int kPairs, bool kIsKey>
-__device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, const RotatingBlocks& shape, int64_t block) {
+__device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, const RotatingBlocks& shape,
+                                    int64_t block) {
   constexpr int64_t kBytes = num_bytes(kDtype), kTableBytes = num_bytes(kTable);
   constexpr int kRows = kIsKey ? 1 : kHeads;
   using Vector = Pack<kPairs * kBytes>;
@@ -109,8 +110,10 @@ __device__ inline void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, c
     }
     const int64_t position = at_position.value();
     if (static_cast<uint64_t>(position) >= static_cast<uint64_t>(p.num_positions)) return;
-    const char* table = static_cast<const char*>(p.cos_sin_cache) + position * p.cos_sin_cache_stride_position * kTableBytes;
-    const Table cos_vector = Table::read(table + i * kTableBytes), sin_vector = Table::read(table + (half + i) * kTableBytes);
+    const char* table =
+        static_cast<const char*>(p.cos_sin_cache) + position * p.cos_sin_cache_stride_position * kTableBytes;
+    const Table cos_vector = Table::read(table + i * kTableBytes),
+                sin_vector = Table::read(table + (half + i) * kTableBytes);
     float cosines[kPairs], sines[kPairs];
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) {
@@ -147,7 +150,9 @@ __device__ inline void cache_latent(const ConcatAndCacheMlaRopeFusedParams& p, i
       return static_cast<uint64_t>(position.value()) < static_cast<uint64_t>(num_positions) ? slot.value() : -1;
     }
   };
-  const auto index_of = [&](int64_t t) -> Index { return {{p.positions, t}, {write.slots.mapping, t}, p.num_positions}; };
+  const auto index_of = [&](int64_t t) -> Index {
+    return {{p.positions, t}, {write.slots.mapping, t}, p.num_positions};
+  };
   const int64_t first = block * kLatentTokens;
   if (write.is_ds_mla) {
     if constexpr (kDtype != Float::kFloat32) {
@@ -163,11 +168,11 @@ __device__ inline void cache_latent(const ConcatAndCacheMlaRopeFusedParams& p, i
   }
   constexpr int kLanes = 64, kStep = kThreads / kLanes, kUnroll = kLatentTokens / kStep;
   if (write.format == CacheFormat::kSame) {
-    write_entries<Copy<kWide ? 16 : kElementBytes>, kUnroll, true>(write, index_of, 0, first, threadIdx.x / kLanes, kStep,
-                                                             threadIdx.x % kLanes, kLanes);
+    write_entries<Copy<kWide ? 16 : kElementBytes>, kUnroll, true>(write, index_of, 0, first, threadIdx.x / kLanes,
+                                                                   kStep, threadIdx.x % kLanes, kLanes);
   } else {
-    write_entries<Quantise<kDtype, kWide ? 8 : 1>, kUnroll, true>(write, index_of, 0, first, threadIdx.x / kLanes, kStep,
-                                                            threadIdx.x % kLanes, kLanes);
+    write_entries<Quantise<kDtype, kWide ? 8 : 1>, kUnroll, true>(write, index_of, 0, first, threadIdx.x / kLanes,
+                                                                  kStep, threadIdx.x % kLanes, kLanes);
   }
 }
 
@@ -197,10 +202,10 @@ void launch_width(const ConcatAndCacheMlaRopeFusedParams& p, const Context& cont
 template <Float kDtype, Float kTable>
 void launch_dtypes(const ConcatAndCacheMlaRopeFusedParams& p, const Context& context) {
   constexpr int64_t kBytes = num_bytes(kDtype), kTableBytes = num_bytes(kTable);
-  const int width = common_alignment(
-      16, {source_alignment(p.write), cache_alignment(p.write), p.write.rope_size / 2 * kBytes, address(p.q_pe),
-           p.q_pe_stride_token * kBytes, p.q_pe_stride_head * kBytes, address(p.cos_sin_cache),
-           p.cos_sin_cache_stride_position * kTableBytes});
+  const int width =
+      common_alignment(16, {source_alignment(p.write), cache_alignment(p.write), p.write.rope_size / 2 * kBytes,
+                            address(p.q_pe), p.q_pe_stride_token * kBytes, p.q_pe_stride_head * kBytes,
+                            address(p.cos_sin_cache), p.cos_sin_cache_stride_position * kTableBytes});
   if (width == 16) launch_width<kDtype, kTable, true>(p, context);
   else launch_width<kDtype, kTable, false>(p, context);
 }

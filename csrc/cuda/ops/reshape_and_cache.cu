@@ -3,8 +3,8 @@
 namespace multikv::gpu {
 namespace {
 
-// Threads: x over the vectors of a head, y and blockIdx.y over heads, z and blockIdx.x over tokens. blockIdx.z: key or value.
-// Here strides count bytes, and head_size vectors.
+// Threads: x over the vectors of a head, y and blockIdx.y over heads, z and blockIdx.x over tokens. blockIdx.z: key or
+// value. Here strides count bytes, and head_size vectors.
 template <class Move, int kUnroll>
 __global__ void __launch_bounds__(kMaxThreads)
     reshape_and_cache_flash_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheFlashParams p, int64_t first_head) {
@@ -20,12 +20,14 @@ __global__ void __launch_bounds__(kMaxThreads)
   };
   const auto lane_of = [&](int64_t vector) -> Lane {
     return {static_cast<const char*>(w.source) + head * w.source_stride_head + vector * Move::kSourceBytes,
-            static_cast<char*>(w.cache) + head * w.cache_stride_head + vector * Move::kCacheBytes, w.source_stride_token};
+            static_cast<char*>(w.cache) + head * w.cache_stride_head + vector * Move::kCacheBytes,
+            w.source_stride_token};
   };
   const SlotStrides strides = {w.cache_stride_block, w.cache_stride_slot};
   const float* scale = w.scale + (head < p.num_heads ? head * w.scale_stride_head : 0);
   write_tokens<Move, kUnroll>(
-      p.slots, [&](int64_t token) { return PendingIndex(p.slots.mapping, token); }, part, strides, lane_of, scale, p.format);
+      p.slots, [&](int64_t token) { return PendingIndex(p.slots.mapping, token); }, part, strides, lane_of, scale,
+      p.format);
 }
 
 // As the kernel wants it.
@@ -47,8 +49,8 @@ int cache_alignment(const CacheWrite& w, int64_t element_bytes) {
 }
 
 // The packed layout: a thread block takes tokens of one head.
-constexpr int kDims = 128;   // of a tile of values
-constexpr int kRun = 16;     // tokens that are written as one, if they are neighbours in the cache
+constexpr int kDims = 128;  // of a tile of values
+constexpr int kRun = 16;    // tokens that are written as one, if they are neighbours in the cache
 
 // Keys: each vector goes as a whole into one of the cache. Threads: four vectors first, for memory moves 32 bytes at
 // least; then tokens, for their vectors are neighbours in the cache; then further vectors.
@@ -68,10 +70,12 @@ __device__ inline void write_packed_keys(const ReshapeAndCacheParams& p, int64_t
   const auto lane_of = [&](int64_t vector) -> Lane {
     const int64_t element = vector * (Move::kCacheBytes / cache_bytes);
     const auto chunk = static_cast<int64_t>(quotient_of(element, w.vector_size));
-    return {static_cast<const char*>(w.source) + head * w.source_stride_head * source_bytes + vector * Move::kSourceBytes,
-            static_cast<char*>(w.cache) + (head * w.cache_stride_head + chunk * w.cache_stride_vector + element -
-                                           chunk * static_cast<int64_t>(w.vector_size.value)) * cache_bytes,
-            w.source_stride_token * source_bytes};
+    return {
+        static_cast<const char*>(w.source) + head * w.source_stride_head * source_bytes + vector * Move::kSourceBytes,
+        static_cast<char*>(w.cache) + (head * w.cache_stride_head + chunk * w.cache_stride_vector + element -
+                                       chunk * static_cast<int64_t>(w.vector_size.value)) *
+                                          cache_bytes,
+        w.source_stride_token * source_bytes};
   };
   write_tokens<Move, kUnroll, true>(
       p.slots, [&](int64_t token) { return PendingIndex(p.slots.mapping, token); }, part,
@@ -79,8 +83,8 @@ __device__ inline void write_packed_keys(const ReshapeAndCacheParams& p, int64_t
       w.scale + head * w.scale_stride_head, p.format);
 }
 
-// Elements of kPer = 4 / sizeof(Element) rows change places with columns: word `column` of the result holds element `column` of
-// all rows.
+// Elements of kPer = 4 / sizeof(Element) rows change places with columns: word `column` of the result holds element
+// `column` of all rows.
 template <class Element, int kPer>
 __device__ inline uint32_t column_of(const uint32_t* const (&rows)[kPer], int column) {
   if constexpr (kPer == 1) {
@@ -100,11 +104,14 @@ struct ValueTile {
   static constexpr int kPer = 4 / sizeof(Element), kWords = kTokens / kPer;
   static constexpr int kPlacers = kTokens < 32 ? 32 : kTokens;  // whole groups of lanes
   uint32_t words[kDims][kWords + 1];
-  int64_t places[kPlacers];    // in elements; negative: nowhere
+  int64_t places[kPlacers];  // in elements; negative: nowhere
   bool is_run[kPlacers / kRun];
 
-  // Words of a row are rotated so that all the lanes that write a column, and all that read one, have banks of their own.
-  __device__ uint32_t& word(int dim, int word) { return words[dim][static_cast<unsigned>(word + dim / 32 * 2) % kWords]; }
+  // Words of a row are rotated so that all the lanes that write a column, and all that read one, have banks of their
+  // own.
+  __device__ uint32_t& word(int dim, int word) {
+    return words[dim][static_cast<unsigned>(word + dim / 32 * 2) % kWords];
+  }
   __device__ Element element(int dim, int token) {
     return static_cast<Element>(word(dim, token / kPer) >> (token % kPer * 8 * sizeof(Element) % 32));
   }
@@ -171,7 +178,8 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
 #pragma unroll
         for (int k = 0; k < kPer; ++k) row_words[k] = (rows[k] = move(values[i][k])).words;
 #pragma unroll
-        for (int d = 0; d < kVector; ++d) tile.word(vector * kVector + d, word) = column_of<Element, kPer>(row_words, d);
+        for (int d = 0; d < kVector; ++d)
+          tile.word(vector * kVector + d, word) = column_of<Element, kPer>(row_words, d);
       }
     }
     if (begin == 0 && thread < kPlacers) place_values(p, tile, head, index, thread);
@@ -204,7 +212,8 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
   }
 }
 
-// blockIdx.x over heads, y over tokens: the blocks that read neighbouring memory run together. x, or z, also over keys and values.
+// blockIdx.x over heads, y over tokens: the blocks that read neighbouring memory run together. x, or z, also over keys
+// and values.
 template <class Move, class Element, int kTokens>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 7)
     reshape_and_cache_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_tile) {
@@ -214,8 +223,8 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 7)
   else write_packed_values<Move, Element, kTokens>(p, head - p.num_heads, first);
 }
 
-// Few tokens, element by element: the shortest way from load to store. Threads: over dimensions. blockIdx.x: over tokens,
-// y over heads, z: key or value.
+// Few tokens, element by element: the shortest way from load to store. Threads: over dimensions. blockIdx.x: over
+// tokens, y over heads, z: key or value.
 template <class Move>
 __global__ void __launch_bounds__(kThreads)
     reshape_and_cache_elements_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_head) {
@@ -266,9 +275,9 @@ void launch(const ReshapeAndCacheParams& p, const Context& context) {
     return common_alignment(16, {address(w.source), p.head_size * source_bytes, w.source_stride_token * source_bytes,
                                  w.source_stride_head * source_bytes});
   };
-  const int key_width = common_alignment(
-      16, {address(k.cache), static_cast<int64_t>(k.vector_size.value) * cache_bytes, k.cache_stride_block * cache_bytes,
-           k.cache_stride_head * cache_bytes, k.cache_stride_vector * cache_bytes, k.cache_stride_row * cache_bytes});
+  const int key_width = common_alignment(16, {address(k.cache), static_cast<int64_t>(k.vector_size.value) * cache_bytes,
+                                              k.cache_stride_block * cache_bytes, k.cache_stride_head * cache_bytes,
+                                              k.cache_stride_vector * cache_bytes, k.cache_stride_row * cache_bytes});
   const bool wide = std::min({key_width, source_width(k), source_width(v)}) == 16;
   const auto run_tiles = [&]<class Move, class Element, int kTokens>() {
     const BlockShape shape = {dim3(kThreads), (p.slots.num_tokens - 1) / kTokens + 1};
@@ -296,9 +305,8 @@ void launch(const ReshapeAndCacheParams& p, const Context& context) {
     if (source_bytes == 4) return run.template operator()<Copy<16>, Copy<4>, uint32_t>();
     return run.template operator()<Copy<16>, Copy<2>, uint16_t>();
   }
-  with_dtype(p.dtype, [&]<Float kDtype>() {
-    run.template operator()<Quantise<kDtype, 8>, Quantise<kDtype, 1>, uint8_t>();
-  });
+  with_dtype(p.dtype,
+             [&]<Float kDtype>() { run.template operator()<Quantise<kDtype, 8>, Quantise<kDtype, 1>, uint8_t>(); });
 }
 
 }  // namespace multikv::gpu

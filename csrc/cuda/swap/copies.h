@@ -25,8 +25,8 @@ class CurrentDevice {
   int previous_ = 0;
 };
 
-// Work on stream `after`, from now on, begins when the work that is now on stream `before` has ended. Each is of its device. The
-// event is one for each thread and device, made when it is first needed, and kept.
+// Work on stream `after`, from now on, begins when the work that is now on stream `before` has ended. Each is of its
+// device. The event is one for each thread and device, made when it is first needed, and kept.
 inline cudaError_t wait_for(cudaStream_t before, int before_device, cudaStream_t after, int after_device) {
   static thread_local std::vector<cudaEvent_t> events;
   if (static_cast<int>(events.size()) <= before_device) events.resize(before_device + 1);
@@ -61,8 +61,9 @@ class Copies {
     count_ = 0;
     if (count == 1) return cudaMemcpyAsync(dst_[0], src_[0], sizes_[0], cudaMemcpyDefault, stream_);
     if (!is_legacy_default(stream_)) return copy_batch(dst_, src_, sizes_, count, any_order_, stream_);
-    // The driver takes no batches there. The thread's own default stream takes them; by what these two streams are, work waits
-    // for the work that was launched before on the other. The event is for those who wait for the legacy stream alone.
+    // The driver takes no batches there. The thread's own default stream takes them; by what these two streams are,
+    // work waits for the work that was launched before on the other. The event is for those who wait for the legacy
+    // stream alone.
     MULTIKV_RETURN_IF_FAILED(copy_batch(dst_, src_, sizes_, count, any_order_, thread_stream()));
     return wait_for(thread_stream(), device_, stream_, device_);
   }
@@ -78,8 +79,8 @@ class Copies {
   static inline thread_local size_t sizes_[kMaxBatch];
 };
 
-// Where a GPU finds these bytes of the host's memory, all of which must be pinned, and seen in one piece; else nullptr. `memory`:
-// what was last found, which for the next tensor is often the same.
+// Where a GPU finds these bytes of the host's memory, all of which must be pinned, and seen in one piece; else nullptr.
+// `memory`: what was last found, which for the next tensor is often the same.
 inline void* view_of_host(const void* address, int64_t num_bytes, std::optional<Memory>& memory) {
   const auto begin = reinterpret_cast<uintptr_t>(address), end = begin + num_bytes;
   if (!memory || begin < memory->begin || begin >= memory->end) memory = memory_at(address);

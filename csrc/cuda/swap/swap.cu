@@ -1,4 +1,7 @@
 // Which blocks a kernel copies and which the copy engines, and both. docs/swap.md says what each costs.
+#include <sys/uio.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
@@ -7,11 +10,9 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
-#include <sys/uio.h>
-#include <unistd.h>
 
-#include "cuda/swap/copies.h"
 #include "cuda/launch.h"
+#include "cuda/swap/copies.h"
 #include "cuda/swap/swap_kernel.cuh"
 
 namespace multikv::gpu {
@@ -22,8 +23,8 @@ std::atomic<Strategy> strategy{Strategy::kAuto};
 
 enum Direction : int { kToHost, kFromHost, kWithinDevice, kNumDirections };
 
-// For runs of at least so many bytes a copy engine pays: what it gains on the device is more than what its submission costs the
-// host. In batches that is little, one by one it is more.
+// For runs of at least so many bytes a copy engine pays: what it gains on the device is more than what its submission
+// costs the host. In batches that is little, one by one it is more.
 struct Crossover {
   std::atomic<int64_t> in_batches, one_by_one;
   std::atomic<int> kernel_threads;  // those that keep the link busy; 0: as many as there is work for
@@ -135,14 +136,16 @@ cudaError_t launch(const SwapBlocksParams& p, const Context& context) {
   for (int64_t i = 0; i < p.num_runs; ++i) {
     const SwapRun run = p.runs[i];
     if (run.num_blocks >= from_blocks) continue;
-    for (int64_t k = 0; k < run.num_blocks; ++k) MULTIKV_RETURN_IF_FAILED(kernel.add(run.src_block + k, run.dst_block + k));
+    for (int64_t k = 0; k < run.num_blocks; ++k)
+      MULTIKV_RETURN_IF_FAILED(kernel.add(run.src_block + k, run.dst_block + k));
   }
   return kernel.submit();
 }
 
 namespace {
 
-// -- addresses ---------------------------------------------------------------------------------------------------------
+// -- addresses
+// ---------------------------------------------------------------------------------------------------------
 
 // What is known of the addresses of one call: few ranges of memory, each asked for once.
 class Ranges {
@@ -193,7 +196,8 @@ Place place_of(Ranges& ranges, std::string_view name, int64_t i, const void* add
   while (memory->end < end) {  // neighbours that were registered, or mapped, one by one
     const intptr_t view = memory->view;
     memory = ranges.find(reinterpret_cast<const void*>(memory->end));
-    if (memory == nullptr || memory->view != view || memory->device != place.device) fail("one whose memory ends before the copy");
+    if (memory == nullptr || memory->view != view || memory->device != place.device)
+      fail("one whose memory ends before the copy");
   }
   return place;
 }
@@ -205,7 +209,8 @@ struct PlacedCopy {
 };
 
 // Copies of one size, as pairs of block ids that count from the lowest addresses. False: too far apart for that.
-bool launch_pairs(const PlacedCopy* copies, int64_t count, const Crossover& crossover, cudaStream_t stream, cudaError_t& error) {
+bool launch_pairs(const PlacedCopy* copies, int64_t count, const Crossover& crossover, cudaStream_t stream,
+                  cudaError_t& error) {
   uintptr_t src = copies[0].src, dst = copies[0].dst, src_end = src, dst_end = dst, offsets = 0;
   for (int64_t i = 0; i < count; ++i) {
     src = std::min(src, copies[i].src), dst = std::min(dst, copies[i].dst);
@@ -256,9 +261,11 @@ cudaError_t launch(const SwapBlocksBatchParams& p, const Context& context) {
   const auto is_before = [](const PlacedCopy& a, const PlacedCopy& b) {
     return a.direction != b.direction ? a.direction < b.direction : a.num_bytes < b.num_bytes;
   };
-  if (!std::is_sorted(by_kernel.begin(), by_kernel.end(), is_before)) std::stable_sort(by_kernel.begin(), by_kernel.end(), is_before);
+  if (!std::is_sorted(by_kernel.begin(), by_kernel.end(), is_before))
+    std::stable_sort(by_kernel.begin(), by_kernel.end(), is_before);
   Copies copies(context.stream, context.device_index, may_batch && are_known, p.is_src_access_order_any);
-  for (const int64_t i : by_engine) MULTIKV_RETURN_IF_FAILED(copies.add(p.copies[i].dst, p.copies[i].src, p.copies[i].num_bytes));
+  for (const int64_t i : by_engine)
+    MULTIKV_RETURN_IF_FAILED(copies.add(p.copies[i].dst, p.copies[i].src, p.copies[i].num_bytes));
   for (size_t begin = 0, end = 0; begin < by_kernel.size(); begin = end) {
     while (end < by_kernel.size() && !is_before(by_kernel[begin], by_kernel[end])) ++end;
     const Crossover& crossover = crossover_of(context.device_index, by_kernel[begin].direction);
@@ -286,7 +293,9 @@ __attribute__((visibility("default"))) void multikv_allocate_host(void** address
   std::snprintf(error, error_size, "%s", cudaGetErrorString(result));
 }
 
-__attribute__((visibility("default"))) void multikv_free_host(void* address) { static_cast<void>(cudaFreeHost(address)); }
+__attribute__((visibility("default"))) void multikv_free_host(void* address) {
+  static_cast<void>(cudaFreeHost(address));
+}
 
 __attribute__((visibility("default"))) void multikv_set_swap_strategy(int strategy) {
   multikv::gpu::strategy.store(static_cast<multikv::gpu::Strategy>(strategy));

@@ -1,9 +1,9 @@
-// The kernel that copies blocks, wherever a GPU can read and write. Which blocks comes by value with the launch: nothing is
-// uploaded, allocated or kept, and a CUDA graph holds it.
+// The kernel that copies blocks, wherever a GPU can read and write. Which blocks comes by value with the launch:
+// nothing is uploaded, allocated or kept, and a CUDA graph holds it.
 #pragma once
 
-#include "cuda/core/grid.h"
 #include "cuda/core/divide.cuh"
+#include "cuda/core/grid.h"
 #include "cuda/core/vec.cuh"
 #include "vendor/driver.h"
 
@@ -16,11 +16,11 @@ struct BlockPair {
 
 struct SwapHead {
   int64_t unit_bytes, block_bytes;
-  int64_t num_pieces;         // of all blocks of all layers
+  int64_t num_pieces;  // of all blocks of all layers
   Divisor pieces_per_block;
   Divisor num_pairs;
   int32_t num_layers;
-  int32_t lanes_log2;         // threads that share a piece
+  int32_t lanes_log2;  // threads that share a piece
   int32_t piece_bytes;
 };
 
@@ -31,7 +31,9 @@ struct SwapLaunch {
   alignas(16) unsigned char payload[kPayload];  // SwapLayer[num_layers], then BlockPair[num_pairs]
 
   __host__ __device__ const SwapLayer* layers() const { return reinterpret_cast<const SwapLayer*>(payload); }
-  __host__ __device__ const BlockPair* pairs() const { return reinterpret_cast<const BlockPair*>(layers() + head.num_layers); }
+  __host__ __device__ const BlockPair* pairs() const {
+    return reinterpret_cast<const BlockPair*>(layers() + head.num_layers);
+  }
 };
 
 // Over a link, few threads with much in flight; within a device, many.
@@ -60,12 +62,13 @@ __device__ SwapPiece piece_of(const SwapLaunch<kBytes>& launch, int64_t i) {
           static_cast<char*>(tensors.dst) + pair.dst * h.unit_bytes + begin, h.block_bytes - begin};
 }
 
-// A group of threads copies a piece of a block, kUnroll vectors each, all in flight before the first is written; groups take
-// turns over the pieces of each block, of each pair, of each layer. Over a link they find out where the next piece is while they
-// wait for this one: the sooner that is in flight, the fewer threads fill the link. Within a device most have no next,
-// and those with 16-byte vectors do not look.
+// A group of threads copies a piece of a block, kUnroll vectors each, all in flight before the first is written; groups
+// take turns over the pieces of each block, of each pair, of each layer. Over a link they find out where the next piece
+// is while they wait for this one: the sooner that is in flight, the fewer threads fill the link. Within a device most
+// have no next, and those with 16-byte vectors do not look.
 template <int kWidth, int kUnroll, int kBytes>
-__global__ void __launch_bounds__(kMostThreads) swap_blocks_kernel(const MULTIKV_GRID_CONSTANT SwapLaunch<kBytes> launch) {
+__global__ void __launch_bounds__(kMostThreads)
+    swap_blocks_kernel(const MULTIKV_GRID_CONSTANT SwapLaunch<kBytes> launch) {
   constexpr bool kLooksAhead = kUnroll != kUnrollWithin;
   const SwapHead& h = launch.head;
   const int lanes = 1 << h.lanes_log2, lane = threadIdx.x & (lanes - 1);
@@ -100,8 +103,8 @@ __global__ void __launch_bounds__(kMostThreads) swap_blocks_kernel(const MULTIKV
 // Collects pairs of blocks that are copied in every one of some layers, and launches when a launch is full.
 class SwapKernel {
  public:
-  // link_threads: those that copy, all together; 0: as many as there is work for. Few: what they have in flight fills a link, and
-  // more would only stand in the way of others. See docs/swap.md.
+  // link_threads: those that copy, all together; 0: as many as there is work for. Few: what they have in flight fills a
+  // link, and more would only stand in the way of others. See docs/swap.md.
   SwapKernel(const SwapLayer* layers, int64_t num_layers, int64_t unit_bytes, int64_t block_bytes, int64_t most_pairs,
              int link_threads, cudaStream_t stream)
       : layers_(layers), num_layers_(num_layers), link_threads_(link_threads), stream_(stream) {
@@ -154,7 +157,8 @@ class SwapKernel {
   }
 
  private:
-  // Parameters of a launch: the driver copies all of them, so that those of 2,048 pairs in 32 layers have a size of their own.
+  // Parameters of a launch: the driver copies all of them, so that those of 2,048 pairs in 32 layers have a size of
+  // their own.
   static constexpr int kSmall = 4'000, kMedium = std::min(17'024, kMaxParameterBytes), kLarge = kMaxParameterBytes;
 
   template <int kBytes>
@@ -183,7 +187,8 @@ class SwapKernel {
     constexpr int64_t kMostBlocks = 1 << 30;
     // Of two multiprocessors, each can fill half a link; one cannot fill all of it.
     const int link_blocks = std::max(2, link_threads_ / kMostThreads);
-    const int threads = link_threads_ == 0 ? kThreadsWithin : std::clamp(link_threads_ / link_blocks / 32 * 32, 32, kMostThreads);
+    const int threads =
+        link_threads_ == 0 ? kThreadsWithin : std::clamp(link_threads_ / link_blocks / 32 * 32, 32, kMostThreads);
     const int64_t groups = threads >> filled.head.lanes_log2;
     const int64_t needed = (filled.head.num_pieces + groups - 1) / groups;
     const int64_t blocks = std::min<int64_t>(needed, link_threads_ == 0 ? kMostBlocks : link_blocks);

@@ -69,11 +69,12 @@ inline std::optional<Memory> memory_at(const void* address) {
   const auto at = reinterpret_cast<uintptr_t>(address);
   if (get == nullptr || get(5, names, values, at) != CUDA_SUCCESS || type == 0 || view == 0 || size == 0) return {};
   const uintptr_t offset = begin <= at && at - begin < size ? at - begin : view - begin;  // if told as a GPU sees it
-  return Memory{at - offset, at - offset + size, static_cast<intptr_t>(view - at), type == CU_MEMORYTYPE_HOST ? -1 : device};
+  return Memory{at - offset, at - offset + size, static_cast<intptr_t>(view - at),
+                type == CU_MEMORYTYPE_HOST ? -1 : device};
 }
 
-// Copies that the driver takes many at a time. It refuses them on the legacy default stream, does not record them while a stream
-// is captured, and has been seen to fail on tens of thousands at once.
+// Copies that the driver takes many at a time. It refuses them on the legacy default stream, does not record them while
+// a stream is captured, and has been seen to fail on tens of thousands at once.
 inline constexpr int kMaxBatch = 1024;
 
 inline void* batch_function() {
@@ -86,13 +87,20 @@ inline bool has_batches() { return batch_function() != nullptr; }
 
 inline cudaError_t copy_batch(void** dst, const void** src, size_t* sizes, size_t count, bool is_src_access_order_any,
                               cudaStream_t stream) {
-  struct Location { int type, id; };
-  struct Attributes { int src_access_order; Location src, dst; unsigned flags; };
+  struct Location {
+    int type, id;
+  };
+  struct Attributes {
+    int src_access_order;
+    Location src, dst;
+    unsigned flags;
+  };
   using Function = int (*)(void**, const void**, size_t*, size_t, Attributes*, size_t*, size_t, size_t*, cudaStream_t);
   constexpr int kStream = 1, kAny = 3;
   Attributes attributes{is_src_access_order_any ? kAny : kStream, {}, {}, 0};
   size_t first = 0, failed = 0;  // attributes hold for the copies from `first` on
-  const int result = reinterpret_cast<Function>(batch_function())(dst, src, sizes, count, &attributes, &first, 1, &failed, stream);
+  const int result =
+      reinterpret_cast<Function>(batch_function())(dst, src, sizes, count, &attributes, &first, 1, &failed, stream);
   return static_cast<cudaError_t>(result);  // the runtime numbers errors as the driver does
 }
 

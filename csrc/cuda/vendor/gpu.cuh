@@ -16,8 +16,8 @@ namespace multikv::gpu {
 // Threads of a block at most, and how many blocks a multiprocessor should have registers for.
 #define MULTIKV_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 
-// Threads cooperate in groups of 32 on every GPU. The mask of the lanes of the caller's group for which `predicate` holds;
-// all 32 must call.
+// Threads cooperate in groups of 32 on every GPU. The mask of the lanes of the caller's group for which `predicate`
+// holds; all 32 must call.
 __device__ inline uint32_t ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 
 __device__ inline uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
@@ -42,7 +42,9 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
 
 // A value of another lane of the group, whose lanes must all call.
 template <class T>
-__device__ inline T shuffle(T value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+__device__ inline T shuffle(T value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 __device__ inline float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }

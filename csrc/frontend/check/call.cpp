@@ -80,10 +80,15 @@ std::string device_text(Device device) {
 }
 
 std::string dtype_text(const Tensor& tensor) {
-  struct Named { int32_t raw; const char* name; };
+  struct Named {
+    int32_t raw;
+    const char* name;
+  };
   const Named others[] = {
-      {aoti_torch_dtype_float64(), "float64"}, {aoti_torch_dtype_int8(), "int8"},
-      {aoti_torch_dtype_int16(), "int16"},     {aoti_torch_dtype_bool(), "bool"},
+      {aoti_torch_dtype_float64(), "float64"},
+      {aoti_torch_dtype_int8(), "int8"},
+      {aoti_torch_dtype_int16(), "int16"},
+      {aoti_torch_dtype_bool(), "bool"},
   };
   for (const auto& other : others) {
     if (tensor.raw_dtype() == other.raw) return other.name;

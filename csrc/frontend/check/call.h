@@ -5,8 +5,8 @@
 #include <string>
 #include <string_view>
 
-#include "params/params.h"
 #include "frontend/torch/arguments.h"
+#include "params/params.h"
 
 namespace multikv {
 
@@ -112,8 +112,8 @@ constexpr int64_t wrapping_product(int64_t a, int64_t b) {
 std::string device_text(Device device);
 const char* name_of(Dtype dtype);
 std::string dtype_text(const Tensor& tensor);
-std::string shape_text(const Tensor& tensor);    // "[2, 3]"
-std::string layout_text(const Tensor& tensor);   // "shape [2, 3] and strides [3, 1]"
+std::string shape_text(const Tensor& tensor);   // "[2, 3]"
+std::string layout_text(const Tensor& tensor);  // "shape [2, 3] and strides [3, 1]"
 std::string join(std::initializer_list<std::string_view> parts);
 
 }  // namespace multikv

@@ -43,9 +43,8 @@ bool all_within(const Index* values, int64_t count, int64_t low, int64_t high) {
 
 // The first of them that is not from low to high - 1, or -1.
 int64_t first_outside(const Indices& indices, int64_t count, int64_t low, int64_t high) {
-  const bool is_good = indices.is_int64
-                           ? all_within(static_cast<const int64_t*>(indices.data), count, low, high)
-                           : all_within(static_cast<const int32_t*>(indices.data), count, low, high);
+  const bool is_good = indices.is_int64 ? all_within(static_cast<const int64_t*>(indices.data), count, low, high)
+                                        : all_within(static_cast<const int32_t*>(indices.data), count, low, high);
   if (is_good) return -1;
   for (int64_t i = 0;; ++i) {
     if (indices.at(i) < low || indices.at(i) >= high) return i;
@@ -68,8 +67,8 @@ void for_each_needed_block(const Sequences& q, const HostIndices& bounds, const 
     const uint64_t last_position = static_cast<uint64_t>(start) + static_cast<uint64_t>(length) - 1;
     const auto last = static_cast<int64_t>(last_position / block_size);
     for (int64_t b = first; b <= std::min(last, q.blocks_per_sequence - 1); ++b) {
-      body(s, b, b == first ? start % block_size : 0, b == last ? static_cast<int64_t>(last_position % block_size) + 1
-                                                                 : block_size);
+      body(s, b, b == first ? start % block_size : 0,
+           b == last ? static_cast<int64_t>(last_position % block_size) + 1 : block_size);
     }
   }
 }

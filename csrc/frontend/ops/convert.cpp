@@ -2,8 +2,8 @@
 #include <cmath>
 #include <limits>
 
-#include "frontend/ops/ops.h"
 #include "frontend/check/strided.h"
+#include "frontend/ops/ops.h"
 
 namespace multikv {
 

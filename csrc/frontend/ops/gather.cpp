@@ -1,6 +1,6 @@
-#include "frontend/ops/ops.h"
 #include "frontend/check/indices.h"
 #include "frontend/check/strided.h"
+#include "frontend/ops/ops.h"
 
 namespace multikv {
 
@@ -52,9 +52,9 @@ void set_host_rows(Call& call, CpGatherAndUpconvertFp8KvCacheParams& p, const Te
 
 }  // namespace
 
-CpGatherCacheParams make_cp_gather_cache_params(
-    Call& call, const Tensor& src_cache, const MutableTensor& dst, const Tensor& block_table, const Tensor& cu_seq_lens,
-    int64_t batch_size, const OptionalTensor& seq_starts) {
+CpGatherCacheParams make_cp_gather_cache_params(Call& call, const Tensor& src_cache, const MutableTensor& dst,
+                                                const Tensor& block_table, const Tensor& cu_seq_lens,
+                                                int64_t batch_size, const OptionalTensor& seq_starts) {
   CpGatherCacheParams p{};
   call.check_device("src_cache", src_cache);
   if (src_cache.dim() < 2) call.fail("src_cache", "at least 2 dimensions", "shape " + shape_text(src_cache));

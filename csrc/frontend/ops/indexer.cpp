@@ -1,5 +1,5 @@
-#include "frontend/ops/ops.h"
 #include "frontend/check/indices.h"
+#include "frontend/ops/ops.h"
 
 namespace multikv {
 
@@ -13,8 +13,7 @@ void check_cache(Call& call, const Tensor& kv_cache) {
   const bool is_dense = (kv_cache.size(2) <= 1 || kv_cache.stride(2) == 1) &&
                         (kv_cache.size(1) <= 1 || kv_cache.stride(1) == kv_cache.size(2));
   if (is_dense) return;
-  call.fail("kv_cache", "blocks that are dense in memory (dimensions 1 and 2)",
-            layout_text(kv_cache));
+  call.fail("kv_cache", "blocks that are dense in memory (dimensions 1 and 2)", layout_text(kv_cache));
 }
 
 ScaleFormat scale_format(const FormatName& name) {
@@ -27,9 +26,10 @@ ScaleFormat scale_format(const FormatName& name) {
 
 }  // namespace
 
-IndexerKQuantAndCacheParams make_indexer_k_quant_and_cache_params(
-    Call& call, const Tensor& k, const MutableTensor& kv_cache, const Tensor& slot_mapping, int64_t quant_block_size,
-    const FormatName& kv_cache_dtype) {
+IndexerKQuantAndCacheParams make_indexer_k_quant_and_cache_params(Call& call, const Tensor& k,
+                                                                  const MutableTensor& kv_cache,
+                                                                  const Tensor& slot_mapping, int64_t quant_block_size,
+                                                                  const FormatName& kv_cache_dtype) {
   IndexerKQuantAndCacheParams p{};
   call.check_device_and_dim("k", k, 2);
   p.dtype = call.float_dtype("k", k);
@@ -62,8 +62,7 @@ IndexerKQuantAndCacheParams make_indexer_k_quant_and_cache_params(
   }
   // Expanded ones too.
   if (kv_cache.size(0) > 1 && kv_cache.stride(0) < kv_cache.size(1) * kv_cache.size(2)) {
-    call.fail("kv_cache", "a tensor to write to, each element in a place of its own",
-              layout_text(kv_cache));
+    call.fail("kv_cache", "a tensor to write to, each element in a place of its own", layout_text(kv_cache));
   }
   p.kv_cache_stride_block_bytes = kv_cache.stride(0);
   if (p.head_size == 0) call.set_nothing_to_do();
@@ -74,9 +73,11 @@ IndexerKQuantAndCacheParams make_indexer_k_quant_and_cache_params(
   return p;
 }
 
-CpGatherIndexerKQuantCacheParams make_cp_gather_indexer_k_quant_cache_params(
-    Call& call, const Tensor& kv_cache, const MutableTensor& dst_k, const MutableTensor& dst_scale,
-    const Tensor& block_table, const Tensor& cu_seq_lens) {
+CpGatherIndexerKQuantCacheParams make_cp_gather_indexer_k_quant_cache_params(Call& call, const Tensor& kv_cache,
+                                                                             const MutableTensor& dst_k,
+                                                                             const MutableTensor& dst_scale,
+                                                                             const Tensor& block_table,
+                                                                             const Tensor& cu_seq_lens) {
   CpGatherIndexerKQuantCacheParams p{};
   check_cache(call, kv_cache);
   call.check_device_and_dim("dst_k", dst_k, 2);

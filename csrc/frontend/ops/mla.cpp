@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "frontend/ops/ops.h"
 #include "frontend/check/indices.h"
+#include "frontend/ops/ops.h"
 
 namespace multikv {
 
@@ -69,9 +69,10 @@ ConcatAndCacheMlaParams make_write(Call& call, const Tensor& kv_c, const Tensor&
 
 }  // namespace
 
-ConcatAndCacheMlaParams make_concat_and_cache_mla_params(
-    Call& call, const Tensor& kv_c, const Tensor& k_pe, const MutableTensor& kv_cache, const Tensor& slot_mapping,
-    const FormatName& kv_cache_dtype, const Tensor& scale, bool skip_scale) {
+ConcatAndCacheMlaParams make_concat_and_cache_mla_params(Call& call, const Tensor& kv_c, const Tensor& k_pe,
+                                                         const MutableTensor& kv_cache, const Tensor& slot_mapping,
+                                                         const FormatName& kv_cache_dtype, const Tensor& scale,
+                                                         bool skip_scale) {
   call.check_device_and_dim("kv_c", kv_c, 2);
   call.check_device_and_dim("k_pe", k_pe, 2);
   ConcatAndCacheMlaParams p =

@@ -1,5 +1,5 @@
-#include "frontend/ops/ops.h"
 #include "frontend/check/indices.h"
+#include "frontend/ops/ops.h"
 
 namespace multikv {
 
@@ -84,10 +84,12 @@ Divisor vector_size(const Call& call, std::string_view argument, const Tensor& c
 
 }  // namespace
 
-ReshapeAndCacheFlashParams make_reshape_and_cache_flash_params(
-    Call& call, const Tensor& key, const Tensor& value, const MutableTensor& key_cache,
-    const MutableTensor& value_cache, const Tensor& slot_mapping, const FormatName& kv_cache_dtype,
-    const Tensor& k_scale, const Tensor& v_scale) {
+ReshapeAndCacheFlashParams make_reshape_and_cache_flash_params(Call& call, const Tensor& key, const Tensor& value,
+                                                               const MutableTensor& key_cache,
+                                                               const MutableTensor& value_cache,
+                                                               const Tensor& slot_mapping,
+                                                               const FormatName& kv_cache_dtype, const Tensor& k_scale,
+                                                               const Tensor& v_scale) {
   ReshapeAndCacheFlashParams p{};
   call.check_device("key", key);
   p.slots = make_slots(call, slot_mapping);
@@ -103,10 +105,10 @@ ReshapeAndCacheFlashParams make_reshape_and_cache_flash_params(
   return p;
 }
 
-ReshapeAndCacheParams make_reshape_and_cache_params(
-    Call& call, const Tensor& key, const Tensor& value, const MutableTensor& key_cache,
-    const MutableTensor& value_cache, const Tensor& slot_mapping, const FormatName& kv_cache_dtype,
-    const Tensor& k_scale, const Tensor& v_scale, bool interleaved_v) {
+ReshapeAndCacheParams make_reshape_and_cache_params(Call& call, const Tensor& key, const Tensor& value,
+                                                    const MutableTensor& key_cache, const MutableTensor& value_cache,
+                                                    const Tensor& slot_mapping, const FormatName& kv_cache_dtype,
+                                                    const Tensor& k_scale, const Tensor& v_scale, bool interleaved_v) {
   ReshapeAndCacheParams p{};
   call.check_device("key", key);
   p.slots = make_slots(call, slot_mapping);

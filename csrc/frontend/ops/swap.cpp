@@ -55,7 +55,8 @@ SwapBlocksParams make_params(Call& call, int64_t num_layers, Source src, Target 
   static thread_local std::vector<SwapLayer> layers;  // lives until launch() returns, which is before the next call
   sides.clear();
   for (int64_t i = 0; i < num_layers; ++i) {
-    sides.push_back({side_of(call, "src", index(i), src(i), block_bytes), side_of(call, "dst", index(i), dst(i), block_bytes)});
+    sides.push_back(
+        {side_of(call, "src", index(i), src(i), block_bytes), side_of(call, "dst", index(i), dst(i), block_bytes)});
   }
   const SwapRuns made = make_swap_runs(call, sides, block_bytes, block_mapping);
   layers.clear();

@@ -34,7 +34,8 @@ struct MappingRows {
   }
 };
 
-[[noreturn]] void fail_block(const Call& call, const std::vector<SwapSides>& layers, int64_t i, const Pair<int64_t>& pair) {
+[[noreturn]] void fail_block(const Call& call, const std::vector<SwapSides>& layers, int64_t i,
+                             const Pair<int64_t>& pair) {
   for (const bool is_dst : {false, true}) {
     const int64_t block = is_dst ? pair.dst : pair.src;
     for (const SwapSides& layer : layers) {
@@ -47,12 +48,14 @@ struct MappingRows {
   std::abort();  // never: it is outside one of them
 }
 
-// Stable, by one of the two, which is below `end`: least significant digits first, in as few passes as digits of kMaxBits allow.
+// Stable, by one of the two, which is below `end`: least significant digits first, in as few passes as digits of
+// kMaxBits allow.
 template <auto kKey, class Id>
 void sort_by(Pairs<Id>& pairs, uint64_t end) {
   constexpr int kMaxBits = 11;
   if (pairs.size() < 64) {
-    std::stable_sort(pairs.begin(), pairs.end(), [](const Pair<Id>& a, const Pair<Id>& b) { return a.*kKey < b.*kKey; });
+    std::stable_sort(pairs.begin(), pairs.end(),
+                     [](const Pair<Id>& a, const Pair<Id>& b) { return a.*kKey < b.*kKey; });
     return;
   }
   static thread_local Pairs<Id> kept;
@@ -80,8 +83,8 @@ struct Interval {
   int64_t layer, pair;
 };
 
-std::vector<Interval> intervals(const std::vector<SwapSides>& layers, SwapSide SwapSides::*side, const Pairs<uint64_t>& pairs,
-                                uint64_t Pair<uint64_t>::*block, int64_t block_bytes) {
+std::vector<Interval> intervals(const std::vector<SwapSides>& layers, SwapSide SwapSides::* side,
+                                const Pairs<uint64_t>& pairs, uint64_t Pair<uint64_t>::* block, int64_t block_bytes) {
   std::vector<Interval> all;
   all.reserve(layers.size() * pairs.size());
   for (size_t layer = 0; layer < layers.size(); ++layer) {
@@ -118,11 +121,11 @@ void check_everywhere(const Call& call, const std::vector<SwapSides>& layers, co
     while (write != writes.end() && write->begin + block_bytes <= read.begin) ++write;
     if (write == writes.end()) return;
     if (write->begin >= read.begin + block_bytes) continue;
-    const Pair<uint64_t> &reader = by_src[read.pair], &writer = by_dst[write->pair];
-    call.fail("block_mapping", "pairs that read nothing that is written",
-              join({"pair ", number_of(reader), ", whose block ", text(reader.src), " of ",
-                    layers[read.layer].src.text(), " overlaps ", block_text(*write), ", that of pair ",
-                    number_of(writer)}));
+    const Pair<uint64_t>&reader = by_src[read.pair], &writer = by_dst[write->pair];
+    call.fail(
+        "block_mapping", "pairs that read nothing that is written",
+        join({"pair ", number_of(reader), ", whose block ", text(reader.src), " of ", layers[read.layer].src.text(),
+              " overlaps ", block_text(*write), ", that of pair ", number_of(writer)}));
   }
 }
 
@@ -151,7 +154,8 @@ Sharing sharing_of(const std::vector<SwapSides>& layers, int64_t block_bytes) {
   for (const Extent& extent : extents) {
     for (const Extent& before : furthest) {
       if (before.end <= extent.begin) continue;
-      if (!before.is_dst && !extent.is_dst) are_sources_shared = true;  // which is allowed, but hides who else is read here
+      if (!before.is_dst && !extent.is_dst)
+        are_sources_shared = true;  // which is allowed, but hides who else is read here
       else if (before.layer != extent.layer) return Sharing::kAcrossLayers;
       else is_shared = true;
     }
@@ -237,8 +241,8 @@ std::string SwapSide::text() const {
 
 SwapRuns make_swap_runs(const Call& call, const std::vector<SwapSides>& layers, int64_t block_bytes,
                         const Tensor& block_mapping) {
-  const MappingRows rows{static_cast<const int64_t*>(call.data("block_mapping", block_mapping)), block_mapping.stride(0),
-                         block_mapping.size(0)};
+  const MappingRows rows{static_cast<const int64_t*>(call.data("block_mapping", block_mapping)),
+                         block_mapping.stride(0), block_mapping.size(0)};
   uint64_t src_blocks = std::numeric_limits<int64_t>::max(), dst_blocks = src_blocks;
   for (const SwapSides& layer : layers) {
     src_blocks = std::min(src_blocks, static_cast<uint64_t>(layer.src.num_blocks));

@@ -16,8 +16,17 @@
 namespace multikv {
 
 enum class Dtype : uint8_t {
-  kOther, kFloat32, kFloat16, kBFloat16, kInt32, kInt64, kUInt8,
-  kFloat8E4M3FN, kFloat8E5M2, kFloat8E4M3FNUZ, kFloat8E5M2FNUZ,
+  kOther,
+  kFloat32,
+  kFloat16,
+  kBFloat16,
+  kInt32,
+  kInt64,
+  kUInt8,
+  kFloat8E4M3FN,
+  kFloat8E5M2,
+  kFloat8E4M3FNUZ,
+  kFloat8E5M2FNUZ,
 };
 
 struct Device {
@@ -84,9 +93,19 @@ enum class FormatNames : uint8_t { kCache = 1, kMla = 2, kFp8 = 4, kIndexer = 8 
 // A `str` that names how a cache stores its elements.
 struct FormatName {
   enum class Kind : uint8_t {
-    kUnknown, kAuto, kFloat32, kFloat16, kBFloat16,
-    kE4M3, kE4M3FN, kE5M2, kE4M3FNUZ, kE5M2FNUZ,  // kE4M3: fn or fnuz, as cache and device have it
-    kDsMla, kPowerOfTwo, kExponentBytes,
+    kUnknown,
+    kAuto,
+    kFloat32,
+    kFloat16,
+    kBFloat16,
+    kE4M3,
+    kE4M3FN,
+    kE5M2,
+    kE4M3FNUZ,
+    kE5M2FNUZ,  // kE4M3: fn or fnuz, as cache and device have it
+    kDsMla,
+    kPowerOfTwo,
+    kExponentBytes,
   };
   Kind kind = Kind::kUnknown;
   uint8_t lists = 0;       // the FormatNames that hold it

@@ -1,8 +1,8 @@
 // Joins a schema, the function that checks its arguments, and a backend into a kernel that the dispatcher can call.
 #pragma once
 
-#include "frontend/torch/arguments.h"
 #include "frontend/check/call.h"
+#include "frontend/torch/arguments.h"
 #include "frontend/torch/schema_check.h"
 
 namespace multikv {

@@ -72,8 +72,8 @@ inline std::optional<Memory> memory_at(const void* address) {
   return Memory{first, first + size, static_cast<intptr_t>(view - at), is_host ? -1 : attributes.device};
 }
 
-// hipMemcpyBatchAsync is not used: up to ROCm 7.2 it is a loop over single copies, with attributes it fails there, and above
-// 8192 copies later versions have crashed.
+// hipMemcpyBatchAsync is not used: up to ROCm 7.2 it is a loop over single copies, with attributes it fails there, and
+// above 8192 copies later versions have crashed.
 inline constexpr int kMaxBatch = 1;
 inline bool is_legacy_default(hipStream_t stream) { return stream == nullptr; }
 inline hipStream_t thread_stream() { return hipStreamPerThread; }  // the calling thread's own default stream

@@ -11,12 +11,13 @@ namespace multikv::gpu {
 
 // Kernel parameters are in constant memory as they are.
 #define MULTIKV_GRID_CONSTANT
-// Threads of a block at most, and how many blocks a compute unit should have registers for: HIP asks for waves (of 64) on each of
-// its four SIMD units.
+// Threads of a block at most, and how many blocks a compute unit should have registers for: HIP asks for waves (of 64)
+// on each of its four SIMD units.
 #define MULTIKV_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, (threads) * (blocks) / 256)
 
-// Threads cooperate in groups of 32 on every GPU. The mask of the lanes of the caller's group for which `predicate` holds;
-// all 32 must call. A wave of 64 holds two groups: the caller's is one half of the wave's mask, whatever the other does.
+// Threads cooperate in groups of 32 on every GPU. The mask of the lanes of the caller's group for which `predicate`
+// holds; all 32 must call. A wave of 64 holds two groups: the caller's is one half of the wave's mask, whatever the
+// other does.
 __device__ inline uint32_t ballot(bool predicate) {
   const uint64_t wave = __ballot(predicate);
   return static_cast<uint32_t>(wave >> (__lane_id() & 32));
@@ -39,7 +40,9 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
 
 // A value of another lane of the group, whose lanes must all call.
 template <class T>
-__device__ inline T shuffle(T value, int lane) { return __shfl(value, lane, 32); }
+__device__ inline T shuffle(T value, int lane) {
+  return __shfl(value, lane, 32);
+}
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor(value, mask, 32); }
 
 __device__ inline float half_to_float(uint16_t bits) { return static_cast<float>(__builtin_bit_cast(_Float16, bits)); }
@@ -87,9 +90,9 @@ __device__ inline float2 convert_from_fp8([[maybe_unused]] uint16_t codes) {
 
 // The codes of two floats by that instruction, `low` in the low byte.
 //
-// As AMD documents it, it rounds to nearest even, to subnormals too, and fnuz has no -0. What becomes of overflow depends on a
-// mode, and of NaN on the GPU: neither is left to it. (Never run on such a GPU so far; tests/test_fp8.py tries every
-// rounding there.)
+// As AMD documents it, it rounds to nearest even, to subnormals too, and fnuz has no -0. What becomes of overflow
+// depends on a mode, and of NaN on the GPU: neither is left to it. (Never run on such a GPU so far; tests/test_fp8.py
+// tries every rounding there.)
 template <CacheFormat kFormat>
 __device__ inline uint32_t convert_to_fp8([[maybe_unused]] float low, [[maybe_unused]] float high) {
 #ifdef MULTIKV_CONVERTS_TO_FNUZ

@@ -1,8 +1,8 @@
 // Writing entries of the cache of multi-head latent attention.
 #pragma once
 
-#include "cpu/isa/simd/line_writer.h"
 #include "cpu/isa/codec/quantised_tile.h"
+#include "cpu/isa/simd/line_writer.h"
 
 namespace multikv::cpu {
 namespace {
@@ -11,12 +11,9 @@ namespace {
 class EntryWriter {
  public:
   EntryWriter(const ConcatAndCacheMlaParams& p, Stores stores)
-      : p_(p),
-        lines_(stores),
-        scale_(p.scale == nullptr ? 1.0f : *p.scale),
+      : p_(p), lines_(stores), scale_(p.scale == nullptr ? 1.0f : *p.scale),
         quantise_(p.format, p.dtype, {&scale_, 0, 1, p.slots.num_tokens * (p.latent_size + p.rope_size)}),
-        write_ds_mla_(ds_mla_for(p.format, p.dtype)),
-        source_bytes_(num_bytes(p.dtype)),
+        write_ds_mla_(ds_mla_for(p.format, p.dtype)), source_bytes_(num_bytes(p.dtype)),
         cache_bytes_(p.is_ds_mla ? 1 : num_bytes(p.format, p.dtype)) {}
 
   void write(int64_t token, int64_t block, int64_t offset) {

@@ -11,20 +11,15 @@ namespace {
 class PackedWriter {
  public:
   PackedWriter(const ReshapeAndCacheParams& p, bool is_key, Stores stores)
-      : w_(is_key ? p.key : p.value),
-        num_heads_(p.num_heads),
-        head_size_(p.head_size),
-        number_bytes_(num_bytes(p.format, p.dtype)),
-        source_token_bytes_(w_.source_stride_token * num_bytes(p.dtype)),
-        source_head_bytes_(w_.source_stride_head * num_bytes(p.dtype)),
-        source_number_bytes_(num_bytes(p.dtype)),
+      : w_(is_key ? p.key : p.value), num_heads_(p.num_heads), head_size_(p.head_size),
+        number_bytes_(num_bytes(p.format, p.dtype)), source_token_bytes_(w_.source_stride_token * num_bytes(p.dtype)),
+        source_head_bytes_(w_.source_stride_head * num_bytes(p.dtype)), source_number_bytes_(num_bytes(p.dtype)),
         element_bytes_((is_key ? static_cast<int64_t>(w_.vector_size.value) : 1) * number_bytes_),
         slots_per_row_(static_cast<int64_t>((is_key ? p.slots.block_size : w_.vector_size).value)),
         row_stride_((is_key ? w_.cache_stride_vector : w_.cache_stride_row) * number_bytes_),
         slot_stride_((is_key ? w_.cache_stride_row : 1) * number_bytes_),
         group_stride_((is_key ? 0 : w_.cache_stride_vector) * number_bytes_),
-        max_tokens_(is_key ? 16 : kLine / number_bytes_),
-        is_streaming_(stores == Stores::kStreaming),
+        max_tokens_(is_key ? 16 : kLine / number_bytes_), is_streaming_(stores == Stores::kStreaming),
         quantise_(p.format, p.dtype,
                   {w_.scale, w_.scale_stride_head, w_.scale_stride_head == 0 ? 1 : num_heads_,
                    p.slots.num_tokens * num_heads_ * head_size_}),
@@ -85,7 +80,10 @@ class PackedWriter {
       for (int64_t first = 0; first < head_size_; first += max_numbers) {
         const int64_t numbers = head_size_ - first < max_numbers ? head_size_ - first : max_numbers;
         quantise_(codes_, source + head * source_head_bytes_ + first * source_number_bytes_,
-                  {.count = numbers, .num_rows = num_tokens, .to_stride = numbers, .from_stride = source_token_bytes_,
+                  {.count = numbers,
+                   .num_rows = num_tokens,
+                   .to_stride = numbers,
+                   .from_stride = source_token_bytes_,
                    .ahead = ahead},
                   w_.scale[head * w_.scale_stride_head], Stores::kOrdinary);
         (this->*write_)(cache + head * w_.cache_stride_head + first / element_bytes_ * row_stride_, codes_, numbers,
@@ -108,7 +106,9 @@ class PackedWriter {
   using Write = void (PackedWriter::*)(char* cache, const char* source, int64_t source_stride, int64_t num_tokens,
                                        int64_t num_rows);
 
-  struct Bytes16 { uint64_t words[2]; };
+  struct Bytes16 {
+    uint64_t words[2];
+  };
 
   static Write write_for(int64_t element_bytes) {
     switch (element_bytes) {

@@ -4,8 +4,8 @@
 #include <type_traits>
 
 #include "core/fp8.h"
-#include "cpu/isa/simd/lanes.h"
 #include "cpu/isa/codec/numbers.h"
+#include "cpu/isa/simd/lanes.h"
 
 #ifdef MULTIKV_HAS_LANES
 

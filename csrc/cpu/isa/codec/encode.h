@@ -2,9 +2,9 @@
 #pragma once
 
 #include "core/fp8.h"
-#include "cpu/isa/simd/lanes.h"
 #include "cpu/isa/codec/numbers.h"
 #include "cpu/isa/codec/rounder.h"
+#include "cpu/isa/simd/lanes.h"
 
 #ifdef MULTIKV_HAS_LANES
 
@@ -44,8 +44,7 @@ template <CacheFormat kFormat, class Input, int kSteps>
 class Encoder {
  public:
   explicit Encoder(float scale)
-      : limit_(all(std::bit_cast<float>(kLayout.max_bits) * scale)),
-        divisor_(all(scale / Round::kUnit)),
+      : limit_(all(std::bit_cast<float>(kLayout.max_bits) * scale)), divisor_(all(scale / Round::kUnit)),
         reciprocal_(all(Round::kUnit / scale)) {}
 
   [[gnu::always_inline]] Vectors<1> operator()(const Input* from) const {

@@ -6,8 +6,12 @@
 namespace multikv::cpu {
 namespace {
 
-struct Half { uint16_t bits; };
-struct BFloat16 { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
 
 inline float widen(float x) { return x; }
 inline float widen(Half x) { return float_from_half(x.bits); }

@@ -37,7 +37,8 @@ class Quantiser {
 
   // convert(to, from): a row.
   template <class Input, class Convert>
-  [[gnu::always_inline]] static void for_rows(char* to, const char* from, const Matrix& matrix, const Convert& convert) {
+  [[gnu::always_inline]] static void for_rows(char* to, const char* from, const Matrix& matrix,
+                                              const Convert& convert) {
     for (int64_t row = 0; row < matrix.num_rows; ++row, to += matrix.to_stride, from += matrix.from_stride) {
       convert(reinterpret_cast<uint8_t*>(to), reinterpret_cast<const Input*>(from));
     }
@@ -46,9 +47,8 @@ class Quantiser {
   template <CacheFormat kFormat, class Input>
   static void with_any_scale(const Quantiser&, char* to, const char* from, const Matrix& matrix, float scale,
                              Stores stores) {
-    for_rows<Input>(to, from, matrix, [&](uint8_t* to, const Input* from) {
-      quantise<kFormat>(to, from, matrix.count, scale, stores);
-    });
+    for_rows<Input>(to, from, matrix,
+                    [&](uint8_t* to, const Input* from) { quantise<kFormat>(to, from, matrix.count, scale, stores); });
   }
 
   template <CacheFormat kFormat, class Input>

@@ -11,7 +11,8 @@ inline int32_t bits_of(float x) { return std::bit_cast<int32_t>(x); }
 inline int16_t bits_of(Half x) { return static_cast<int16_t>(x.bits); }
 inline int16_t bits_of(BFloat16 x) { return static_cast<int16_t>(x.bits); }
 
-// Magnitudes are ordered as their bits are, NaN above infinity. Where that is found it counts for nothing, and all is done again.
+// Magnitudes are ordered as their bits are, NaN above infinity. Where that is found it counts for nothing, and all is
+// done again.
 template <auto kInfinity, bool kHasNaN = false, class Input>
 auto largest_magnitude(const Input* from, int64_t count) {
   using Bits = decltype(bits_of(Input{}));
@@ -63,7 +64,8 @@ template <int32_t kInfinity, class Input>
   constexpr int64_t kStep = sizeof(Bytes) / 2;
   if (count % kStep == 0) {
     Bytes largest = all_words(0);
-    for (int64_t i = 0; i < count; i += kStep) largest = larger_word(largest, bit_and(load(from + i), all_words(0x7fff)));
+    for (int64_t i = 0; i < count; i += kStep)
+      largest = larger_word(largest, bit_and(load(from + i), all_words(0x7fff)));
     const int32_t magnitude = largest_word(largest);
     if (magnitude <= kInfinity) return {static_cast<uint16_t>(magnitude)};
   }
@@ -83,9 +85,9 @@ template <int32_t kInfinity, class Input>
 
 #ifdef MULTIKV_HAS_LANES
 
-// to[i] = fp8(from[i] / scale) where scale is a power of two that was made for these numbers, so that no quotient is past the
-// largest code. On words of 16 bits, where the division is a difference of exponents. False, and the codes are not
-// those, if a number is not finite or its code would be subnormal; few tiles have one.
+// to[i] = fp8(from[i] / scale) where scale is a power of two that was made for these numbers, so that no quotient is
+// past the largest code. On words of 16 bits, where the division is a difference of exponents. False, and the codes are
+// not those, if a number is not finite or its code would be subnormal; few tiles have one.
 template <CacheFormat kFormat>
 [[gnu::always_inline]] inline bool encode_normal(uint8_t* to, const BFloat16* from, int64_t count, float scale) {
   constexpr Fp8Layout kLayout = layout_of(kFormat);

@@ -1,6 +1,6 @@
-// Rotary position embedding in place, with the arithmetic of eager PyTorch: what has a dtype is rounded to it, and nothing is
-// fused. Loops that the compiler turns into vector code; elements of 16 bits are taken two at a time, as a word, so that
-// each lane holds a pair from load to store.
+// Rotary position embedding in place, with the arithmetic of eager PyTorch: what has a dtype is rounded to it, and
+// nothing is fused. Loops that the compiler turns into vector code; elements of 16 bits are taken two at a time, as a
+// word, so that each lane holds a pair from load to store.
 #pragma once
 
 #include <type_traits>
@@ -12,7 +12,9 @@ namespace {
 
 // narrow and widen again. BFloat16: for a result of operations on BFloat16s, whose NaN has zeros where it is cut.
 template <class Element>
-inline float rounded(float x) { return widen(narrow<Element>(x)); }
+inline float rounded(float x) {
+  return widen(narrow<Element>(x));
+}
 template <>
 inline float rounded<BFloat16>(float x) {
   const auto bits = std::bit_cast<uint32_t>(x);
@@ -21,9 +23,13 @@ inline float rounded<BFloat16>(float x) {
 
 // The two elements of a word.
 template <class Element>
-inline float low(uint32_t word) { return widen(Element{static_cast<uint16_t>(word)}); }
+inline float low(uint32_t word) {
+  return widen(Element{static_cast<uint16_t>(word)});
+}
 template <class Element>
-inline float high(uint32_t word) { return widen(Element{static_cast<uint16_t>(word >> 16)}); }
+inline float high(uint32_t word) {
+  return widen(Element{static_cast<uint16_t>(word >> 16)});
+}
 
 template <class Value>
 inline Value load_as(const char* from, int64_t i) {
@@ -36,7 +42,8 @@ inline void store_as(char* to, int64_t i, Value value) {
   std::memcpy(to + i * static_cast<int64_t>(sizeof value), &value, sizeof value);
 }
 
-// Of the pairs that are taken at once. Where a word holds elements of two pairs, [0] is for the low ones, [1] for the high.
+// Of the pairs that are taken at once. Where a word holds elements of two pairs, [0] is for the low ones, [1] for the
+// high.
 struct RopeTable {
   static constexpr int64_t kMaxPairs = 128;
   alignas(64) float cos[2][kMaxPairs];
@@ -118,7 +125,8 @@ struct Rope {
     for (int64_t begin = 0; begin < num_pairs; begin += RopeTable::kMaxPairs) {
       const int64_t pairs = num_pairs - begin < RopeTable::kMaxPairs ? num_pairs - begin : RopeTable::kMaxPairs;
       fill(table.cos, table_row + begin * static_cast<int64_t>(sizeof(Table)), pairs, kHasWords && is_neox);
-      fill(table.sin, table_row + (num_pairs + begin) * static_cast<int64_t>(sizeof(Table)), pairs, kHasWords && is_neox);
+      fill(table.sin, table_row + (num_pairs + begin) * static_cast<int64_t>(sizeof(Table)), pairs,
+           kHasWords && is_neox);
       for (int64_t i = 0; i < num_rows; ++i) {
         char* row = rows + i * stride;
         if (is_neox) rotate_halves(row + begin * kBytes, row + (num_pairs + begin) * kBytes, pairs, table);

@@ -3,8 +3,8 @@
 //
 // A number's code is a step function of its magnitude, taken as an integer. Above the smallest normal code the steps
 // repeat with every exponent, 128 magnitudes; below, and down to half of the smallest code, there are 512 magnitudes at
-// most. Cut into buckets so small that none holds two steps, (magnitude + d) >> kShift is the code for all of a bucket, if
-// d puts the carry where the step is. Of these d there are 16 and 32.
+// most. Cut into buckets so small that none holds two steps, (magnitude + d) >> kShift is the code for all of a bucket,
+// if d puts the carry where the step is. Of these d there are 16 and 32.
 #pragma once
 
 #include "cpu/isa/codec/convert.h"
@@ -15,7 +15,7 @@ namespace multikv::cpu {
 namespace {
 
 struct EncoderTables {
-  static constexpr int kBelow = 512, kCycle = 128;  // magnitudes
+  static constexpr int kBelow = 512, kCycle = 128;    // magnitudes
   static constexpr int kWidthBelow = 16, kWidth = 8;  // of buckets
   alignas(64) uint16_t below[kBelow / kWidthBelow];
   alignas(64) uint16_t normal[2 * kCycle / kWidth];  // two cycles, as many as there are words in a vector
@@ -26,7 +26,8 @@ template <CacheFormat kFormat>
 class TableEncoder {
  public:
   explicit TableEncoder(const EncoderTables& tables)
-      : below_(load(tables.below)), normal_(load(tables.normal)), base_(all_words(tables.base)), largest_(all_words(0)) {}
+      : below_(load(tables.below)), normal_(load(tables.normal)), base_(all_words(tables.base)),
+        largest_(all_words(0)) {}
 
   [[gnu::always_inline]] Vectors<1> operator()(const BFloat16* from) const {
     const Bytes a = load(from), b = load(from + sizeof(Bytes) / 2);

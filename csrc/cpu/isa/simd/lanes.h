@@ -85,7 +85,6 @@ inline Bytes replace_equal_words(Bytes x, int what, int with) {
   return _mm512_mask_mov_epi16(x, _mm512_cmpeq_epi16_mask(x, all_words(what)), all_words(with));
 }
 
-
 // Bytes: the same operations within each 16 of them.
 inline Bytes all_bytes(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
 inline Bytes smaller_byte(Bytes a, Bytes b) { return _mm512_min_epu8(a, b); }

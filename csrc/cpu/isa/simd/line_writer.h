@@ -6,8 +6,9 @@
 namespace multikv::cpu {
 namespace {
 
-// Pieces of a kernel's output. Where stores bypass the caches, pieces at neighbouring addresses are collected here first: a
-// line that is streamed in two parts, or in part streamed and in part stored, costs several times as much as a whole one.
+// Pieces of a kernel's output. Where stores bypass the caches, pieces at neighbouring addresses are collected here
+// first: a line that is streamed in two parts, or in part streamed and in part stored, costs several times as much as a
+// whole one.
 class LineWriter {
  public:
   static constexpr int64_t kMaxPiece = 2048;

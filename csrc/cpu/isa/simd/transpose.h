@@ -21,9 +21,9 @@ struct Lanes {
   // Lane by lane, the first (or last) halves of a and b, element by element in turn.
   template <bool kLast, int... kIndex>
   static Vector interleave(Vector a, Vector b, std::integer_sequence<int, kIndex...>) {
-    return __builtin_shufflevector(a, b,
-                                   (kIndex / kPerLane * kPerLane + (kLast ? kPerLane / 2 : 0) + kIndex % kPerLane / 2 +
-                                    kIndex % 2 * kWords)...);
+    return __builtin_shufflevector(
+        a, b,
+        (kIndex / kPerLane * kPerLane + (kLast ? kPerLane / 2 : 0) + kIndex % kPerLane / 2 + kIndex % 2 * kWords)...);
   }
   template <bool kLast>
   static Vector interleave(Vector a, Vector b) {

@@ -36,7 +36,9 @@ using Bytes = __m128i;
 inline void stream(void* to, Bytes value) { _mm_stream_si128(static_cast<Bytes*>(to), value); }
 #else
 constexpr Isa kIsa = Isa::kBaseline;
-struct Bytes { uint64_t words[2]; };
+struct Bytes {
+  uint64_t words[2];
+};
 inline void stream(void* to, Bytes value) { std::memcpy(to, &value, sizeof value); }
 #endif
 
@@ -78,8 +80,8 @@ class Ahead {
   const char* next_;
 };
 
-// For tokens whose heads are taken one after the other, across all of them, which the CPU foresees least: from a head to
-// the one that is kHeads later, perhaps of the next tokens. One head is too late for memory; eight are no better.
+// For tokens whose heads are taken one after the other, across all of them, which the CPU foresees least: from a head
+// to the one that is kHeads later, perhaps of the next tokens. One head is too late for memory; eight are no better.
 inline int64_t bytes_ahead(int64_t head, int64_t num_heads, int64_t head_bytes, int64_t bytes_of_tokens) {
   constexpr int64_t kHeads = 4;
   const int64_t heads = num_heads < kHeads ? num_heads : kHeads;
