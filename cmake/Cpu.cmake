@@ -12,13 +12,10 @@ else()
   set(MULTIKV_ISA_FLAGS_baseline)
 endif()
 
-# The library without kernels, which multikv_add_cpu_family adds.
+# multikv_add_cpu_backend(<source>...): the library without kernels, of sources relative to csrc.
 function(multikv_add_cpu_backend)
-  add_library(multikv_cpu SHARED
-    csrc/schema.cpp
-    csrc/cpu/backend.cpp
-    csrc/cpu/dispatch.cpp
-    csrc/cpu/parallel.cpp)
+  list(TRANSFORM ARGV PREPEND "csrc/" OUTPUT_VARIABLE sources)
+  add_library(multikv_cpu SHARED ${sources})
   if("avx2" IN_LIST MULTIKV_ISAS)
     target_compile_definitions(multikv_cpu PRIVATE MULTIKV_X86_ISAS)
   endif()

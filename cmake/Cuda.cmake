@@ -38,9 +38,10 @@ macro(multikv_enable_cuda)
   enable_language(CUDA)
 endmacro()
 
-# The library without kernels, which multikv_add_cuda_family adds.
+# multikv_add_cuda_backend(<source>...): the library without kernels, of host sources relative to csrc.
 function(multikv_add_cuda_backend)
-  add_library(multikv_cuda SHARED csrc/cuda/backend.cpp)
+  list(TRANSFORM ARGV PREPEND "csrc/" OUTPUT_VARIABLE sources)
+  add_library(multikv_cuda SHARED ${sources})
   set_target_properties(multikv_cuda PROPERTIES LINKER_LANGUAGE CUDA)
   target_include_directories(multikv_cuda PRIVATE csrc/cuda)  # of "vendor/..."
   target_include_directories(multikv_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

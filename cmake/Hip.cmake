@@ -22,7 +22,7 @@ macro(multikv_find_hip)
   endif()
 endmacro()
 
-# The library without kernels, which multikv_add_hip_family adds.
+# multikv_add_hip_backend(<source>...): the library without kernels, of host sources relative to csrc.
 function(multikv_add_hip_backend)
   # One run hipifies all files into the same folders of the build tree. Outputs that stay the same cause no work.
   set(directory "${CMAKE_BINARY_DIR}/hip")
@@ -39,8 +39,9 @@ function(multikv_add_hip_backend)
     COMMENT "Hipifying"
     VERBATIM)
 
-  # The host's compiler serves for backend.cpp, as for every other file that includes torch's headers.
-  add_library(multikv_hip SHARED "${directory}/cuda/backend.cpp")
+  # The host's compiler serves for these files, as for all others that include torch's headers.
+  list(TRANSFORM ARGV PREPEND "${directory}/" OUTPUT_VARIABLE host_sources)
+  add_library(multikv_hip SHARED ${host_sources})
   target_compile_definitions(multikv_hip PRIVATE __HIP_PLATFORM_AMD__=1)
   # Hipified files come before their CUDA originals in csrc; csrc/hip has "vendor/...".
   target_include_directories(multikv_hip BEFORE PRIVATE "${directory}" csrc/hip)
