@@ -12,10 +12,10 @@ else()
   set(MULTIKV_ISA_FLAGS_baseline)
 endif()
 
-# multikv_add_cpu_backend(<source>...): the library without kernels, of sources relative to csrc.
+# The library without kernels, which multikv_add_cpu_family adds.
 function(multikv_add_cpu_backend)
-  list(TRANSFORM ARGV PREPEND "csrc/" OUTPUT_VARIABLE sources)
-  add_library(multikv_cpu SHARED ${sources})
+  file(GLOB sources CONFIGURE_DEPENDS csrc/cpu/*.cpp)
+  add_library(multikv_cpu SHARED csrc/schema.cpp ${sources})
   if("avx2" IN_LIST MULTIKV_ISAS)
     target_compile_definitions(multikv_cpu PRIVATE MULTIKV_X86_ISAS)
   endif()

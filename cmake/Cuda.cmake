@@ -38,9 +38,9 @@ macro(multikv_enable_cuda)
   enable_language(CUDA)
 endmacro()
 
-# multikv_add_cuda_backend(<source>...): the library without kernels, of host sources relative to csrc.
+# The library without kernels, which multikv_add_cuda_family adds.
 function(multikv_add_cuda_backend)
-  list(TRANSFORM ARGV PREPEND "csrc/" OUTPUT_VARIABLE sources)
+  file(GLOB sources CONFIGURE_DEPENDS csrc/cuda/*.cpp)
   add_library(multikv_cuda SHARED ${sources})
   set_target_properties(multikv_cuda PROPERTIES LINKER_LANGUAGE CUDA)
   target_include_directories(multikv_cuda PRIVATE csrc/cuda)  # of "vendor/..."

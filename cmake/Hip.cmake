@@ -22,7 +22,7 @@ macro(multikv_find_hip)
   endif()
 endmacro()
 
-# multikv_add_hip_backend(<source>...): the library without kernels, of host sources relative to csrc.
+# The library without kernels, which multikv_add_hip_family adds.
 function(multikv_add_hip_backend)
   # One run hipifies all files into the same folders of the build tree. Outputs that stay the same cause no work.
   set(directory "${CMAKE_BINARY_DIR}/hip")
@@ -39,9 +39,9 @@ function(multikv_add_hip_backend)
     COMMENT "Hipifying"
     VERBATIM)
 
-  # The host's compiler serves for these files, as for all others that include torch's headers.
-  list(TRANSFORM ARGV PREPEND "${directory}/" OUTPUT_VARIABLE host_sources)
-  add_library(multikv_hip SHARED ${host_sources})
+  # The host's compiler serves for cuda/*.cpp, as for all files that include torch's headers.
+  list(FILTER hipified INCLUDE REGEX "/cuda/[^/]+\\.cpp$")
+  add_library(multikv_hip SHARED ${hipified})
   target_compile_definitions(multikv_hip PRIVATE __HIP_PLATFORM_AMD__=1)
   # Hipified files come before their CUDA originals in csrc; csrc/hip has "vendor/...".
   target_include_directories(multikv_hip BEFORE PRIVATE "${directory}" csrc/hip)
