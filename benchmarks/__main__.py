@@ -18,8 +18,9 @@ CPU_MAX_MB = 512
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--op", action="append", metavar="NAME", help="only this op; may be given several times")
@@ -27,12 +28,20 @@ def main() -> int:
     parser.add_argument("--only", metavar="REGEX", default="", help="only cases whose name matches, e.g. 'NHD/bf16'")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, no torch.compile")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--max-mb", type=float, help="leave out cases that move more megabytes "
-                        f"(default: {CPU_MAX_MB} on a CPU, no limit on a GPU)")
+    parser.add_argument(
+        "--max-mb",
+        type=float,
+        help=f"leave out cases that move more megabytes (default: {CPU_MAX_MB} on a CPU, no limit on a GPU)",
+    )
     parser.add_argument("--contenders", action="store_true", help="print a row for each contender, not for each case")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write machine and results there")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"),
-                        help="compare two files of results and run nothing")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A.json", "B.json"),
+        help="compare two files of results and run nothing",
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the cases and run nothing")
     arguments = parser.parse_args()
 
@@ -48,10 +57,16 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU on this host")
     max_mb = arguments.max_mb or (CPU_MAX_MB if device.type == "cpu" else float("inf"))
-    cases = [case for suite in SUITES for case in suite.cases(device)
-             if case.of_model == arguments.shapes and (case.quick or not arguments.quick)
-             and case.op in (arguments.op or [case.op]) and re.search(arguments.only, case.full_name)
-             and case.num_bytes <= max_mb * 1e6]
+    cases = [
+        case
+        for suite in SUITES
+        for case in suite.cases(device)
+        if case.of_model == arguments.shapes
+        and (case.quick or not arguments.quick)
+        and case.op in (arguments.op or [case.op])
+        and re.search(arguments.only, case.full_name)
+        and case.num_bytes <= max_mb * 1e6
+    ]
     cases.sort(key=lambda case: case.op)
     if not cases:
         parser.error("no case matches")

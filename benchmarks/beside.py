@@ -69,8 +69,11 @@ def main() -> None:
     out = parser.parse_args().out
     about = machine.describe(torch.device("cuda"))  # which also calibrates swaps
     rows = []
-    print("| direction | blocks | what copies | swaps, GB/s | 2,048^3 slower by, % | GB/s | 8,192^3 slower by, % |",
-          "|---|---|---|---:|---:|---:|---:|", sep="\n")
+    print(
+        "| direction | blocks | what copies | swaps, GB/s | 2,048^3 slower by, % | GB/s | 8,192^3 slower by, % |",
+        "|---|---|---|---:|---:|---:|---:|",
+        sep="\n",
+    )
     alone = {name: min(beside(*shape, None, 0)[0] for _ in range(3)) for name, shape in PRODUCTS.items()}
     for direction in DIRECTIONS:
         for block, (block_bytes, num_blocks) in BLOCKS.items():

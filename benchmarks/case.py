@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from multikv._cases import Workload
+from multikv.demo.cases import Workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,16 @@ class Case:
     quick: bool = False  # part of --quick
 
     @classmethod
-    def of(cls, make: Callable[..., Workload], name: str, expect: Callable[[Workload], None],
-           baselines: tuple[Baseline, ...] = (), quick: bool = False, **sizes: Any) -> "Case":
-        """With the arguments of `make`, one of multikv._cases."""
+    def of(
+        cls,
+        make: Callable[..., Workload],
+        name: str,
+        expect: Callable[[Workload], None],
+        baselines: tuple[Baseline, ...] = (),
+        quick: bool = False,
+        **sizes: Any,
+    ) -> "Case":
+        """With the arguments of `make`, one of multikv.demo.cases."""
         return cls(name, functools.partial(make, **sizes), expect, baselines, quick)
 
     @functools.cached_property

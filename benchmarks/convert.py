@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks import numbers
 from benchmarks.case import Baseline, Case
-from multikv import _cases
-from multikv._cases import CACHE_DTYPES, Workload
+from multikv.demo import cases as workloads
+from multikv.demo.cases import CACHE_DTYPES, Workload
 
 ELEMENTS = (20, 25, 29)  # powers of two
 FORMATS = ("fp8_e4m3", "fp8_e5m2")
@@ -21,8 +21,16 @@ def cases(device: torch.device) -> Iterator[Case]:
             name = f"bf16-to-{kv_cache_dtype}" if to_fp8 else f"{kv_cache_dtype}-to-bf16"
             baseline = Baseline("div, copy_", _divide, _arguments) if to_fp8 else Baseline("mul", _multiply, _arguments)
             for power in ELEMENTS:
-                yield Case.of(_cases.convert_fp8, f"{name}/2^{power}", _expect, (baseline,), power != 20,
-                              num_elements=1 << power, to_fp8=to_fp8, kv_cache_dtype=kv_cache_dtype)
+                yield Case.of(
+                    workloads.convert_fp8,
+                    f"{name}/2^{power}",
+                    _expect,
+                    (baseline,),
+                    power != 20,
+                    num_elements=1 << power,
+                    to_fp8=to_fp8,
+                    kv_cache_dtype=kv_cache_dtype,
+                )
 
 
 def _arguments(w: Workload) -> tuple[Any, ...]:

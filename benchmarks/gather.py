@@ -9,8 +9,8 @@ from torch import Tensor
 from benchmarks import numbers
 from benchmarks.case import Baseline, Case
 from benchmarks.sizes import BATCHES, QUICK_BATCHES, dtype_name
-from multikv import _cases
-from multikv._cases import Workload
+from multikv.demo import cases as workloads
+from multikv.demo.cases import Workload
 from multikv.reference.indexer import values_and_scales
 from multikv.reference.tiles import NOPE, ROPE_BYTES, TILE
 
@@ -23,30 +23,54 @@ SHAPES = {"llama-3-8b": ((8, 128), 16), "llama-3-70b-tp8": ((1, 128), 16)}  # en
 def cases(device: torch.device) -> Iterator[Case]:
     rows, blocks = Baseline("index_select rows", _select, _rows), Baseline("index_select blocks", _select, _blocks)
     for name, dtype in COPIED.items():
-        yield from _batches(_cases.cp_gather_cache, f"{name}/", _expect_copy, rows, blocks, dtype=dtype)
+        yield from _batches(workloads.cp_gather_cache, f"{name}/", _expect_copy, rows, blocks, dtype=dtype)
     for dtype in CONVERTED:
         baselines = (rows, blocks) if dtype == "bfloat16" else (Baseline("index_select, mul", _scale_rows, _scaled),)
-        yield from _batches(_cases.gather_and_maybe_dequant_cache, f"{dtype_name(dtype)}/", _expect_scaled, *baselines,
-                            kv_cache_dtype=dtype)
+        yield from _batches(
+            workloads.gather_and_maybe_dequant_cache,
+            f"{dtype_name(dtype)}/",
+            _expect_scaled,
+            *baselines,
+            kv_cache_dtype=dtype,
+        )
     upconvert = Baseline("index_select, mul", _upconvert, _entries)
-    yield from _batches(_cases.cp_gather_and_upconvert_fp8_kv_cache, "", _expect_upconverted, upconvert)
-    for case in _batches(_cases.cp_gather_and_upconvert_fp8_kv_cache, "host-1-in-64/", _expect_upconverted,
-                         host_share=HOST_SHARE):
+    yield from _batches(workloads.cp_gather_and_upconvert_fp8_kv_cache, "", _expect_upconverted, upconvert)
+    for case in _batches(
+        workloads.cp_gather_and_upconvert_fp8_kv_cache, "host-1-in-64/", _expect_upconverted, host_share=HOST_SHARE
+    ):
         if case.quick:
             yield case
-    yield from _batches(_cases.cp_gather_indexer_k_quant_cache, "", _expect_indexer,
-                        Baseline("index", _index, _indexer_parts))
+    yield from _batches(
+        workloads.cp_gather_indexer_k_quant_cache, "", _expect_indexer, Baseline("index", _index, _indexer_parts)
+    )
     for model, (entry, block_size) in SHAPES.items():
-        yield Case.of(_cases.cp_gather_cache, f"shapes/{model}/bf16", _expect_copy, (rows, blocks), batch_size=32,
-                      length=512, entry=entry, block_size=block_size)
+        yield Case.of(
+            workloads.cp_gather_cache,
+            f"shapes/{model}/bf16",
+            _expect_copy,
+            (rows, blocks),
+            batch_size=32,
+            length=512,
+            entry=entry,
+            block_size=block_size,
+        )
 
 
-def _batches(make: Callable[..., Workload], prefix: str, expect: Callable[[Workload], None], *baselines: Baseline,
-             **options: Any) -> Iterator[Case]:
+def _batches(
+    make: Callable[..., Workload], prefix: str, expect: Callable[[Workload], None], *baselines: Baseline, **options: Any
+) -> Iterator[Case]:
     for batch in BATCHES:
         batch_size, length = batch
-        yield Case.of(make, f"{prefix}{batch_size}x{length}", expect, baselines, batch in QUICK_BATCHES,
-                      batch_size=batch_size, length=length, **options)
+        yield Case.of(
+            make,
+            f"{prefix}{batch_size}x{length}",
+            expect,
+            baselines,
+            batch in QUICK_BATCHES,
+            batch_size=batch_size,
+            length=length,
+            **options,
+        )
 
 
 def _slots(block_table: Tensor, block_size: int, num_rows: int) -> Tensor:
@@ -79,8 +103,14 @@ def _scaled(w: Workload) -> tuple[Any, ...]:
     return dst, src.view(torch.uint8), index, src.dtype, w.arguments[7]
 
 
-def _scale_rows(dst: Tensor, src: Tensor, index: Tensor, dtype: torch.dtype, scale: Tensor,
-                decode: Callable[[Tensor, torch.dtype], Tensor] = numbers.uncast) -> None:
+def _scale_rows(
+    dst: Tensor,
+    src: Tensor,
+    index: Tensor,
+    dtype: torch.dtype,
+    scale: Tensor,
+    decode: Callable[[Tensor, torch.dtype], Tensor] = numbers.uncast,
+) -> None:
     dst.copy_(decode(src.index_select(0, index), dtype) * scale)
 
 
@@ -96,8 +126,9 @@ def _entries(w: Workload) -> tuple[Any, ...]:
     return dst, src.view(torch.uint8), index
 
 
-def _upconvert(dst: Tensor, src: Tensor, index: Tensor,
-               decode: Callable[[Tensor, torch.dtype], Tensor] = numbers.uncast) -> None:
+def _upconvert(
+    dst: Tensor, src: Tensor, index: Tensor, decode: Callable[[Tensor, torch.dtype], Tensor] = numbers.uncast
+) -> None:
     codes, scales, rope = src.index_select(0, index).split([NOPE, NOPE // TILE * 4, ROPE_BYTES], 1)
     tiles = decode(codes.unflatten(1, (-1, TILE)), numbers.E4M3) * scales.view(torch.float32)[..., None]
     dst[:, :NOPE] = tiles.flatten(1)

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 import multikv
-from multikv import _cases, _timing, offload, platforms
+from multikv import offload, platforms
+from multikv.demo import cases as workloads
+from multikv.demo import timing
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -25,20 +27,20 @@ def describe(device: torch.device) -> dict[str, Any]:
         "platform": platforms.platform(),
         "platform_report": platforms.report().splitlines(),
         "device": device.type,
-        "cpu": _cases.device_name(torch.device("cpu")),
+        "cpu": workloads.device_name(torch.device("cpu")),
         "cpu_isa": platforms.cpu_isa(),
         "torch_threads": torch.get_num_threads(),
-        "last_level_cache_bytes": _cases.last_level_cache_bytes(device),
-        "copy": _cases.copy_description(device),
+        "last_level_cache_bytes": workloads.last_level_cache_bytes(device),
+        "copy": workloads.copy_description(device),
     }
     if device.type == "cuda":
         about |= {
-            "gpu": _cases.device_name(device),
+            "gpu": workloads.device_name(device),
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             # The yardstick of host_us: an op of PyTorch that does next to nothing.
-            "neg_host_us": _timing.host_time(torch.zeros(1, device=device).neg_, device) * 1e6,
+            "neg_host_us": timing.host_time(torch.zeros(1, device=device).neg_, device) * 1e6,
             "swap_costs": _swap_costs(device),
         }
     return about

@@ -9,8 +9,8 @@ from torch import Tensor
 from benchmarks import numbers
 from benchmarks.case import Baseline, Case
 from benchmarks.sizes import SHAPES_TOKENS, TOKENS, dtype_name, writes
-from multikv import _cases
-from multikv._cases import Workload
+from multikv.demo import cases as workloads
+from multikv.demo.cases import Workload
 from multikv.reference.tiles import NOPE, TILE, power_of_two_up, tile_amax
 
 FLOAT_AND_FP8 = ("bfloat16", "fp8_e4m3")
@@ -26,19 +26,33 @@ def cases(device: torch.device) -> Iterator[Case]:
         yield _write(name, quick, num_tokens=num_tokens, kv_cache_dtype=dtype)
     for num_heads, tokens in ROPE_TOKENS.items():
         for dtype, name, num_tokens, quick in writes(FLOAT_AND_FP8, tokens):
-            yield _rope(f"{num_heads}-heads/{name}", quick, num_tokens=num_tokens, num_heads=num_heads,
-                        kv_cache_dtype=dtype)
-    yield _rope(f"16-heads/fp8_ds_mla/T={max(TOKENS)}", num_tokens=max(TOKENS), num_heads=16,
-                kv_cache_dtype="fp8_ds_mla")
+            yield _rope(
+                f"{num_heads}-heads/{name}", quick, num_tokens=num_tokens, num_heads=num_heads, kv_cache_dtype=dtype
+            )
+    yield _rope(
+        f"16-heads/fp8_ds_mla/T={max(TOKENS)}", num_tokens=max(TOKENS), num_heads=16, kv_cache_dtype="fp8_ds_mla"
+    )
     yield _rope(f"16-heads-neox/bf16/T={max(TOKENS)}", num_tokens=max(TOKENS), num_heads=16, is_neox=True)
     for dtype, name, num_tokens, quick in writes(FLOAT_AND_FP8, GROUPED_TOKENS):
-        yield Case.of(_cases.concat_and_cache_mla_grouped, f"4-layers/{name}", _expect_grouped,
-                      (Baseline("index_put_", _put_layers, _layers),), quick, num_tokens=num_tokens, num_layers=4,
-                      kv_cache_dtype=dtype)
+        yield Case.of(
+            workloads.concat_and_cache_mla_grouped,
+            f"4-layers/{name}",
+            _expect_grouped,
+            (Baseline("index_put_", _put_layers, _layers),),
+            quick,
+            num_tokens=num_tokens,
+            num_layers=4,
+            kv_cache_dtype=dtype,
+        )
     for num_tokens in QUERY_TOKENS:
-        yield Case.of(_cases.concat_mla_q, f"128-heads/T={num_tokens}", _expect_queries,
-                      (Baseline("cat", _cat, lambda w: w.arguments),), quick=num_tokens in (1, 4096),
-                      num_tokens=num_tokens)
+        yield Case.of(
+            workloads.concat_mla_q,
+            f"128-heads/T={num_tokens}",
+            _expect_queries,
+            (Baseline("cat", _cat, lambda w: w.arguments),),
+            quick=num_tokens in (1, 4096),
+            num_tokens=num_tokens,
+        )
     for model, (latent_size, rope_size, num_heads) in MODELS.items():
         for dtype in FLOAT_AND_FP8:
             name = f"shapes/{model}/{dtype_name(dtype)}"
@@ -48,13 +62,20 @@ def cases(device: torch.device) -> Iterator[Case]:
 
 
 def _write(name: str, quick: bool = False, **sizes: Any) -> Case:
-    return Case.of(_cases.concat_and_cache_mla, name, _expect,
-                   (Baseline("index_put_", _put, _arguments),), quick, **sizes)
+    return Case.of(
+        workloads.concat_and_cache_mla, name, _expect, (Baseline("index_put_", _put, _arguments),), quick, **sizes
+    )
 
 
 def _rope(name: str, quick: bool = False, **sizes: Any) -> Case:
-    return Case.of(_cases.concat_and_cache_mla_rope_fused, name, _expect_rope,
-                   (Baseline("eager", _rotate_and_put, _rope_arguments),), quick, **sizes)
+    return Case.of(
+        workloads.concat_and_cache_mla_rope_fused,
+        name,
+        _expect_rope,
+        (Baseline("eager", _rotate_and_put, _rope_arguments),),
+        quick,
+        **sizes,
+    )
 
 
 _Encode = Callable[[Tensor, torch.dtype], Tensor]
@@ -65,8 +86,15 @@ def _arguments(w: Workload) -> tuple[Any, ...]:
     return kv_c, k_pe, kv_cache.flatten(0, 1), slots, kv_cache_dtype, scale
 
 
-def _put(kv_c: Tensor, k_pe: Tensor, entries: Tensor, slots: Tensor, kv_cache_dtype: str, scale: Tensor,
-         encode: _Encode = numbers.cast) -> None:
+def _put(
+    kv_c: Tensor,
+    k_pe: Tensor,
+    entries: Tensor,
+    slots: Tensor,
+    kv_cache_dtype: str,
+    scale: Tensor,
+    encode: _Encode = numbers.cast,
+) -> None:
     """Each part by itself: that moves less than `cat` and then both."""
     if kv_cache_dtype == "fp8_ds_mla":
         parts = _ds_mla_parts(kv_c, k_pe, encode)
@@ -95,9 +123,19 @@ def _rope_arguments(w: Workload) -> tuple[Any, ...]:
     return (positions, q_pe, k_pe, cos_sin_cache, is_neox, kv_c, kv_cache.flatten(0, 1), slots, kv_cache_dtype, scale)
 
 
-def _rotate_and_put(positions: Tensor, q_pe: Tensor, k_pe: Tensor, cos_sin_cache: Tensor, is_neox: bool, kv_c: Tensor,
-                    entries: Tensor, slots: Tensor, kv_cache_dtype: str, scale: Tensor,
-                    encode: _Encode = numbers.cast) -> None:
+def _rotate_and_put(
+    positions: Tensor,
+    q_pe: Tensor,
+    k_pe: Tensor,
+    cos_sin_cache: Tensor,
+    is_neox: bool,
+    kv_c: Tensor,
+    entries: Tensor,
+    slots: Tensor,
+    kv_cache_dtype: str,
+    scale: Tensor,
+    encode: _Encode = numbers.cast,
+) -> None:
     cos, sin = cos_sin_cache[positions, None].chunk(2, -1)
     for x in (q_pe, k_pe[:, None]):
         first, second = x.chunk(2, -1) if is_neox else (x[..., 0::2], x[..., 1::2])
@@ -114,8 +152,10 @@ def _expect_rope(w: Workload) -> None:
 
 def _layers(w: Workload) -> tuple[Any, ...]:
     kv_c, k_pe, _, slots, _, _, _, scales, kv_cache_dtype, _ = w.arguments
-    return tuple((kv_c[i], k_pe[i], cache.flatten(0, 1), slots[i], kv_cache_dtype, scales[i : i + 1])
-                 for i, cache in enumerate(w.by_address[2]))
+    return tuple(
+        (kv_c[i], k_pe[i], cache.flatten(0, 1), slots[i], kv_cache_dtype, scales[i : i + 1])
+        for i, cache in enumerate(w.by_address[2])
+    )
 
 
 def _put_layers(*layers: tuple[Any, ...], encode: _Encode = numbers.cast) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 from benchmarks import numbers
 from benchmarks.case import Baseline, Case
 from benchmarks.sizes import MANY_TOKENS, QUICK_TOKENS, SHAPES_TOKENS, TOKENS, dtype_name
-from multikv import _cases
-from multikv._cases import Workload
+from multikv.demo import cases as workloads
+from multikv.demo.cases import Workload
 
 FORMATS = ("bfloat16", "fp8_e4m3")
 COMPILED_TOKENS = (1, 16384, 131072)  # of the layout that models use most
@@ -47,17 +47,31 @@ def cases(device: torch.device) -> Iterator[Case]:
                 yield _packed(False, kv_cache_dtype, SHAPES_TOKENS, name, num_heads=num_heads, head_size=head_size)
 
 
-def _flash(layout: str, kv_cache_dtype: str, num_tokens: int, name: str = "", compiled: bool = False,
-           **sizes: int) -> Case:
+def _flash(
+    layout: str, kv_cache_dtype: str, num_tokens: int, name: str = "", compiled: bool = False, **sizes: int
+) -> Case:
     name = name or f"{layout}/{dtype_name(kv_cache_dtype)}/T={num_tokens}"
-    return _case(_cases.reshape_and_cache_flash, name, compiled, num_tokens=num_tokens, kv_cache_dtype=kv_cache_dtype,
-                 layout=layout, **sizes)
+    return _case(
+        workloads.reshape_and_cache_flash,
+        name,
+        compiled,
+        num_tokens=num_tokens,
+        kv_cache_dtype=kv_cache_dtype,
+        layout=layout,
+        **sizes,
+    )
 
 
 def _packed(interleaved_v: bool, kv_cache_dtype: str, num_tokens: int, name: str = "", **sizes: int) -> Case:
     name = name or f"{'interleaved' if interleaved_v else 'packed'}/{dtype_name(kv_cache_dtype)}/T={num_tokens}"
-    return _case(_cases.reshape_and_cache, name, num_tokens=num_tokens, kv_cache_dtype=kv_cache_dtype,
-                 interleaved_v=interleaved_v, **sizes)
+    return _case(
+        workloads.reshape_and_cache,
+        name,
+        num_tokens=num_tokens,
+        kv_cache_dtype=kv_cache_dtype,
+        interleaved_v=interleaved_v,
+        **sizes,
+    )
 
 
 def _case(make: Callable[..., Workload], name: str, compiled: bool = False, **sizes: Any) -> Case:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks.case import Baseline, Case
-from multikv import _timing
-from multikv._cases import Workload, copy_calls, rotation, same_bytes
+from multikv.demo import timing
+from multikv.demo.cases import Workload, copy_calls, rotation, same_bytes
 
 
 @dataclasses.dataclass
@@ -57,22 +57,28 @@ def run(case: Case, device: torch.device, compiled: bool) -> Iterator[Result]:
         torch.cuda.empty_cache()
 
 
-def _measure(result: Result, bind: Callable[[Workload], Callable[[], None]], workloads: list[Workload],
-             expected: Workload, copies: list[_timing.Call], device: torch.device) -> None:
+def _measure(
+    result: Result,
+    bind: Callable[[Workload], Callable[[], None]],
+    workloads: list[Workload],
+    expected: Workload,
+    copies: list[timing.Call],
+    device: torch.device,
+) -> None:
     trial = workloads[0].copy()
     bind(trial)()
-    _timing.wait(device)  # it may write to the host's memory
+    timing.wait(device)  # it may write to the host's memory
     result.bit_equal = _equal(trial, expected, workloads[0])
     if result.failed:
         result.error = "the bytes written are not those of the reference"
         return
     del trial
     calls = [bind(workload) for workload in workloads]
-    seconds, copy_seconds = _timing.device_times([calls, copies], device, graph=workloads[0].graph)
+    seconds, copy_seconds = timing.device_times([calls, copies], device, graph=workloads[0].graph)
     result.device_us = seconds * 1e6
     result.copy_us = copy_seconds * 1e6
     if device.type == "cuda":
-        result.host_us = _timing.host_time(calls[0], device, seconds) * 1e6
+        result.host_us = timing.host_time(calls[0], device, seconds) * 1e6
     result.gb_per_s = result.num_bytes / seconds * 1e-9
     result.share_of_copy = copy_seconds / seconds
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Baseline, Case
-from multikv import _cases
-from multikv._cases import Workload
+from multikv.demo import cases as workloads
+from multikv.demo.cases import Workload
 
 DIRECTIONS = {"cuda": ("d2h", "h2d", "d2d"), "cpu": ("h2h",)}
 NUM_BLOCKS = {"4K": 2048, "32K": 2048, "256K": 2048, "2M": 256}  # by size: 512 MiB are enough
@@ -22,12 +22,29 @@ def cases(device: torch.device) -> Iterator[Case]:
     for direction in DIRECTIONS[device.type]:
         baseline = by_index if direction in ("d2d", "h2h") else by_block
         for size, num_blocks in NUM_BLOCKS.items():
-            yield Case.of(_cases.swap_blocks, f"{direction}/{size}", _expect, (baseline,), size in QUICK,
-                          direction=direction, block_bytes=_bytes(size), num_blocks=num_blocks)
+            yield Case.of(
+                workloads.swap_blocks,
+                f"{direction}/{size}",
+                _expect,
+                (baseline,),
+                size in QUICK,
+                direction=direction,
+                block_bytes=_bytes(size),
+                num_blocks=num_blocks,
+            )
         for size, num_blocks in NUM_BLOCKS_OF_LAYERS.items():  # block by block they would take a second
             baselines = (Baseline("index_copy_ of each layer", _index_layers, _layers),) if baseline is by_index else ()
-            yield Case.of(_cases.swap_blocks_layers, f"{direction}/{LAYERS}x{size}", _expect_layers, baselines, size in QUICK,
-                          direction=direction, block_bytes=_bytes(size), num_blocks=num_blocks, num_layers=LAYERS)
+            yield Case.of(
+                workloads.swap_blocks_layers,
+                f"{direction}/{LAYERS}x{size}",
+                _expect_layers,
+                baselines,
+                size in QUICK,
+                direction=direction,
+                block_bytes=_bytes(size),
+                num_blocks=num_blocks,
+                num_layers=LAYERS,
+            )
 
 
 def _bytes(size: str) -> int:

@@ -164,7 +164,7 @@ class Engine:
 
     def slots(self, conversation: Conversation) -> torch.Tensor:
         blocks = torch.tensor(conversation.blocks, dtype=torch.int64)[:, None] * BLOCK_SIZE
-        return (blocks + torch.arange(BLOCK_SIZE)).flatten()[:conversation.length].to(self.device)
+        return (blocks + torch.arange(BLOCK_SIZE)).flatten()[: conversation.length].to(self.device)
 
     def turn(self, current: Conversation) -> Conversation:
         """One conversation goes on while the next one comes."""
@@ -183,7 +183,7 @@ class Engine:
             expected = conversation.numbers(0, self.device)
             for tensor in self.caches if conversation.is_on_device else self.pools:
                 blocks = tensor[torch.tensor(conversation.blocks, device=tensor.device)]
-                got = blocks.flatten(0, 1)[:conversation.length].view(torch.int32).flatten(1).to(self.device)
+                got = blocks.flatten(0, 1)[: conversation.length].view(torch.int32).flatten(1).to(self.device)
                 wrong += int((got != expected[:, None]).any(1).sum())
         return wrong
 
@@ -192,14 +192,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--megabytes", type=int, default=2048,
-                        help=f"of cache on the device; the host has {FITS_ONE_OF} times that")
+    parser.add_argument(
+        "--megabytes", type=int, default=2048, help=f"of cache on the device; the host has {FITS_ONE_OF} times that"
+    )
     parser.add_argument("--block-kib", type=int, default=32, help="size of a block in one layer")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU on this host; --device cpu runs the same within the host's memory")
+        parser.error(
+            "--device cuda: torch sees no GPU on this host; --device cpu runs the same within the host's memory"
+        )
 
     console = Console()
     engine = Engine(device, arguments.megabytes, arguments.block_kib, arguments.seed)
@@ -219,11 +222,15 @@ def main() -> int:
     wrong = engine.wrong_tokens()
     rate = link.rate()
     tokens = sum(conversation.length for conversation in engine.conversations)
-    console.print(f"{turns} turns of {len(engine.conversations)} conversations, {tokens:,} tokens, of which the device "
-                  f"holds a part: {link.bytes / 1e9:.2f} GB moved in {link.calls} calls, "
-                  f"blocks of {engine.block_bytes >> 10} KiB x {LAYERS} layers")
-    console.print(f"link: {rate / 1e9:.1f} GB/s while swapping, {100 * rate / link.plain_copy:.0f}% of a plain copy's "
-                  f"{link.plain_copy / 1e9:.1f}")
+    console.print(
+        f"{turns} turns of {len(engine.conversations)} conversations, {tokens:,} tokens, of which the device "
+        f"holds a part: {link.bytes / 1e9:.2f} GB moved in {link.calls} calls, "
+        f"blocks of {engine.block_bytes >> 10} KiB x {LAYERS} layers"
+    )
+    console.print(
+        f"link: {rate / 1e9:.1f} GB/s while swapping, {100 * rate / link.plain_copy:.0f}% of a plain copy's "
+        f"{link.plain_copy / 1e9:.1f}"
+    )
     console.print(f"[red]{wrong} tokens are WRONG[/]" if wrong else "all contents are right")
     return 1 if wrong else 0
 

@@ -149,20 +149,20 @@ class CacheFormat:
     families: frozenset[Family]
 
     def to_json(self) -> dict[str, Any]:
-        """The row as multikv_formats() of csrc/c_api.h writes it."""
+        """Returns the row as multikv_formats() of csrc/c_api.h writes it."""
         codec = self.codec
         return {
             "name": self.name,
+            "families": [family.value for family in Family if family in self.families],
+            "element_choice": self.choice.value,
             "element": codec.element.name,
             "element_bits": codec.element.bits,
             "scale_group": codec.scale_group.value,
-            "group_size": codec.tile_size,
             "scale_type": codec.scale_type.value,
             "scale_place": codec.scale_place.value,
-            "zero_point": codec.has_zero_point,
-            "rotated": codec.is_rotated,
-            "choice": self.choice.value,
-            "families": [family.value for family in Family if family in self.families],
+            "tile_size": codec.tile_size,
+            "has_zero_point": codec.has_zero_point,
+            "is_rotated": codec.is_rotated,
         }
 
 

@@ -1,17 +1,17 @@
 """Prototypes of the C functions that the libraries export, and typed wrappers around them.
 
-The C side is `csrc/c_api.h`; each function is declared there and in one of the tables below. A `const char*` result is
-a null-terminated string in the library's static memory. Errors are returned as such a string, or NULL for success.
+The C side is `csrc/c_api.h`; each function is declared there and in one of the tables below. A function that can fail
+returns the text of the error, or NULL for success. The memory of a text belongs to the library.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
 from typing import Any, NamedTuple
 
-ABI_VERSION = 1  # MULTIKV_ABI_VERSION of csrc/c_api.h: of the functions below and of the ops' parameters
+ABI_VERSION = 1  # MULTIKV_ABI_VERSION of csrc/c_api.h, raised when one of the functions changes
 
 
 class Prototype(NamedTuple):
@@ -28,7 +28,7 @@ EVERY_LIBRARY = {
 CPU_LIBRARY = EVERY_LIBRARY | {
     "multikv_cpu_isa": Prototype(c_char_p),
     "multikv_cpu_isas": Prototype(c_char_p),
-    "multikv_set_cpu_isa": Prototype(c_int, (c_char_p,)),
+    "multikv_set_cpu_isa": Prototype(c_int32, (c_char_p,)),
     "multikv_formats": Prototype(c_char_p),
     "multikv_set_gpu_swap_batch": Prototype(None, (c_void_p,)),
 }
@@ -49,7 +49,8 @@ class SwapCrossover(NamedTuple):
     """Which engine copies a run of neighbouring blocks, in one direction on one device.
 
     A copy engine copies runs of at least `in_batches` bytes where runs are submitted in batches, and of at least
-    `one_by_one` bytes where each is submitted alone. A kernel of `kernel_threads` threads copies all smaller runs.
+    `one_by_one` bytes where each is submitted alone. A kernel of `kernel_threads` threads copies all smaller runs; 0:
+    as many threads as there is work for.
     """
 
     in_batches: int
@@ -105,7 +106,7 @@ class CpuLibrary(_Library):
         return bool(self._call("multikv_set_cpu_isa", name.encode()))
 
     def formats(self) -> list[dict[str, Any]]:
-        """The rows of the codec table of csrc/core/format.h, as `multikv.formats.Codec.to_json` writes them."""
+        """The rows of the codec table of csrc/core/format.h, as `multikv.formats.CacheFormat.to_json` returns them."""
         rows: list[dict[str, Any]] = json.loads(self._text("multikv_formats"))
         return rows
 
@@ -150,7 +151,7 @@ class GpuLibrary(_Library):
         self._call("multikv_set_swap_strategy", strategy)
 
     def set_swap_crossover(self, device: int, direction: int, crossover: SwapCrossover) -> None:
-        """Sets what the strategy `auto` chooses by. Directions: 0 to the host, 1 from the host."""
+        """Sets what the strategy `auto` chooses by. Directions: 0 to the host, 1 from the host, 2 within the device."""
         self._call("multikv_set_swap_crossover", device, direction, *crossover)
 
     def swap_crossover(self, device: int, direction: int) -> SwapCrossover:
