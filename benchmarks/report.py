@@ -20,7 +20,7 @@ def save(path: Path, machine: dict[str, Any], results: list[Result]) -> None:
 
 
 def print_cases(console: Console, machine: dict[str, Any], results: list[Result]) -> None:
-    """A row for each case: multikv, and the fastest of the others."""
+    """Prints a row for each case: multikv, and the fastest of the other contenders."""
     table = _table(machine, ("op and case",), ("us", "% copy", "host us"), ("best baseline",), ("us",))
     for op, of_op in itertools.groupby(results, lambda r: r.op):
         table.add_row(f"[bold]{op}")
@@ -60,7 +60,7 @@ def print_contenders(console: Console, machine: dict[str, Any], results: list[Re
 
 
 def _table(machine: dict[str, Any], *columns: tuple[str, ...]) -> Table:
-    """Columns of text and columns of numbers take turns."""
+    """Makes a table from groups of column names: text, numbers, text, numbers, ..."""
     title = f"{machine.get('gpu') or machine['cpu']}; copy: {machine['copy']}"
     if "neg_host_us" in machine:
         title += f"; neg_ of one element: host us {machine['neg_host_us']:.1f}"
@@ -79,7 +79,7 @@ def _print_errors(console: Console, results: list[Result]) -> None:
 
 
 def print_comparison(console: Console, before: Path, after: Path) -> None:
-    """Times of multikv in two files of results, case by case."""
+    """Prints the times of multikv in two files of results, case by case."""
     for name, path in (("A", before), ("B", after)):
         machine = json.loads(path.read_text())["machine"]
         console.print(

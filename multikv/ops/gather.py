@@ -149,13 +149,5 @@ def cp_gather_and_upconvert_fp8_kv_cache(
         >>> multikv.cp_gather_and_upconvert_fp8_kv_cache(cache, rows, block_table, torch.tensor([0, 20]), 2)
     """
     _cp_gather_and_upconvert_fp8_kv_cache(
-        src_cache,
-        dst,
-        block_table,
-        workspace_starts,
-        batch_size,
-        seq_starts,
-        host_cache,
-        host_row_ids,
-        device_row_ids,
+        src_cache, dst, block_table, workspace_starts, batch_size, seq_starts, host_cache, host_row_ids, device_row_ids
     )

@@ -112,6 +112,31 @@ def gather_and_maybe_dequant_cache(
         dst[rows] = dequantise(entries, scale, format).to(dst)
 
 
+def _ds_mla_entry(
+    row: int,
+    src_cache: Tensor,
+    host_cache: Tensor | None,
+    host_row_ids: Tensor | None,
+    device_row_ids: Tensor | None,
+    bad_indices: str,
+) -> Tensor | None:
+    """Returns the bytes of a row of the logical cache; None if it has no entry, or a bad index that is skipped."""
+    num_blocks, block_size = src_cache.shape[:2]
+    slot = row if device_row_ids is None else int(device_row_ids[row])
+    if 0 <= slot < num_blocks * block_size:
+        return src_cache.view(torch.uint8)[slot // block_size, slot % block_size]
+    if slot >= 0:
+        if bad_indices == "raise":
+            raise bad_index("device_row_ids", row, slot)
+        return None
+    assert host_cache is not None  # all three host arguments are given or none
+    assert host_row_ids is not None
+    host_row = int(host_row_ids[row])
+    if host_row >= len(host_cache) and bad_indices == "raise":
+        raise bad_index("host_row_ids", row, host_row)
+    return host_cache[host_row] if 0 <= host_row < len(host_cache) else None
+
+
 def cp_gather_and_upconvert_fp8_kv_cache(
     src_cache: Tensor,
     dst: Tensor,
@@ -134,33 +159,21 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     negative; if both are negative, the output row keeps its content.
     """
     num_blocks, block_size = src_cache.shape[:2]
-    num_slots = num_blocks * block_size
     bounds = [*workspace_starts.tolist()[:batch_size], dst.shape[0]]
     check_bounds("workspace_starts", bounds, dst.shape[0])
     num_logical = num_blocks if device_row_ids is None else len(device_row_ids) // block_size
-    found_rows = sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)
+    rows = sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)
 
-    found = []  # (row, entry)
-    for row, block, offset in zip(*(x.tolist() for x in found_rows), strict=True):
-        slot = r = block * block_size + offset
-        if device_row_ids is not None:
-            slot = int(device_row_ids[r])
-        if slot >= num_slots:
-            if bad_indices == "raise":
-                raise bad_index("device_row_ids", r, slot)
-        elif slot >= 0:
-            found.append((row, src_cache.view(torch.uint8)[slot // block_size, slot % block_size]))
-        elif host_row_ids is None or host_cache is None:
-            continue  # without host rows, slots are not negative
-        elif (host_row := int(host_row_ids[r])) >= len(host_cache):
-            if bad_indices == "raise":
-                raise bad_index("host_row_ids", r, host_row)
-        elif host_row >= 0:
-            found.append((row, host_cache[host_row]))
-
+    written, found = [], []
+    for row, block, offset in zip(*(x.tolist() for x in rows), strict=True):
+        logical_row = block * block_size + offset
+        entry = _ds_mla_entry(logical_row, src_cache, host_cache, host_row_ids, device_row_ids, bad_indices)
+        if entry is not None:
+            written.append(row)
+            found.append(entry.cpu())
     if not found:
         return
-    written, entries = [row for row, _ in found], torch.stack([entry.cpu() for _, entry in found])
+    entries = torch.stack(found)
     nope, scales, rope = (part.contiguous() for part in entries.split(DS_MLA_ENTRY.part_bytes, 1))
     format = e4m3_format(src_cache.dtype, e4m3_of_bytes)
     tiles = dequantise(nope.unflatten(1, (-1, TILE)), scales.view(torch.float32)[..., None], format)
