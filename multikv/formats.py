@@ -104,8 +104,9 @@ class ScalePlace(enum.Enum):
 class Codec:
     """How elements become stored codes and back.
 
-    Example: 4-bit elements with a float32 scale and a zero point per token and head, after a Hadamard rotation:
-        >>> Codec(INT4, ScaleGroup.TOKEN_HEAD, ScaleType.FLOAT32, ScalePlace.TENSOR, 0, True, True)
+    Example:
+        >>> # 4-bit elements with a float32 scale and a zero point per token and head, after a Hadamard rotation
+        >>> codec = Codec(INT4, ScaleGroup.TOKEN_HEAD, ScaleType.FLOAT32, ScalePlace.TENSOR, 0, True, True)
     """
 
     element: Element
