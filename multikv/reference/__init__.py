@@ -10,8 +10,7 @@ Letters in shapes: T tokens, H heads, D head size, N blocks, B block size, S seq
 
 import typing
 
-from multikv.runtime import exports
-
+from ..runtime import exports
 from .convert import *
 from .formats import *
 from .gather import *

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multikv.formats import Family
-
+from ..formats import Family
 from .formats import bits, dequantise, fp8_format, quantise
 
 __all__ = ["convert_fp8"]

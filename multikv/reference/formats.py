@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from multikv.formats import FP8_FORMATS, ElementChoice, Family, Fp8Format, find
+from ..formats import FP8_FORMATS, ElementChoice, Family, Fp8Format, find
 
 __all__ = ["FP8_FORMATS", "Fp8Format", "decode_fp8", "dequantise", "encode_fp8", "fp8_format", "quantise"]
 

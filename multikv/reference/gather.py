@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multikv.formats import DS_MLA_ENTRY
-
+from ..formats import DS_MLA_ENTRY
 from .formats import bad_index, bits, dequantise, e4m3_format, fp8_format
 from .tiles import NOPE, TILE
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multikv.formats import Family, ScaleType, find
-
+from ..formats import Family, ScaleType, find
 from .formats import bits, fp8_format, quantise, tokens_and_slots
 from .gather import check_bounds, sequence_rows
 from .tiles import E4M3_DIVISOR, power_of_two_up, tile_amax

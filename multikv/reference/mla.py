@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multikv.formats import Family, ScalePlace, find
-
+from ..formats import Family, ScalePlace, find
 from .formats import bad_index, bits, e4m3_format, fp8_format, quantise, tokens_and_slots
 from .tiles import E4M3_DIVISOR, ROPE_BYTES, TILE, power_of_two_up, tile_amax
 

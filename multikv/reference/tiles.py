@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multikv.formats import DS_MLA_ENTRY
+from ..formats import DS_MLA_ENTRY
 
 # The largest magnitude of a tile becomes at most this. The largest e4m3fnuz is 240; vLLM divides by 224 all the same.
 E4M3_DIVISOR = {"e4m3fn": 448.0, "e4m3fnuz": 224.0}

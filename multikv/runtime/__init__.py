@@ -10,4 +10,5 @@ Modules, each of which imports only those above it:
 - `process`: what is loaded and set in this process
 - `loading`: what `import multikv` does
 - `fake`: what `torch.compile` runs in place of an op
+- `exports`: the `__all__` of a package, from those of its modules
 """
