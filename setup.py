@@ -1,6 +1,6 @@
-"""Builds the libraries with CMake into the package; everything else stands in pyproject.toml.
+"""Builds the libraries with CMake into the package; pyproject.toml has all other metadata.
 
-Environment: MULTIKV_BACKENDS, MULTIKV_CUDA_ARCHS, MULTIKV_HIP_ARCHS (see CMakeLists.txt), MAX_JOBS.
+Environment variables: MULTIKV_BACKENDS, MULTIKV_CUDA_ARCHS, MULTIKV_HIP_ARCHS (see CMakeLists.txt), MAX_JOBS.
 """
 
 import os
@@ -18,38 +18,42 @@ OPTIONS = ("MULTIKV_BACKENDS", "MULTIKV_CUDA_ARCHS", "MULTIKV_HIP_ARCHS")
 
 
 def find_tool(name: str) -> str:
-    """The tool of this Python's environment, also where that is not the active one; else any."""
+    """Returns the path of a tool, first from this Python's environment (even if it is not active), then from PATH."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     return shutil.which(name, path=path) or name
 
 
 class BuildWithCMake(build_ext):
-    """One "extension" stands for all libraries: they go to multikv/lib of the build, or of the checkout if editable."""
+    """Builds all libraries as one "extension", into multikv/lib of the build tree, or of the checkout if editable."""
 
     def run(self) -> None:
+        """Configures, builds and installs with CMake."""
         package = ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
         build, libraries = ROOT / "build" / "cmake", package / "multikv" / "lib"
         cmake = find_tool("cmake")
-        # Said every time: the tree may have been configured by an environment that is gone, or with other options.
+        # Tools and options are passed in every build: an earlier one may have configured the tree with others.
         tools = [f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}", f"-DPython3_EXECUTABLE={sys.executable}"]
         options = [f"-D{name}={os.environ[name]}" if name in os.environ else f"-U{name}" for name in OPTIONS]
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *tools, *options], check=True)
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
         subprocess.run([cmake, "--build", build, *jobs], check=True)
-        shutil.rmtree(libraries, ignore_errors=True)  # of other backends, built before
+        shutil.rmtree(libraries, ignore_errors=True)  # removes libraries of backends that are no longer built
         subprocess.run([cmake, "--install", build, "--prefix", libraries], check=True)
 
     def get_outputs(self) -> list[str]:
+        """Returns no outputs: CMake has installed them."""
         return []
 
     def get_output_mapping(self) -> dict[str, str]:
+        """Returns no mapping: an editable install uses the libraries where CMake has installed them."""
         return {}
 
 
 class AnyPythonWheel(bdist_wheel):
-    """The libraries know no Python symbol: one wheel serves every Python of the platform."""
+    """Tags the wheel for every Python of the platform: the libraries use no Python symbols."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Returns the tags of Python, ABI and platform."""
         return "py3", "none", super().get_tag()[2]
 
 

@@ -1,1 +1,1 @@
-"""Achieved bandwidth of every op against a copy of as many bytes, and against PyTorch, in one process."""
+"""Bandwidth of every op, compared with a copy of as many bytes and with PyTorch in the same process."""

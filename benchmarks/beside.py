@@ -1,10 +1,11 @@
-"""`python -m benchmarks.beside`: what swaps cost the computation beside them.
+"""`python -m benchmarks.beside`: what swaps cost the computation that runs at the same time.
 
-Matrix products run on one stream, swaps on another without a pause; by how much longer the products take, and what the
-swaps reach meanwhile, for each way to copy. As Markdown.
+Matrix products run on one stream while swaps run on another without a pause. A Markdown table says by how much longer
+the products take, and what rate the swaps reach, for each way to copy.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +16,13 @@ import multikv
 from benchmarks import machine
 from multikv import platforms
 
-PRODUCTS = {"2,048^3": (2048, 300), "8,192^3": (8192, 12)}  # many short kernels, few long ones
+PRODUCTS = {"2,048^3": (2048, 300), "8,192^3": (8192, 12)}  # size, count: many short kernels, few long ones
 BLOCKS = {"4 KiB": (4 << 10, 8192), "256 KiB": (256 << 10, 512), "2 MiB": (2 << 20, 64)}
 DIRECTIONS = ("to the host", "from the host", "within the device")
 
 
 def products(size: int, count: int) -> Iterator[float | None]:
-    """Milliseconds, when they are done; until then None."""
+    """Launches matrix products; yields None while they run, and then the milliseconds that they took."""
     a, b = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     out = a @ b
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
@@ -35,7 +36,7 @@ def products(size: int, count: int) -> Iterator[float | None]:
 
 
 def beside(size: int, count: int, swap: Callable[[], None] | None, num_bytes: int) -> tuple[float, float]:
-    """Milliseconds of the products, and GB/s of the swaps."""
+    """Returns the milliseconds of the products, and the GB/s of the swaps that run beside them."""
     stream, swaps = torch.cuda.Stream(), 0
     marks = [torch.cuda.Event(enable_timing=True) for _ in "be"]
     torch.cuda.synchronize()
@@ -67,10 +68,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     out = parser.parse_args().out
-    about = machine.describe(torch.device("cuda"))  # which also calibrates swaps
+    about = machine.describe(torch.device("cuda"))  # also calibrates swaps
     rows = []
-    print("| direction | blocks | what copies | swaps, GB/s | 2,048^3 slower by, % | GB/s | 8,192^3 slower by, % |",
-          "|---|---|---|---:|---:|---:|---:|", sep="\n")
+    print(
+        "| direction | blocks | what copies | swaps, GB/s | 2,048^3 slower by, % | GB/s | 8,192^3 slower by, % |",
+        "|---|---|---|---:|---:|---:|---:|",
+        sep="\n",
+    )
     alone = {name: min(beside(*shape, None, 0)[0] for _ in range(3)) for name, shape in PRODUCTS.items()}
     for direction in DIRECTIONS:
         for block, (block_bytes, num_blocks) in BLOCKS.items():
@@ -83,7 +87,8 @@ def main() -> None:
                 platforms.set_swap_strategy(strategy)
                 row = {"direction": direction, "blocks": block, "strategy": strategy}
                 for name, shape in PRODUCTS.items():
-                    ms, rate = beside(*shape, lambda: multikv.swap_blocks(*tensors, block_bytes, mapping), total)
+                    swap = functools.partial(multikv.swap_blocks, *tensors, block_bytes, mapping)
+                    ms, rate = beside(*shape, swap, total)
                     row |= {f"{name} slower by": ms / alone[name] - 1, f"{name} GB/s": rate}
                 rows.append(row)
                 cells = [f"{row[f'{name} GB/s']:.1f} | {100 * row[f'{name} slower by']:.0f}" for name in PRODUCTS]

@@ -1,4 +1,4 @@
-"""What a benchmark case is: one op at one size, what it must write, and the other ways to do the same."""
+"""What a benchmark case is: an op at one size, the bytes that it must write, and other ways to do the same."""
 
 import dataclasses
 import functools
@@ -7,31 +7,40 @@ from typing import Any
 
 import torch
 
-from multikv._cases import Workload
+from multikv.demo.cases import Workload
 
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """The same job in PyTorch. Indices are ready in the form that suits it: only the movement is timed."""
+    """The same job in PyTorch. Its indices are prepared in the form that it needs, so only the movement is timed."""
 
     name: str
     function: Callable[..., None]
-    prepare: Callable[[Workload], tuple[Any, ...]]  # the function's arguments; outputs are those of the workload
-    compiled: bool = False  # through torch.compile
+    prepare: Callable[
+        [Workload], tuple[Any, ...]
+    ]  # returns the function's arguments; the function writes the workload's outputs
+    compiled: bool = False  # with torch.compile
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     name: str
     make: Callable[[torch.device], Workload]  # fresh random inputs at every call
-    expect: Callable[[Workload], None]  # writes what the op must write, whole tensors at once, without the op
+    expect: Callable[[Workload], None]  # writes what the op must write, without the op
     baselines: tuple[Baseline, ...] = ()
     quick: bool = False  # part of --quick
 
     @classmethod
-    def of(cls, make: Callable[..., Workload], name: str, expect: Callable[[Workload], None],
-           baselines: tuple[Baseline, ...] = (), quick: bool = False, **sizes: Any) -> "Case":
-        """With the arguments of `make`, one of multikv._cases."""
+    def of(
+        cls,
+        make: Callable[..., Workload],
+        name: str,
+        expect: Callable[[Workload], None],
+        baselines: tuple[Baseline, ...] = (),
+        quick: bool = False,
+        **sizes: Any,
+    ) -> "Case":
+        """Makes a case from a function of multikv.demo.cases and its arguments."""
         return cls(name, functools.partial(make, **sizes), expect, baselines, quick)
 
     @functools.cached_property
@@ -52,5 +61,5 @@ class Case:
 
     @property
     def of_model(self) -> bool:
-        """Part of --shapes, and not of other runs."""
+        """Whether the case is part of --shapes and of no other run."""
         return self.name.startswith("shapes/")

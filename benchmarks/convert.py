@@ -1,4 +1,4 @@
-"""Cases of the op that converts a whole cache."""
+"""Cases of the conversion of whole caches to fp8 and back."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from benchmarks import numbers
 from benchmarks.case import Baseline, Case
-from multikv import _cases
-from multikv._cases import CACHE_DTYPES, Workload
+from multikv.demo import cases as workloads
+from multikv.demo.cases import CACHE_DTYPES, Workload
 
-ELEMENTS = (20, 25, 29)  # powers of two
+ELEMENTS = (20, 25, 29)  # exponents of the powers of two that are numbers of elements
 FORMATS = ("fp8_e4m3", "fp8_e5m2")
 
 
@@ -21,8 +21,16 @@ def cases(device: torch.device) -> Iterator[Case]:
             name = f"bf16-to-{kv_cache_dtype}" if to_fp8 else f"{kv_cache_dtype}-to-bf16"
             baseline = Baseline("div, copy_", _divide, _arguments) if to_fp8 else Baseline("mul", _multiply, _arguments)
             for power in ELEMENTS:
-                yield Case.of(_cases.convert_fp8, f"{name}/2^{power}", _expect, (baseline,), power != 20,
-                              num_elements=1 << power, to_fp8=to_fp8, kv_cache_dtype=kv_cache_dtype)
+                yield Case.of(
+                    workloads.convert_fp8,
+                    f"{name}/2^{power}",
+                    _expect,
+                    (baseline,),
+                    power != 20,
+                    num_elements=1 << power,
+                    to_fp8=to_fp8,
+                    kv_cache_dtype=kv_cache_dtype,
+                )
 
 
 def _arguments(w: Workload) -> tuple[Any, ...]:
@@ -41,7 +49,8 @@ def _multiply(dst: Tensor, src: Tensor, scale: Tensor) -> None:
 def _expect(w: Workload) -> None:
     dst, src, scale = _arguments(w)
     fp8 = CACHE_DTYPES[w.arguments[3]]
-    for out, x in zip(dst.split(1 << 26), src.split(1 << 26)):  # what lies between takes several times the memory
+    # Intermediate results take several times the memory of the tensors, so that these are converted in parts.
+    for out, x in zip(dst.split(1 << 26), src.split(1 << 26), strict=True):
         if dst.dtype == fp8:
             out.view(torch.uint8).copy_(numbers.encode(x / scale, fp8))
         else:

@@ -1,11 +1,14 @@
-"""Draws the share of the copy limit of each op, beside the peers': `python -m benchmarks.figure RESULTS.json OUT.svg` (needs matplotlib)."""
+"""Draws the bandwidth of each op as a share of a copy's, beside that of other libraries (needs matplotlib).
+
+python -m benchmarks.figure RESULTS.json OUT.svg
+"""
 
 import argparse
 import json
 from pathlib import Path
 
-# vLLM 0.33's CUDA kernels and FlashInfer's, compiled from their sources, on an H200 with torch 2.11 and CUDA 13.0, each in the
-# same process as the copy of as many bytes that it is compared with. %, by (op, case).
+# The CUDA kernels of vLLM 0.33 and FlashInfer, compiled from their sources, on an H200 with torch 2.11 and CUDA 13.0:
+# % of a copy of as many bytes in the same process, by (op, case).
 VLLM, FLASHINFER = "vLLM 0.33", "FlashInfer"
 PEERS = {
     ("reshape_and_cache_flash", "NHD/bf16/T=131072"): {VLLM: 38, FLASHINFER: 90},
@@ -33,18 +36,18 @@ _COLOURS = {"multikv": "#1b6ca8", VLLM: "#b8b8b8", FLASHINFER: "#e09f3e"}
 
 
 def shares(results: dict) -> dict[tuple[str, str], dict[str, float]]:
-    """Of each case of PEERS that was measured: the share of the copy, in %, by who reaches it."""
+    """Returns the share of the copy's bandwidth in %, by case of PEERS that was measured, and by library."""
     ours = {(r["op"], r["case"]): r["share_of_copy"] for r in results["results"] if r["contender"] == "multikv"}
     return {case: {"multikv": 100 * ours[case], **peers} for case, peers in PEERS.items() if ours.get(case)}
 
 
 def draw(results: dict, path: Path) -> None:
-    import matplotlib
+    import matplotlib  # noqa: PLC0415  not needed for PEERS
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "multikv"  # the same results give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "multikv"  # makes the file a function of the results alone
     matplotlib.rcParams["svg.fonttype"] = "none"
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # noqa: PLC0415
 
     rows = shares(results)
     figure, axes = pyplot.subplots(figsize=(9, 0.36 * len(rows) + 1.2), layout="constrained")

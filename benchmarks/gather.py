@@ -1,4 +1,4 @@
-"""Cases of the ops that read sequences out of a paged cache."""
+"""Cases of gathers: the entries of sequences, read out of a paged cache."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,58 +9,80 @@ from torch import Tensor
 from benchmarks import numbers
 from benchmarks.case import Baseline, Case
 from benchmarks.sizes import BATCHES, QUICK_BATCHES, dtype_name
-from multikv import _cases
-from multikv._cases import Workload
-from multikv.reference.indexer import values_and_scales
+from multikv.demo import cases as workloads
+from multikv.demo.cases import Workload
 from multikv.reference.tiles import NOPE, ROPE_BYTES, TILE
 
 COPIED = {"bf16": torch.bfloat16, "fp8": torch.uint8}
 CONVERTED = ("bfloat16", "fp8_e4m3")
 HOST_SHARE = 1 / 64
-SHAPES = {"llama-3-8b": ((8, 128), 16), "llama-3-70b-tp8": ((1, 128), 16)}  # entries and block size of keys
+SHAPES = {"llama-3-8b": ((8, 128), 16), "llama-3-70b-tp8": ((1, 128), 16)}  # entry of a key cache, block size
 
 
 def cases(device: torch.device) -> Iterator[Case]:
     rows, blocks = Baseline("index_select rows", _select, _rows), Baseline("index_select blocks", _select, _blocks)
     for name, dtype in COPIED.items():
-        yield from _batches(_cases.cp_gather_cache, f"{name}/", _expect_copy, rows, blocks, dtype=dtype)
+        yield from batches(workloads.cp_gather_cache, f"{name}/", _expect_copy, rows, blocks, dtype=dtype)
     for dtype in CONVERTED:
         baselines = (rows, blocks) if dtype == "bfloat16" else (Baseline("index_select, mul", _scale_rows, _scaled),)
-        yield from _batches(_cases.gather_and_maybe_dequant_cache, f"{dtype_name(dtype)}/", _expect_scaled, *baselines,
-                            kv_cache_dtype=dtype)
+        yield from batches(
+            workloads.gather_and_maybe_dequant_cache,
+            f"{dtype_name(dtype)}/",
+            _expect_scaled,
+            *baselines,
+            kv_cache_dtype=dtype,
+        )
     upconvert = Baseline("index_select, mul", _upconvert, _entries)
-    yield from _batches(_cases.cp_gather_and_upconvert_fp8_kv_cache, "", _expect_upconverted, upconvert)
-    for case in _batches(_cases.cp_gather_and_upconvert_fp8_kv_cache, "host-1-in-64/", _expect_upconverted,
-                         host_share=HOST_SHARE):
+    yield from batches(workloads.cp_gather_and_upconvert_fp8_kv_cache, "", _expect_upconverted, upconvert)
+    for case in batches(
+        workloads.cp_gather_and_upconvert_fp8_kv_cache, "host-1-in-64/", _expect_upconverted, host_share=HOST_SHARE
+    ):
         if case.quick:
             yield case
-    yield from _batches(_cases.cp_gather_indexer_k_quant_cache, "", _expect_indexer,
-                        Baseline("index", _index, _indexer_parts))
     for model, (entry, block_size) in SHAPES.items():
-        yield Case.of(_cases.cp_gather_cache, f"shapes/{model}/bf16", _expect_copy, (rows, blocks), batch_size=32,
-                      length=512, entry=entry, block_size=block_size)
+        yield Case.of(
+            workloads.cp_gather_cache,
+            f"shapes/{model}/bf16",
+            _expect_copy,
+            (rows, blocks),
+            batch_size=32,
+            length=512,
+            entry=entry,
+            block_size=block_size,
+        )
 
 
-def _batches(make: Callable[..., Workload], prefix: str, expect: Callable[[Workload], None], *baselines: Baseline,
-             **options: Any) -> Iterator[Case]:
+def batches(
+    make: Callable[..., Workload], prefix: str, expect: Callable[[Workload], None], *baselines: Baseline, **options: Any
+) -> Iterator[Case]:
+    """Yields a case for each batch of BATCHES."""
     for batch in BATCHES:
         batch_size, length = batch
-        yield Case.of(make, f"{prefix}{batch_size}x{length}", expect, baselines, batch in QUICK_BATCHES,
-                      batch_size=batch_size, length=length, **options)
+        yield Case.of(
+            make,
+            f"{prefix}{batch_size}x{length}",
+            expect,
+            baselines,
+            batch in QUICK_BATCHES,
+            batch_size=batch_size,
+            length=length,
+            **options,
+        )
 
 
-def _slots(block_table: Tensor, block_size: int, num_rows: int) -> Tensor:
+def row_slots(block_table: Tensor, block_size: int, num_rows: int) -> Tensor:
+    """Returns the slot that each output row is read from."""
     position = torch.arange(num_rows // block_table.size(0), device=block_table.device)
     return (block_table.long()[:, position // block_size] * block_size + position % block_size).flatten()
 
 
 def _rows(w: Workload) -> tuple[Any, ...]:
     src_cache, dst, block_table, *_ = w.arguments
-    return dst, src_cache.flatten(0, 1), _slots(block_table, src_cache.size(1), dst.size(0))
+    return dst, src_cache.flatten(0, 1), row_slots(block_table, src_cache.size(1), dst.size(0))
 
 
 def _blocks(w: Workload) -> tuple[Any, ...]:
-    """Whole blocks: possible here because every sequence fills its last one."""
+    """Copies whole blocks, which is possible because every sequence fills its last block."""
     src_cache, dst, block_table, *_ = w.arguments
     return dst.view(-1, *src_cache.shape[1:]), src_cache, block_table.flatten().long()
 
@@ -79,8 +101,14 @@ def _scaled(w: Workload) -> tuple[Any, ...]:
     return dst, src.view(torch.uint8), index, src.dtype, w.arguments[7]
 
 
-def _scale_rows(dst: Tensor, src: Tensor, index: Tensor, dtype: torch.dtype, scale: Tensor,
-                decode: Callable[[Tensor, torch.dtype], Tensor] = numbers.uncast) -> None:
+def _scale_rows(
+    dst: Tensor,
+    src: Tensor,
+    index: Tensor,
+    dtype: torch.dtype,
+    scale: Tensor,
+    decode: Callable[[Tensor, torch.dtype], Tensor] = numbers.uncast,
+) -> None:
     dst.copy_(decode(src.index_select(0, index), dtype) * scale)
 
 
@@ -96,8 +124,9 @@ def _entries(w: Workload) -> tuple[Any, ...]:
     return dst, src.view(torch.uint8), index
 
 
-def _upconvert(dst: Tensor, src: Tensor, index: Tensor,
-               decode: Callable[[Tensor, torch.dtype], Tensor] = numbers.uncast) -> None:
+def _upconvert(
+    dst: Tensor, src: Tensor, index: Tensor, decode: Callable[[Tensor, torch.dtype], Tensor] = numbers.uncast
+) -> None:
     codes, scales, rope = src.index_select(0, index).split([NOPE, NOPE // TILE * 4, ROPE_BYTES], 1)
     tiles = decode(codes.unflatten(1, (-1, TILE)), numbers.E4M3) * scales.view(torch.float32)[..., None]
     dst[:, :NOPE] = tiles.flatten(1)
@@ -113,20 +142,3 @@ def _expect_upconverted(w: Workload) -> None:
         logical[on_host] = host_cache.to(src.device)[host_row_ids[on_host].long()]
         src = logical
     _upconvert(dst, src, index, decode=numbers.decode)
-
-
-def _indexer_parts(w: Workload) -> tuple[Any, ...]:
-    kv_cache, dst_k, dst_scale, block_table, _ = w.arguments
-    slots = _slots(block_table, kv_cache.size(1), dst_k.size(0))
-    values, scales = values_and_scales(kv_cache, dst_k.size(1))
-    where = slots // kv_cache.size(1), slots % kv_cache.size(1)
-    return (dst_k, values, where), (dst_scale, scales, where)
-
-
-def _index(*parts: tuple[Tensor, Tensor, tuple[Tensor, Tensor]]) -> None:
-    for dst, src, where in parts:
-        dst.copy_(src[where])
-
-
-def _expect_indexer(w: Workload) -> None:
-    _index(*_indexer_parts(w))

@@ -1,4 +1,4 @@
-"""What a result is worthless without: the machine, the versions and the settings it was measured with."""
+"""The machine, the versions and the settings that a result was measured with."""
 
 import dataclasses
 import datetime
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 import multikv
-from multikv import _cases, _timing, offload, platforms
+from multikv import offload, platforms
+from multikv.demo import cases, timing
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     about: dict[str, Any] = {
         "date_utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "multikv": getattr(multikv, "__version__", "unknown"),
+        "multikv": multikv.__version__,
         "git_revision": _output("git", "describe", "--always", "--dirty"),
         "csrc_sha256": _sources(),
         "torch": torch.__version__,
@@ -25,20 +26,20 @@ def describe(device: torch.device) -> dict[str, Any]:
         "platform": platforms.platform(),
         "platform_report": platforms.report().splitlines(),
         "device": device.type,
-        "cpu": _cases.device_name(torch.device("cpu")),
+        "cpu": cases.device_name(torch.device("cpu")),
         "cpu_isa": platforms.cpu_isa(),
         "torch_threads": torch.get_num_threads(),
-        "last_level_cache_bytes": _cases.last_level_cache_bytes(device),
-        "copy": _cases.copy_description(device),
+        "last_level_cache_bytes": cases.last_level_cache_bytes(device),
+        "copy": cases.copy_description(device),
     }
     if device.type == "cuda":
         about |= {
-            "gpu": _cases.device_name(device),
+            "gpu": cases.device_name(device),
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-            # The yardstick of host_us: an op of PyTorch that does next to nothing.
-            "neg_host_us": _timing.host_time(torch.zeros(1, device=device).neg_, device) * 1e6,
+            # A scale for host_us: the host time of a PyTorch op on one element.
+            "neg_host_us": timing.host_time(torch.zeros(1, device=device).neg_, device) * 1e6,
             "swap_costs": _swap_costs(device),
         }
     return about
@@ -47,12 +48,12 @@ def describe(device: torch.device) -> dict[str, Any]:
 def _swap_costs(device: torch.device) -> dict[str, Any] | None:
     try:
         return {name: dataclasses.asdict(costs) for name, costs in offload.calibrate_swaps(device).items()}
-    except RuntimeError:  # no memory for that, or a GPU that is not served, which the cases will say
+    except RuntimeError:  # not enough memory, or no library serves the GPU; the cases report the latter
         return None
 
 
 def _sources() -> str:
-    """What was measured, also where it was copied without its history: `csrc`, file by file in order of their names."""
+    """Returns a digest of the files of `csrc`, which identifies the code also in a copy without git history."""
     root = Path(__file__).parents[1] / "csrc"
     digest = hashlib.sha256()
     for path in sorted(file for file in root.rglob("*") if file.is_file()):
@@ -65,4 +66,4 @@ def _output(*command: str) -> str | None:
         run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, cwd=Path(__file__).parent)
     except (OSError, subprocess.SubprocessError):
         return None
-    return next(iter(run.stdout.splitlines()), None)  # several GPUs: all have one driver
+    return next(iter(run.stdout.splitlines()), None)  # the first of several GPUs: all have one driver

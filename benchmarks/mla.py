@@ -1,4 +1,4 @@
-"""Cases of the ops on latents, rotary keys and queries of multi-head latent attention."""
+"""Cases of multi-head latent attention (MLA): latent vectors and rotary keys into the cache, and its queries."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,56 +8,55 @@ from torch import Tensor
 
 from benchmarks import numbers
 from benchmarks.case import Baseline, Case
-from benchmarks.sizes import SHAPES_TOKENS, TOKENS, dtype_name, writes
-from multikv import _cases
-from multikv._cases import Workload
+from benchmarks.sizes import SHAPES_TOKENS, dtype_name, writes
+from multikv.demo import cases as workloads
+from multikv.demo.cases import Workload
 from multikv.reference.tiles import NOPE, TILE, power_of_two_up, tile_amax
 
 FLOAT_AND_FP8 = ("bfloat16", "fp8_e4m3")
 FORMATS = (*FLOAT_AND_FP8, "fp8_ds_mla")
-ROPE_TOKENS = {16: TOKENS, 128: (1, 256, 16384)}  # by heads: DeepSeek-V3 on 8 GPUs and on one
 GROUPED_TOKENS = (1, 256, 16384)
 QUERY_TOKENS = (1, 256, 4096, 16384)
-MODELS = {"deepseek-v3": (512, 64, 128), "minicpm3": (256, 32, 40)}  # sizes of latent and rotary key, heads
+MODELS = {"deepseek-v3": (512, 64, 128), "minicpm3": (256, 32, 40)}  # latent size, rotary size, query heads
 
 
 def cases(device: torch.device) -> Iterator[Case]:
     for dtype, name, num_tokens, quick in writes(FORMATS):
         yield _write(name, quick, num_tokens=num_tokens, kv_cache_dtype=dtype)
-    for num_heads, tokens in ROPE_TOKENS.items():
-        for dtype, name, num_tokens, quick in writes(FLOAT_AND_FP8, tokens):
-            yield _rope(f"{num_heads}-heads/{name}", quick, num_tokens=num_tokens, num_heads=num_heads,
-                        kv_cache_dtype=dtype)
-    yield _rope(f"16-heads/fp8_ds_mla/T={max(TOKENS)}", num_tokens=max(TOKENS), num_heads=16,
-                kv_cache_dtype="fp8_ds_mla")
-    yield _rope(f"16-heads-neox/bf16/T={max(TOKENS)}", num_tokens=max(TOKENS), num_heads=16, is_neox=True)
     for dtype, name, num_tokens, quick in writes(FLOAT_AND_FP8, GROUPED_TOKENS):
-        yield Case.of(_cases.concat_and_cache_mla_grouped, f"4-layers/{name}", _expect_grouped,
-                      (Baseline("index_put_", _put_layers, _layers),), quick, num_tokens=num_tokens, num_layers=4,
-                      kv_cache_dtype=dtype)
+        yield Case.of(
+            workloads.concat_and_cache_mla_grouped,
+            f"4-layers/{name}",
+            _expect_grouped,
+            (Baseline("index_put_", _put_layers, _layers),),
+            quick,
+            num_tokens=num_tokens,
+            num_layers=4,
+            kv_cache_dtype=dtype,
+        )
     for num_tokens in QUERY_TOKENS:
-        yield Case.of(_cases.concat_mla_q, f"128-heads/T={num_tokens}", _expect_queries,
-                      (Baseline("cat", _cat, lambda w: w.arguments),), quick=num_tokens in (1, 4096),
-                      num_tokens=num_tokens)
-    for model, (latent_size, rope_size, num_heads) in MODELS.items():
+        yield Case.of(
+            workloads.concat_mla_q,
+            f"128-heads/T={num_tokens}",
+            _expect_queries,
+            (Baseline("cat", _cat, lambda w: w.arguments),),
+            quick=num_tokens in (1, 4096),
+            num_tokens=num_tokens,
+        )
+    for model, (latent_size, rope_size, _) in MODELS.items():
         for dtype in FLOAT_AND_FP8:
             name = f"shapes/{model}/{dtype_name(dtype)}"
             sizes = {"num_tokens": SHAPES_TOKENS, "latent_size": latent_size, "rope_size": rope_size}
             yield _write(name, kv_cache_dtype=dtype, **sizes)
-            yield _rope(name, kv_cache_dtype=dtype, num_heads=num_heads, **sizes)
 
 
 def _write(name: str, quick: bool = False, **sizes: Any) -> Case:
-    return Case.of(_cases.concat_and_cache_mla, name, _expect,
-                   (Baseline("index_put_", _put, _arguments),), quick, **sizes)
+    return Case.of(
+        workloads.concat_and_cache_mla, name, _expect, (Baseline("index_put_", put, _arguments),), quick, **sizes
+    )
 
 
-def _rope(name: str, quick: bool = False, **sizes: Any) -> Case:
-    return Case.of(_cases.concat_and_cache_mla_rope_fused, name, _expect_rope,
-                   (Baseline("eager", _rotate_and_put, _rope_arguments),), quick, **sizes)
-
-
-_Encode = Callable[[Tensor, torch.dtype], Tensor]
+Encode = Callable[[Tensor, torch.dtype], Tensor]
 
 
 def _arguments(w: Workload) -> tuple[Any, ...]:
@@ -65,9 +64,16 @@ def _arguments(w: Workload) -> tuple[Any, ...]:
     return kv_c, k_pe, kv_cache.flatten(0, 1), slots, kv_cache_dtype, scale
 
 
-def _put(kv_c: Tensor, k_pe: Tensor, entries: Tensor, slots: Tensor, kv_cache_dtype: str, scale: Tensor,
-         encode: _Encode = numbers.cast) -> None:
-    """Each part by itself: that moves less than `cat` and then both."""
+def put(
+    kv_c: Tensor,
+    k_pe: Tensor,
+    entries: Tensor,
+    slots: Tensor,
+    kv_cache_dtype: str,
+    scale: Tensor,
+    encode: Encode = numbers.cast,
+) -> None:
+    """Writes each part by itself, which moves fewer bytes than torch.cat followed by one write."""
     if kv_cache_dtype == "fp8_ds_mla":
         parts = _ds_mla_parts(kv_c, k_pe, encode)
     elif entries.dtype == kv_c.dtype:
@@ -75,11 +81,11 @@ def _put(kv_c: Tensor, k_pe: Tensor, entries: Tensor, slots: Tensor, kv_cache_dt
     else:
         parts = [encode(x / scale, entries.dtype) for x in (kv_c, k_pe)]
     columns = entries.view(parts[0].dtype).split([part.size(1) for part in parts], 1)
-    for column, part in zip(columns, parts):
+    for column, part in zip(columns, parts, strict=True):
         column.index_put_((slots,), part)
 
 
-def _ds_mla_parts(kv_c: Tensor, k_pe: Tensor, encode: _Encode) -> list[Tensor]:
+def _ds_mla_parts(kv_c: Tensor, k_pe: Tensor, encode: Encode) -> list[Tensor]:
     tiles = kv_c.unflatten(1, (NOPE // TILE, TILE))
     scales = power_of_two_up(numbers.over_largest(tile_amax(tiles)).clamp(min=1e-4))
     codes = encode(tiles / scales[..., None], numbers.E4M3).flatten(1)
@@ -87,40 +93,20 @@ def _ds_mla_parts(kv_c: Tensor, k_pe: Tensor, encode: _Encode) -> list[Tensor]:
 
 
 def _expect(w: Workload) -> None:
-    _put(*_arguments(w), encode=numbers.encode)
-
-
-def _rope_arguments(w: Workload) -> tuple[Any, ...]:
-    positions, q_pe, k_pe, kv_c, cos_sin_cache, is_neox, slots, kv_cache, kv_cache_dtype, scale = w.arguments
-    return (positions, q_pe, k_pe, cos_sin_cache, is_neox, kv_c, kv_cache.flatten(0, 1), slots, kv_cache_dtype, scale)
-
-
-def _rotate_and_put(positions: Tensor, q_pe: Tensor, k_pe: Tensor, cos_sin_cache: Tensor, is_neox: bool, kv_c: Tensor,
-                    entries: Tensor, slots: Tensor, kv_cache_dtype: str, scale: Tensor,
-                    encode: _Encode = numbers.cast) -> None:
-    cos, sin = cos_sin_cache[positions, None].chunk(2, -1)
-    for x in (q_pe, k_pe[:, None]):
-        first, second = x.chunk(2, -1) if is_neox else (x[..., 0::2], x[..., 1::2])
-        rotated = first * cos - second * sin, second * cos + first * sin
-        first.copy_(rotated[0])
-        second.copy_(rotated[1])
-    _put(kv_c, k_pe, entries, slots, kv_cache_dtype, scale, encode)
-
-
-def _expect_rope(w: Workload) -> None:
-    """The arithmetic of eager PyTorch is what the op promises."""
-    _rotate_and_put(*_rope_arguments(w), encode=numbers.encode)
+    put(*_arguments(w), encode=numbers.encode)
 
 
 def _layers(w: Workload) -> tuple[Any, ...]:
     kv_c, k_pe, _, slots, _, _, _, scales, kv_cache_dtype, _ = w.arguments
-    return tuple((kv_c[i], k_pe[i], cache.flatten(0, 1), slots[i], kv_cache_dtype, scales[i : i + 1])
-                 for i, cache in enumerate(w.by_address[2]))
+    return tuple(
+        (kv_c[i], k_pe[i], cache.flatten(0, 1), slots[i], kv_cache_dtype, scales[i : i + 1])
+        for i, cache in enumerate(w.by_address[2])
+    )
 
 
-def _put_layers(*layers: tuple[Any, ...], encode: _Encode = numbers.cast) -> None:
+def _put_layers(*layers: tuple[Any, ...], encode: Encode = numbers.cast) -> None:
     for layer in layers:
-        _put(*layer, encode=encode)
+        put(*layer, encode=encode)
 
 
 def _expect_grouped(w: Workload) -> None:

@@ -1,4 +1,4 @@
-"""fp8 for the bytes that are expected: whole tensors at once, on their device, and no cast of PyTorch's in it."""
+"""Conversion to and from fp8 for expected bytes: of whole tensors, on their device, without PyTorch's casts."""
 
 import functools
 
@@ -11,28 +11,31 @@ E4M3 = torch.float8_e4m3fn
 
 
 def encode(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 -> the codes of the nearest numbers, as uint8; a tie goes to the even code, infinity to the last one."""
+    """Returns the uint8 codes nearest to float32 values; ties go to the even code, infinities to the largest."""
     codes = torch.bucketize(x.abs(), _thresholds(dtype).to(x.device), out_int32=True).to(torch.uint8)
     return torch.where(x.isnan(), 0x7F, codes | x.signbit().to(torch.uint8) << 7)
 
 
 def decode(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Codes, as uint8 -> float32."""
+    """Returns the float32 values of uint8 codes."""
     return _numbers(dtype).to(codes.device)[codes.to(torch.int32)]
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`encode` as PyTorch's users have it."""
+    """Does what `encode` does, with PyTorch's cast, for the contenders."""
     return x.to(dtype).view(torch.uint8)
 
 
 def uncast(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """`decode` as PyTorch's users have it."""
+    """Does what `decode` does, with PyTorch's cast, for the contenders."""
     return codes.view(dtype).to(torch.float32)
 
 
 def over_largest(amax: Tensor) -> Tensor:
-    """amax / 448, e4m3's largest. By a tensor, because a GPU multiplies with the reciprocal of a Python number."""
+    """Returns amax / 448, the largest e4m3 value.
+
+    The divisor is a tensor: PyTorch multiplies by the reciprocal of a Python number on a GPU.
+    """
     return amax / torch.full((1,), 448.0, device=amax.device)
 
 
@@ -43,7 +46,7 @@ def _numbers(dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _thresholds(dtype: torch.dtype) -> Tensor:
-    """The largest magnitude that belongs to each code but the last. A number halfway belongs to the even one."""
+    """Returns the largest magnitude that rounds to each code but the last; a tie rounds to the even code."""
     finite = _numbers(dtype)[:0x80]
     finite = finite[finite.isfinite()]
     halfway = (finite[:-1] + finite[1:]) / 2

@@ -20,16 +20,20 @@ def save(path: Path, machine: dict[str, Any], results: list[Result]) -> None:
 
 
 def print_cases(console: Console, machine: dict[str, Any], results: list[Result]) -> None:
-    """A row for each case: multikv, and the fastest of the others."""
+    """Prints a row for each case: multikv, and the fastest of the other contenders."""
     table = _table(machine, ("op and case",), ("us", "% copy", "host us"), ("best baseline",), ("us",))
     for op, of_op in itertools.groupby(results, lambda r: r.op):
         table.add_row(f"[bold]{op}")
         for case, of_case in itertools.groupby(of_op, lambda r: r.case):
             ours, *others = of_case
             best = min((r for r in others if r.device_us), key=lambda r: r.device_us or 0.0, default=None)
-            table.add_row(f"  {case}", "[red]failed[/]" if ours.error else _text(ours.device_us, ".2f"),
-                          _percent(ours.share_of_copy), _text(ours.host_us, ".1f"),
-                          *((best.contender, _text(best.device_us, ".2f")) if best else ()))
+            table.add_row(
+                f"  {case}",
+                "[red]failed[/]" if ours.error else _text(ours.device_us, ".2f"),
+                _percent(ours.share_of_copy),
+                _text(ours.host_us, ".1f"),
+                *((best.contender, _text(best.device_us, ".2f")) if best else ()),
+            )
     console.print(table)
     _print_errors(console, results)
 
@@ -41,15 +45,22 @@ def print_contenders(console: Console, machine: dict[str, Any], results: list[Re
         for r in rows:
             first = r.contender == "multikv"
             equal = {True: "equal", False: "[red]differ[/]", None: ""}[r.bit_equal]
-            table.add_row(f"  {r.case}" if first else "", r.contender, "[red]failed[/]" if r.error else equal,
-                          _text(r.device_us, ".2f"), _text(r.host_us, ".2f"), _text(r.gb_per_s, ".1f"),
-                          _percent(r.share_of_copy), style="bold" if first else None)
+            table.add_row(
+                f"  {r.case}" if first else "",
+                r.contender,
+                "[red]failed[/]" if r.error else equal,
+                _text(r.device_us, ".2f"),
+                _text(r.host_us, ".2f"),
+                _text(r.gb_per_s, ".1f"),
+                _percent(r.share_of_copy),
+                style="bold" if first else None,
+            )
     console.print(table)
     _print_errors(console, results)
 
 
 def _table(machine: dict[str, Any], *columns: tuple[str, ...]) -> Table:
-    """Columns of text and columns of numbers take turns."""
+    """Makes a table from groups of column names: text, numbers, text, numbers, ..."""
     title = f"{machine.get('gpu') or machine['cpu']}; copy: {machine['copy']}"
     if "neg_host_us" in machine:
         title += f"; neg_ of one element: host us {machine['neg_host_us']:.1f}"
@@ -68,11 +79,14 @@ def _print_errors(console: Console, results: list[Result]) -> None:
 
 
 def print_comparison(console: Console, before: Path, after: Path) -> None:
-    """Times of multikv in two files of results, case by case."""
+    """Prints the times of multikv in two files of results, case by case."""
     for name, path in (("A", before), ("B", after)):
         machine = json.loads(path.read_text())["machine"]
-        console.print(f"{name} = {path}: {machine.get('gpu') or machine['cpu']}, multikv {machine['multikv']} "
-                      f"({machine['git_revision']}), torch {machine['torch']}, {machine['date_utc']}", markup=False)
+        console.print(
+            f"{name} = {path}: {machine.get('gpu') or machine['cpu']}, multikv {machine['multikv']} "
+            f"({machine['git_revision']}), torch {machine['torch']}, {machine['date_utc']}",
+            markup=False,
+        )
     a, b = _times(before), _times(after)
     table = Table(title="multikv, device time", title_justify="left", box=rich.box.SIMPLE_HEAD)
     for name in ("case", "A: us", "B: us", "A / B", "A: % copy", "B: % copy"):
@@ -81,8 +95,14 @@ def print_comparison(console: Console, before: Path, after: Path) -> None:
         (time_a, share_a), (time_b, share_b) = a[case], b[case]
         ratio = time_a / time_b
         color = "green" if ratio > 1.03 else "red" if ratio < 0.97 else "default"
-        table.add_row(case, f"{time_a:.2f}", f"{time_b:.2f}", f"[{color}]{ratio:.2f}[/]", f"{100 * share_a:.0f}",
-                      f"{100 * share_b:.0f}")
+        table.add_row(
+            case,
+            f"{time_a:.2f}",
+            f"{time_b:.2f}",
+            f"[{color}]{ratio:.2f}[/]",
+            f"{100 * share_a:.0f}",
+            f"{100 * share_b:.0f}",
+        )
     console.print(table)
     for title, cases in (("only in A", a.keys() - b.keys()), ("only in B", b.keys() - a.keys())):
         if cases:
@@ -91,8 +111,11 @@ def print_comparison(console: Console, before: Path, after: Path) -> None:
 
 def _times(path: Path) -> dict[str, tuple[float, float]]:
     results = json.loads(path.read_text())["results"]
-    return {f"{r['op']}/{r['case']}": (r["device_us"], r["share_of_copy"]) for r in results
-            if r["contender"] == "multikv" and r["device_us"] is not None}
+    return {
+        f"{r['op']}/{r['case']}": (r["device_us"], r["share_of_copy"])
+        for r in results
+        if r["contender"] == "multikv" and r["device_us"] is not None
+    }
 
 
 def _percent(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Cases of the ops that write keys and values into a paged cache."""
+"""Cases of keys and values, written into a paged cache."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,12 +9,12 @@ from torch import Tensor
 from benchmarks import numbers
 from benchmarks.case import Baseline, Case
 from benchmarks.sizes import MANY_TOKENS, QUICK_TOKENS, SHAPES_TOKENS, TOKENS, dtype_name
-from multikv import _cases
-from multikv._cases import Workload
+from multikv.demo import cases as workloads
+from multikv.demo.cases import Workload
 
 FORMATS = ("bfloat16", "fp8_e4m3")
-COMPILED_TOKENS = (1, 16384, 131072)  # of the layout that models use most
-MODELS = {  # KV heads and head size; tp8: what each of 8 GPUs has
+COMPILED_TOKENS = (1, 16384, 131072)  # of the layout NHD, which most models use
+MODELS = {  # KV heads, head size; tp8: on each of 8 GPUs
     "llama-3-8b-or-70b": (8, 128),
     "llama-3-8b-or-70b-tp8": (1, 128),
     "qwen3-30b-a3b": (4, 128),
@@ -47,17 +47,31 @@ def cases(device: torch.device) -> Iterator[Case]:
                 yield _packed(False, kv_cache_dtype, SHAPES_TOKENS, name, num_heads=num_heads, head_size=head_size)
 
 
-def _flash(layout: str, kv_cache_dtype: str, num_tokens: int, name: str = "", compiled: bool = False,
-           **sizes: int) -> Case:
+def _flash(
+    layout: str, kv_cache_dtype: str, num_tokens: int, name: str = "", compiled: bool = False, **sizes: int
+) -> Case:
     name = name or f"{layout}/{dtype_name(kv_cache_dtype)}/T={num_tokens}"
-    return _case(_cases.reshape_and_cache_flash, name, compiled, num_tokens=num_tokens, kv_cache_dtype=kv_cache_dtype,
-                 layout=layout, **sizes)
+    return _case(
+        workloads.reshape_and_cache_flash,
+        name,
+        compiled,
+        num_tokens=num_tokens,
+        kv_cache_dtype=kv_cache_dtype,
+        layout=layout,
+        **sizes,
+    )
 
 
 def _packed(interleaved_v: bool, kv_cache_dtype: str, num_tokens: int, name: str = "", **sizes: int) -> Case:
     name = name or f"{'interleaved' if interleaved_v else 'packed'}/{dtype_name(kv_cache_dtype)}/T={num_tokens}"
-    return _case(_cases.reshape_and_cache, name, num_tokens=num_tokens, kv_cache_dtype=kv_cache_dtype,
-                 interleaved_v=interleaved_v, **sizes)
+    return _case(
+        workloads.reshape_and_cache,
+        name,
+        num_tokens=num_tokens,
+        kv_cache_dtype=kv_cache_dtype,
+        interleaved_v=interleaved_v,
+        **sizes,
+    )
 
 
 def _case(make: Callable[..., Workload], name: str, compiled: bool = False, **sizes: Any) -> Case:
@@ -67,7 +81,7 @@ def _case(make: Callable[..., Workload], name: str, compiled: bool = False, **si
     return Case.of(make, name, _expect, tuple(baselines), quick=sizes["num_tokens"] in QUICK_TOKENS, **sizes)
 
 
-# A source, the cache as a view that begins with the dimensions of the indices, these indices, and the scale.
+# Arguments of one index_put_: source, view of the cache that begins with the indexed dimensions, indices, scale.
 _Put = tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]
 
 
@@ -90,7 +104,7 @@ def _put(*puts: _Put, encode: Callable[[Tensor, torch.dtype], Tensor] = numbers.
     for source, cache, where, scale in puts:
         if cache.dtype == source.dtype:
             cache.index_put_(where, source)
-        else:  # index_put_ does not know float8, so bytes are put; bfloat16 / float32 [1] is float32
+        else:  # index_put_ does not support float8, so it writes bytes. bfloat16 / float32 [1] is float32.
             cache.view(torch.uint8).index_put_(where, encode(source / scale, cache.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Checks and times the contenders of one case: multikv, PyTorch, torch.compile, all on the same tensors."""
+"""Checks and times the contenders of a case, multikv, PyTorch and torch.compile, on the same tensors."""
 
 import dataclasses
 import functools
@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks.case import Baseline, Case
-from multikv import _timing
-from multikv._cases import Workload, copy_calls, rotation, same_bytes
+from multikv.demo import timing
+from multikv.demo.cases import Workload, copy_calls, rotation, same_bytes
 
 
 @dataclasses.dataclass
 class Result:
-    """One contender in one case. Times are medians; share_of_copy = copy_us / device_us."""
+    """One contender in one case. Times are medians. share_of_copy = copy_us / device_us."""
 
     op: str
     case: str
@@ -23,19 +23,19 @@ class Result:
     bit_equal: bool | None = None
     device_us: float | None = None
     copy_us: float | None = None  # measured with this contender
-    host_us: float | None = None  # of an eager call; on a CPU there is no other time than device_us
+    host_us: float | None = None  # of an eager call on a GPU; on a CPU device_us is the time of the call
     gb_per_s: float | None = None
     share_of_copy: float | None = None
     error: str | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether multikv itself is wrong here. What PyTorch gets wrong is only recorded."""
+        """Whether multikv wrote wrong bytes. Wrong bytes of PyTorch are recorded, but are no failure."""
         return self.contender == "multikv" and not self.bit_equal
 
 
 def run(case: Case, device: torch.device, compiled: bool) -> Iterator[Result]:
-    """The results of all contenders, as they come."""
+    """Yields the results of all contenders as they are measured."""
     workloads = [case.make(device) for _ in range(rotation(case.num_bytes, device))]
     expected = workloads[0].copy()
     case.expect(expected)
@@ -48,7 +48,7 @@ def run(case: Case, device: torch.device, compiled: bool) -> Iterator[Result]:
         result = Result(case.op, case.name, name, case.num_bytes)
         try:
             _measure(result, bind, workloads, expected, copies, device)
-        except Exception as error:  # noqa: BLE001: the other contenders are still worth measuring
+        except Exception as error:  # the other contenders are still measured
             result.error = f"{type(error).__name__}: {error}"[:2000]
         yield result
     del workloads, expected, copies
@@ -57,34 +57,40 @@ def run(case: Case, device: torch.device, compiled: bool) -> Iterator[Result]:
         torch.cuda.empty_cache()
 
 
-def _measure(result: Result, bind: Callable[[Workload], Callable[[], None]], workloads: list[Workload],
-             expected: Workload, copies: list[_timing.Call], device: torch.device) -> None:
+def _measure(
+    result: Result,
+    bind: Callable[[Workload], Callable[[], None]],
+    workloads: list[Workload],
+    expected: Workload,
+    copies: list[timing.Call],
+    device: torch.device,
+) -> None:
     trial = workloads[0].copy()
     bind(trial)()
-    _timing.wait(device)  # it may write to the host's memory
+    timing.wait(device)  # the op may write to host memory
     result.bit_equal = _equal(trial, expected, workloads[0])
     if result.failed:
         result.error = "the bytes written are not those of the reference"
         return
     del trial
     calls = [bind(workload) for workload in workloads]
-    seconds, copy_seconds = _timing.device_times([calls, copies], device, graph=workloads[0].graph)
+    seconds, copy_seconds = timing.device_times([calls, copies], device, graph=workloads[0].graph)
     result.device_us = seconds * 1e6
     result.copy_us = copy_seconds * 1e6
     if device.type == "cuda":
-        result.host_us = _timing.host_time(calls[0], device, seconds) * 1e6
+        result.host_us = timing.host_time(calls[0], device, seconds) * 1e6
     result.gb_per_s = result.num_bytes / seconds * 1e-9
     result.share_of_copy = copy_seconds / seconds
 
 
 def _equal(trial: Workload, expected: Workload, before: Workload) -> bool:
-    """The written tensors are as expected, and no other has changed."""
+    """Returns whether the written tensors are as expected, and no other has changed."""
     return same_bytes(trial.outputs(), expected.outputs()) and same_bytes(trial.inputs(), before.inputs())
 
 
 def _binder(baseline: Baseline) -> Callable[[Workload], Callable[[], None]]:
     if baseline.compiled:
-        torch.compiler.reset()  # each case is compiled for its own shapes, and does not count as a recompilation
+        torch.compiler.reset()  # or compiling for the shapes of each case would count as recompiling
         function = torch.compile(baseline.function, dynamic=False)
     else:
         function = baseline.function

@@ -1,4 +1,4 @@
-"""Cases of the op that moves blocks between memories, beside one copy of as many bytes the same way."""
+"""Cases of swaps: blocks copied between memories, compared with one copy of as many bytes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Baseline, Case
-from multikv import _cases
-from multikv._cases import Workload
+from multikv.demo import cases as workloads
+from multikv.demo.cases import Workload
 
 DIRECTIONS = {"cuda": ("d2h", "h2d", "d2d"), "cpu": ("h2h",)}
-NUM_BLOCKS = {"4K": 2048, "32K": 2048, "256K": 2048, "2M": 256}  # by size: 512 MiB are enough
+NUM_BLOCKS = {"4K": 2048, "32K": 2048, "256K": 2048, "2M": 256}  # by size of a block; at most 512 MiB in all
 LAYERS = 32
 NUM_BLOCKS_OF_LAYERS = {"4K": 2048, "32K": 256, "256K": 35, "2M": 7}
 QUICK = ("4K", "256K")
@@ -22,12 +22,29 @@ def cases(device: torch.device) -> Iterator[Case]:
     for direction in DIRECTIONS[device.type]:
         baseline = by_index if direction in ("d2d", "h2h") else by_block
         for size, num_blocks in NUM_BLOCKS.items():
-            yield Case.of(_cases.swap_blocks, f"{direction}/{size}", _expect, (baseline,), size in QUICK,
-                          direction=direction, block_bytes=_bytes(size), num_blocks=num_blocks)
-        for size, num_blocks in NUM_BLOCKS_OF_LAYERS.items():  # block by block they would take a second
+            yield Case.of(
+                workloads.swap_blocks,
+                f"{direction}/{size}",
+                _expect,
+                (baseline,),
+                size in QUICK,
+                direction=direction,
+                block_bytes=_bytes(size),
+                num_blocks=num_blocks,
+            )
+        for size, num_blocks in NUM_BLOCKS_OF_LAYERS.items():  # a copy_ of each block would take a second
             baselines = (Baseline("index_copy_ of each layer", _index_layers, _layers),) if baseline is by_index else ()
-            yield Case.of(_cases.swap_blocks_layers, f"{direction}/{LAYERS}x{size}", _expect_layers, baselines, size in QUICK,
-                          direction=direction, block_bytes=_bytes(size), num_blocks=num_blocks, num_layers=LAYERS)
+            yield Case.of(
+                workloads.swap_blocks_layers,
+                f"{direction}/{LAYERS}x{size}",
+                _expect_layers,
+                baselines,
+                size in QUICK,
+                direction=direction,
+                block_bytes=_bytes(size),
+                num_blocks=num_blocks,
+                num_layers=LAYERS,
+            )
 
 
 def _bytes(size: str) -> int:

@@ -1,13 +1,13 @@
-"""More conversations than fit the GPU: their blocks wait in the host's memory, and come back for their next turn.
+"""Offloading: more conversations than fit the GPU, whose blocks are in host memory between their turns.
 
-Every turn one conversation goes on: a model step (matrix products, and the new tokens' K written to the cache) runs on
-one stream, while on another the blocks of the next conversation come in, and those of the ones that have waited longest
-go out to make room, all layers in one call of `swap_blocks_layers`. At the end every token of every conversation is
-compared with what was written.
+In every turn one conversation continues. On one stream a model step runs: matrix products, and a write of the new
+tokens' K to the cache. On another stream the blocks of the next conversation are copied to the device, after those of
+the conversations that have waited longest have been copied to the host to make room. All layers are copied by one call
+of `swap_blocks_layers`. At the end every token of every conversation is compared with what was written.
 
     python examples/offload.py [--device cuda] [--seconds 10] [--megabytes 2048] [--block-kib 32]
 
-Without a GPU "device" and "host" are two places in the host's memory, and the link is a memcpy.
+Without a GPU, "device" and "host" are two pools in host memory, and the link is a memcpy.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import dataclasses
 import random
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 from rich.console import Console
@@ -23,26 +24,27 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import multikv
 
-LAYERS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16  # K of each layer; V would be as much again, in the same calls
+LAYERS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16  # K only; V would be swapped by the same calls
 SPARE_BLOCKS = 8
-FITS_ONE_OF = 4  # so many conversations for one that fits the device
+OVERCOMMIT = 4  # conversations, for each that fits the device
 
 
 @dataclasses.dataclass
 class Conversation:
-    """Its tokens are numbered, and every byte of a token's K says which it is."""
+    """A conversation. Its tokens are numbered, and the K of a token consists of copies of its number."""
 
     first: int  # the number of its token 0
     length: int = 0
-    blocks: list[int] = dataclasses.field(default_factory=list)  # where they are now: on the device, or on the host
+    blocks: list[int] = dataclasses.field(default_factory=list)  # of the device or of the host
     is_on_device: bool = False
 
     def numbers(self, begin: int, device: torch.device) -> torch.Tensor:
+        """Returns the numbers of the tokens from `begin` on."""
         return torch.arange(self.first + begin, self.first + self.length, device=device, dtype=torch.int32)
 
 
 class Link:
-    """Times of the swaps, and what a plain copy reaches."""
+    """Measures the rate of the swaps, and that of a plain copy."""
 
     def __init__(self, device: torch.device, host: torch.Tensor, on_device: torch.Tensor) -> None:
         self.device, self.bytes, self.calls = device, 0, 0
@@ -60,7 +62,8 @@ class Link:
         self.plain_copy, self.bytes, self.seconds, self.calls = max(rates), 0, 0.0, 0
 
     @contextlib.contextmanager
-    def timed(self, num_bytes: int):
+    def timed(self, num_bytes: int) -> Iterator[None]:
+        """Adds a copy of num_bytes to the measurement."""
         self.bytes += num_bytes
         self.calls += 1
         if self.device.type == "cpu":
@@ -75,7 +78,7 @@ class Link:
         self.marks.append(marks)
 
     def rate(self) -> float:
-        """Bytes per second while a swap was going on."""
+        """Returns the bytes per second while swaps were running."""
         for begin, end in self.marks:
             end.synchronize()
             self.seconds += begin.elapsed_time(end) * 1e-3
@@ -84,6 +87,8 @@ class Link:
 
 
 class Engine:
+    """A model's caches on the device, pools on the host, and the conversations that share them."""
+
     def __init__(self, device: torch.device, megabytes: int, block_kib: int, seed: int) -> None:
         self.device, self.random = device, random.Random(seed)
         self.heads = max(1, (block_kib << 10) // (BLOCK_SIZE * HEAD_SIZE * 2))
@@ -91,16 +96,16 @@ class Engine:
         num_blocks = max(64, (megabytes << 20) // (LAYERS * self.block_bytes))
         shape = BLOCK_SIZE, self.heads, HEAD_SIZE
         self.caches = [torch.zeros(num_blocks, *shape, dtype=torch.bfloat16, device=device) for _ in range(LAYERS)]
-        pool = multikv.empty_pinned((LAYERS, FITS_ONE_OF * num_blocks, *shape), torch.bfloat16)
+        pool = multikv.empty_pinned((LAYERS, OVERCOMMIT * num_blocks, *shape), torch.bfloat16)
         if device.type == "cpu":
-            pool.zero_()  # pinned memory is there; ordinary memory comes when it is first written
+            pool.zero_()  # pageable memory is allocated when it is first written
         self.pools = list(pool.unbind(0))
-        self.free_on_device, self.free_on_host = list(range(num_blocks)), list(range(FITS_ONE_OF * num_blocks))
+        self.free_on_device, self.free_on_host = list(range(num_blocks)), list(range(OVERCOMMIT * num_blocks))
         self.random.shuffle(self.free_on_device)
         self.random.shuffle(self.free_on_host)
         self.most_blocks = num_blocks // 8
-        self.resident: OrderedDict[int, Conversation] = OrderedDict()  # those that waited longest first
-        self.conversations = [Conversation(first=i << 16) for i in range(FITS_ONE_OF * 8)]
+        self.resident: OrderedDict[int, Conversation] = OrderedDict()  # the conversation that has waited longest first
+        self.conversations = [Conversation(first=i << 16) for i in range(OVERCOMMIT * 8)]
         size = 2048 if device.type == "cuda" else 64
         self.weights = torch.randn(size, size, dtype=torch.bfloat16, device=device)
         self.scale = torch.ones(1, device=device)
@@ -113,15 +118,17 @@ class Engine:
             self.wait(0)
             self.step(conversation, blocks * BLOCK_SIZE, products=0)
 
-    def on(self, stream: torch.cuda.Stream | None):
+    def on(self, stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
+        """Makes a stream the current one."""
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
     def wait(self, which: int) -> None:
-        """One of the streams for the other: swaps for what was computed, or computing for what was swapped."""
+        """Makes a stream wait for the other: 0, the model, for the swaps; 1, the swaps, for the model."""
         if self.streams[0] is not None:
             self.streams[which].wait_stream(self.streams[1 - which])
 
     def swap(self, conversation: Conversation, targets: list[int]) -> None:
+        """Copies the blocks of a conversation to the blocks `targets` of the other memory."""
         out = conversation.is_on_device
         tensors = (self.caches, self.pools) if out else (self.pools, self.caches)
         mapping = torch.tensor([conversation.blocks, targets], dtype=torch.int64).T.contiguous()
@@ -131,7 +138,7 @@ class Engine:
         conversation.blocks, conversation.is_on_device = targets, not out
 
     def bring(self, conversation: Conversation, busy: Conversation | None = None, room: int = SPARE_BLOCKS) -> None:
-        """Onto the device, with room to grow; `busy` must stay there."""
+        """Brings a conversation onto the device, with `room` free blocks; the conversation `busy` stays there."""
         key = conversation.first
         with self.on(self.streams[1]):
             needed = room + (0 if conversation.is_on_device else len(conversation.blocks))
@@ -145,13 +152,13 @@ class Engine:
         self.resident.move_to_end(key)
 
     def step(self, conversation: Conversation, tokens: int, products: int = 4) -> None:
-        """The model computes, and writes the new tokens' K into the cache."""
+        """Runs a model step, which writes the K of new tokens to the cache."""
         begin = conversation.length
         conversation.length = min(begin + tokens, self.most_blocks * BLOCK_SIZE)
         while len(conversation.blocks) * BLOCK_SIZE < conversation.length:
             conversation.blocks.append(self.free_on_device.pop())
         if conversation.length == begin:
-            return  # it is as long as it may become
+            return  # the conversation has its maximum length
         with self.on(self.streams[0]):
             numbers = conversation.numbers(begin, self.device)
             key = numbers[:, None].expand(-1, self.heads * HEAD_SIZE // 2).contiguous().view(torch.bfloat16)
@@ -163,19 +170,21 @@ class Engine:
                 multikv.reshape_and_cache_flash(key, key, cache, cache, slots, "auto", self.scale, self.scale)
 
     def slots(self, conversation: Conversation) -> torch.Tensor:
+        """Returns the slots of all tokens of a conversation."""
         blocks = torch.tensor(conversation.blocks, dtype=torch.int64)[:, None] * BLOCK_SIZE
-        return (blocks + torch.arange(BLOCK_SIZE)).flatten()[:conversation.length].to(self.device)
+        return (blocks + torch.arange(BLOCK_SIZE)).flatten()[: conversation.length].to(self.device)
 
     def turn(self, current: Conversation) -> Conversation:
-        """One conversation goes on while the next one comes."""
+        """Continues a conversation and brings the next one onto the device; returns the next one."""
         following = self.random.choice([c for c in self.conversations if c is not current])
-        self.wait(0)  # the current one is here
-        self.wait(1)  # the steps before this one, of those that may now leave, are done
+        self.wait(0)  # until the current conversation is on the device
+        self.wait(1)  # until earlier steps are done, whose conversations may be swapped out now
         self.step(current, self.random.randint(1, 32))
         self.bring(following, busy=current)
         return following
 
     def wrong_tokens(self) -> int:
+        """Returns how many tokens do not have the content that was written."""
         wrong = 0
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -183,47 +192,58 @@ class Engine:
             expected = conversation.numbers(0, self.device)
             for tensor in self.caches if conversation.is_on_device else self.pools:
                 blocks = tensor[torch.tensor(conversation.blocks, device=tensor.device)]
-                got = blocks.flatten(0, 1)[:conversation.length].view(torch.int32).flatten(1).to(self.device)
+                got = blocks.flatten(0, 1)[: conversation.length].view(torch.int32).flatten(1).to(self.device)
                 wrong += int((got != expected[:, None]).any(1).sum())
         return wrong
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--megabytes", type=int, default=2048,
-                        help=f"of cache on the device; the host has {FITS_ONE_OF} times that")
-    parser.add_argument("--block-kib", type=int, default=32, help="size of a block in one layer")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU on this host; --device cpu runs the same within the host's memory")
-
-    console = Console()
-    engine = Engine(device, arguments.megabytes, arguments.block_kib, arguments.seed)
+def run(engine: Engine, seconds: float, console: Console) -> int:
+    """Runs turns for some seconds and shows the progress; returns their number."""
     link, turns, current = engine.link, 0, engine.conversations[0]
     engine.bring(current)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
-        task, start = progress.add_task("swapping", total=arguments.seconds), time.monotonic()
-        while (elapsed := time.monotonic() - start) < arguments.seconds:
+        task, start = progress.add_task("swapping", total=seconds), time.monotonic()
+        while (elapsed := time.monotonic() - start) < seconds:
             current = engine.turn(current)
             turns += 1
             if turns % 20 == 0:
                 share = 100 * link.rate() / link.plain_copy
                 text = f"turn {turns}: {link.bytes / 1e9:.1f} GB, {share:.0f}% of the link"
                 progress.update(task, completed=elapsed, description=text)
-        progress.update(task, completed=arguments.seconds)
-    wrong = engine.wrong_tokens()
+        progress.update(task, completed=seconds)
+    return turns
+
+
+def main() -> int:
+    """Runs the example; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=10)
+    cache_size = f"size of the cache on the device; the host has {OVERCOMMIT} times as much"
+    parser.add_argument("--megabytes", type=int, default=2048, help=cache_size)
+    parser.add_argument("--block-kib", type=int, default=32, help="size of a block in one layer")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU on this host; use --device cpu")
+
+    console = Console()
+    engine = Engine(device, options.megabytes, options.block_kib, options.seed)
+    turns = run(engine, options.seconds, console)
+    link, wrong = engine.link, engine.wrong_tokens()
     rate = link.rate()
     tokens = sum(conversation.length for conversation in engine.conversations)
-    console.print(f"{turns} turns of {len(engine.conversations)} conversations, {tokens:,} tokens, of which the device "
-                  f"holds a part: {link.bytes / 1e9:.2f} GB moved in {link.calls} calls, "
-                  f"blocks of {engine.block_bytes >> 10} KiB x {LAYERS} layers")
-    console.print(f"link: {rate / 1e9:.1f} GB/s while swapping, {100 * rate / link.plain_copy:.0f}% of a plain copy's "
-                  f"{link.plain_copy / 1e9:.1f}")
+    console.print(
+        f"{turns} turns of {len(engine.conversations)} conversations, {tokens:,} tokens, of which the device holds a "
+        f"part: {link.bytes / 1e9:.2f} GB copied in {link.calls} calls, blocks of {engine.block_bytes >> 10} KiB x "
+        f"{LAYERS} layers"
+    )
+    console.print(
+        f"link: {rate / 1e9:.1f} GB/s while swapping, {100 * rate / link.plain_copy:.0f}% of a plain copy's "
+        f"{link.plain_copy / 1e9:.1f}"
+    )
     console.print(f"[red]{wrong} tokens are WRONG[/]" if wrong else "all contents are right")
     return 1 if wrong else 0
 

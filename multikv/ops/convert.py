@@ -1,25 +1,34 @@
-"""Whole caches to fp8, or back."""
+"""Conversion of whole caches to fp8 and back."""
 
 import torch
 from torch import Tensor
+
+__all__ = ["convert_fp8"]
 
 _convert_fp8 = torch.ops.multikv.convert_fp8.default
 
 
 def convert_fp8(dst_cache: Tensor, src_cache: Tensor, scale: float, kv_cache_dtype: str) -> None:
-    """Converts floats to fp8, `quantise(x, scale)`, or fp8 to floats, `dequantise(q, scale)`, element by element.
+    """Converts floats to fp8 codes or fp8 codes to floats, element by element.
 
-    One side is fp8 (uint8 or a torch.float8 type), the other float32, float16 or bfloat16, which decides the direction.
+    One of the two tensors is fp8 (uint8 or a torch.float8 type), the other float32, float16 or bfloat16. The op
+    computes `dst_cache = quantise(src_cache, scale)` if dst_cache is fp8, else
+    `dst_cache = dequantise(src_cache, scale)`; see `multikv.ops`.
 
     Args:
-        dst_cache: any shape, written. Any strides, also of the innermost dimension; each element in a place of its own.
-        src_cache: shape of dst_cache; any strides. Both are fastest where they are dense in the same order (after
-            merging neighbours there may be up to 8 strided dimensions).
-        scale: a number, which is rounded to float32.
-        kv_cache_dtype: "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_e4m3fn", "fp8_e4m3fnuz" or "fp8_e5m2fnuz": the format of the
-            side that is fp8; see the text of `multikv.ops`.
+        dst_cache: any shape, written. Any strides, the innermost included, as long as no two elements share memory.
+        src_cache: the shape of dst_cache. Any strides. Conversion is fastest if both tensors are dense in the same
+            order of dimensions. After neighbouring dimensions are merged, at most 8 may remain.
+        scale: a number, rounded to float32.
+        kv_cache_dtype: "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_e4m3fn", "fp8_e4m3fnuz" or "fp8_e5m2fnuz": the format of
+            the fp8 tensor.
 
     Raises:
-        RuntimeError: an argument of a wrong size, dtype, device, stride or format.
+        RuntimeError: an argument has a wrong size, dtype, device, stride or format.
+
+    Example:
+        >>> cache = torch.randn(64, 16, 8, 128, dtype=torch.bfloat16)
+        >>> codes = torch.empty(cache.shape, dtype=torch.float8_e4m3fn)
+        >>> multikv.convert_fp8(codes, cache, 0.02, "fp8_e4m3")
     """
     _convert_fp8(dst_cache, src_cache, scale, kv_cache_dtype)

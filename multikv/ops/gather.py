@@ -1,7 +1,9 @@
-"""The entries of sequences, from a paged cache to consecutive rows."""
+"""Gathers: the entries of sequences, copied from a paged cache to consecutive rows."""
 
 import torch
 from torch import Tensor
+
+__all__ = ["cp_gather_and_upconvert_fp8_kv_cache", "cp_gather_cache", "gather_and_maybe_dequant_cache"]
 
 _cp_gather_cache = torch.ops.multikv.cp_gather_cache.default
 _gather_and_maybe_dequant_cache = torch.ops.multikv.gather_and_maybe_dequant_cache.default
@@ -16,25 +18,31 @@ def cp_gather_cache(
     batch_size: int,
     seq_starts: Tensor | None = None,
 ) -> None:
-    """Copies the cache entries of sequences, found through their block tables, into consecutive rows.
+    """Copies the entries of sequences into consecutive rows, byte for byte.
 
-    `dst[i] = src_cache[block_table[s, p // block_size], p % block_size]` for row i, which is position p of sequence s
-    (see the text of `multikv.ops`).
+    `dst[i] = src_cache[block_table[s, p // block_size], p % block_size]` for every row i, where i holds position p of
+    sequence s (see `multikv.ops`, Sequences).
 
     Args:
-        src_cache: [num_blocks, block_size, *entry], any dtype; entries are copied as bytes. Any strides, the innermost
-            being 1 (after merging neighbours, an entry may have up to 8 strided dimensions).
-        dst: [num_rows, *entry], dtype of src_cache, written. Rows outside [cu_seq_lens[0], cu_seq_lens[-1]) and rows
-            whose block lies past the table's width are left as they were.
-        block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not looked at.
+        src_cache: [num_blocks, block_size, *entry], any dtype. Any strides except that the innermost is 1. After
+            neighbouring dimensions are merged, an entry may have at most 8 dimensions.
+        dst: [num_rows, *entry], the dtype of src_cache, written. Rows outside [cu_seq_lens[0], cu_seq_lens[-1]), and
+            rows whose block lies past the width of block_table, keep their content.
+        block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not checked.
         cu_seq_lens: [batch_size + 1], int32 or int64, not decreasing, not negative, at most num_rows.
         batch_size: number of sequences.
-        seq_starts: [batch_size], int32 or int64: the first position of each sequence to copy; None: 0.
+        seq_starts: [batch_size], int32 or int64: the first position of each sequence that is copied. None: 0.
 
     Raises:
-        RuntimeError: an argument of a wrong rank, size, dtype, device or stride.
-        IndexError: a bound, start or needed block id out of range (on a GPU only when indices are checked; rows with
-            such an index are left as they were).
+        RuntimeError: an argument has a wrong rank, size, dtype, device or stride.
+        IndexError: a bound, a start or a needed block id is out of range (on a GPU only if indices are checked; rows
+            with such an index keep their content).
+
+    Example:
+        >>> cache = torch.randn(64, 16, 576, dtype=torch.bfloat16)
+        >>> block_table = torch.tensor([[3, 7], [5, 0]], dtype=torch.int32)
+        >>> rows = torch.empty(20 + 10, 576, dtype=torch.bfloat16)  # sequences of 20 and of 10 tokens
+        >>> multikv.cp_gather_cache(cache, rows, block_table, torch.tensor([0, 20, 30]), 2)
     """
     _cp_gather_cache(src_cache, dst, block_table, cu_seq_lens, batch_size, seq_starts)
 
@@ -50,30 +58,40 @@ def gather_and_maybe_dequant_cache(
     scale: Tensor,
     seq_starts: Tensor | None = None,
 ) -> None:
-    """As cp_gather_cache, and from an fp8 cache back to floats.
+    """Copies the entries of sequences into consecutive rows, and dequantises them if the cache is fp8.
 
-    `dst[i] = dequantise(src_cache[block_table[s, p // block_size], p % block_size], scale)` for each row i below
-    num_tokens, which is position p of sequence s (see the text of `multikv.ops`). Float formats are copied bit for bit.
+    `dst[i] = dequantise(src_cache[block_table[s, p // block_size], p % block_size], scale)` for every row i below
+    num_tokens, where i holds position p of sequence s (see `multikv.ops`, Sequences). Float formats are copied bit for
+    bit.
 
     Args:
-        src_cache: [num_blocks, block_size, entry_size], dtype of dst, or for fp8 formats uint8 or the matching
-            torch.float8 type. Any strides, the innermost being 1.
+        src_cache: [num_blocks, block_size, entry_size], the dtype of dst, or for fp8 formats uint8 or the matching
+            torch.float8 type. Any strides except that the innermost is 1.
         dst: [>= num_tokens, entry_size], float32, float16 or bfloat16, written. Rows outside
-            [cu_seq_lens[0], min(cu_seq_lens[-1], num_tokens)) and rows whose block lies past the table's width are left
-            as they were.
-        block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not looked at.
-        cu_seq_lens: [batch_size + 1], int32 or int64, not decreasing, not negative; may pass num_tokens.
-        token_to_seq: [>= num_tokens], int32 or int64. A hint that is not needed, and not trusted: cu_seq_lens decides.
-        num_tokens: how many rows to write at most; may be more than cu_seq_lens[-1], so that nobody need know that.
-        kv_cache_dtype: "auto", a float dtype or an fp8 format: see the text of `multikv.ops`.
-        scale: float32, one element, on the op's device, where it is read. Not looked at for float formats.
-        seq_starts: [batch_size], int32 or int64: the first position of each sequence to copy, at any offset of a block;
-            None: 0.
+            [cu_seq_lens[0], min(cu_seq_lens[-1], num_tokens)), and rows whose block lies past the width of block_table,
+            keep their content.
+        block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not checked.
+        cu_seq_lens: [batch_size + 1], int32 or int64, not decreasing, not negative. May exceed num_tokens.
+        token_to_seq: [>= num_tokens], int32 or int64. Accepted for compatibility with vLLM and not read: cu_seq_lens
+            determines the sequences.
+        num_tokens: the largest number of rows to write. May exceed cu_seq_lens[-1], so that the host need not know it.
+        kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
+        scale: float32, one element, on the device of the op. Not read for float formats.
+        seq_starts: [batch_size], int32 or int64: the first position of each sequence that is copied, at any offset of a
+            block. None: 0.
 
     Raises:
-        RuntimeError: an argument of a wrong rank, size, dtype, device, stride or format.
-        IndexError: a bound, start or needed block id out of range (on a GPU only when indices are checked; rows with
-            such an index are left as they were).
+        RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.
+        IndexError: a bound, a start or a needed block id is out of range (on a GPU only if indices are checked; rows
+            with such an index keep their content).
+
+    Example:
+        >>> cache = torch.zeros(64, 16, 576, dtype=torch.float8_e4m3fn)
+        >>> block_table, bounds = torch.tensor([[3, 7], [5, 0]], dtype=torch.int32), torch.tensor([0, 20, 30])
+        >>> rows, token_to_seq = torch.empty(30, 576, dtype=torch.bfloat16), torch.tensor([0] * 20 + [1] * 10)
+        >>> multikv.gather_and_maybe_dequant_cache(
+        ...     cache, rows, block_table, bounds, token_to_seq, 30, "fp8_e4m3", torch.tensor([0.02])
+        ... )
     """
     _gather_and_maybe_dequant_cache(
         src_cache, dst, block_table, cu_seq_lens, token_to_seq, num_tokens, kv_cache_dtype, scale, seq_starts
@@ -91,44 +109,45 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     host_row_ids: Tensor | None = None,
     device_row_ids: Tensor | None = None,
 ) -> None:
-    """As cp_gather_cache, from entries of the format fp8_ds_mla (see the text of `multikv.ops`) to bfloat16.
+    """Copies fp8_ds_mla entries of sequences into consecutive rows, and converts them to bfloat16.
 
-    The 512 codes are multiplied with the scales of their tiles in float32 and rounded to bfloat16, the 64 elements of
-    16 bits copied as they are. Sequence s owns the rows from workspace_starts[s] to where the next one starts, the last
-    one up to the end of dst.
+    The 512 codes of an entry are multiplied by the scales of their tiles in float32 and rounded to bfloat16; its 64
+    elements of 16 bits are copied bit for bit. `multikv.ops` has the layout of the entry. Sequence s owns the rows from
+    workspace_starts[s] to workspace_starts[s + 1]; the last sequence owns all rows to the end of dst.
 
-    With the three host arguments the table's blocks are logical ones, and row `r = block * block_size + offset` of them
-    lies elsewhere: in src_cache, at slot `d = device_row_ids[r]`, if d >= 0; else in row `host_row_ids[r]` of
-    host_cache; if both are negative, nowhere, and the output row is left as it was.
+    If the three host arguments are given, block_table holds logical blocks, and row `r = block * block_size + offset`
+    of the logical cache is mapped:
+
+    - `device_row_ids[r] >= 0`: the entry is in slot `device_row_ids[r]` of src_cache;
+    - else `host_row_ids[r] >= 0`: the entry is in row `host_row_ids[r]` of host_cache;
+    - else there is no entry, and the output row keeps its content.
 
     Args:
-        src_cache: [num_blocks, block_size, 656], uint8 or a float8 e4m3 type; uint8 holds the device's *e4m3*. Any
-            strides, the innermost being 1.
-        dst: [num_rows, 576], bfloat16, written. Rows before workspace_starts[0] and rows whose block lies past the
-            table's width are left as they were.
-        block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not looked at.
-        workspace_starts: [batch_size], int32 or int64, not decreasing, not negative, at most num_rows. May have one
-            element more, which is not looked at.
+        src_cache: [num_blocks, block_size, 656], uint8 or a float8 e4m3 type. The codes of a uint8 cache are the
+            device's native e4m3. Any strides except that the innermost is 1.
+        dst: [num_rows, 576], bfloat16, written. Rows before workspace_starts[0], and rows whose block lies past the
+            width of block_table, keep their content.
+        block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not checked.
+        workspace_starts: [batch_size] or [batch_size + 1], int32 or int64, not decreasing, not negative, at most
+            num_rows. The additional element is not read.
         batch_size: number of sequences.
-        seq_starts: [batch_size], int32 or int64: the first position of each sequence to copy; None: 0.
-        host_cache: [num_host_rows, 656], uint8, on the CPU: pinned memory, unless the op runs on the CPU. All three
-            host arguments are given, or none.
-        host_row_ids: [num_logical_blocks * block_size], int32 or int64. Looked at where device_row_ids is negative.
-        device_row_ids: as host_row_ids, with as many elements.
+        seq_starts: [batch_size], int32 or int64: the first position of each sequence that is copied. None: 0.
+        host_cache: [num_host_rows, 656], uint8, on the CPU. It must be pinned if the op runs on a GPU. Either all three
+            host arguments are given or none.
+        host_row_ids: [num_logical_blocks * block_size], int32 or int64. Read where device_row_ids is negative.
+        device_row_ids: the shape of host_row_ids, int32 or int64.
 
     Raises:
-        RuntimeError: an argument of a wrong rank, size, dtype, device or stride; host_cache is not pinned.
-        IndexError: a bound, start, needed block id or needed row id out of range (on a GPU only when indices are
-            checked; rows with such an index are left as they were).
+        RuntimeError: an argument has a wrong rank, size, dtype, device or stride, or host_cache is not pinned.
+        IndexError: a bound, a start, a needed block id or a needed row id is out of range (on a GPU only if indices are
+            checked; rows with such an index keep their content).
+
+    Example:
+        >>> cache = torch.zeros(64, 16, 656, dtype=torch.uint8)
+        >>> block_table = torch.tensor([[3, 7], [5, 0]], dtype=torch.int32)
+        >>> rows = torch.empty(20 + 10, 576, dtype=torch.bfloat16)  # sequences of 20 and of 10 tokens
+        >>> multikv.cp_gather_and_upconvert_fp8_kv_cache(cache, rows, block_table, torch.tensor([0, 20]), 2)
     """
     _cp_gather_and_upconvert_fp8_kv_cache(
-        src_cache,
-        dst,
-        block_table,
-        workspace_starts,
-        batch_size,
-        seq_starts,
-        host_cache,
-        host_row_ids,
-        device_row_ids,
+        src_cache, dst, block_table, workspace_starts, batch_size, seq_starts, host_cache, host_row_ids, device_row_ids
     )

@@ -1,10 +1,11 @@
-"""Multi-head latent attention (MLA): latents and rotary keys into a paged cache, and queries side by side."""
+"""Multi-head latent attention (MLA): latent vectors and rotary keys written into a paged cache, and its queries."""
 
 import torch
 from torch import Tensor
 
+__all__ = ["concat_and_cache_mla", "concat_and_cache_mla_grouped", "concat_mla_q"]
+
 _concat_and_cache_mla = torch.ops.multikv.concat_and_cache_mla.default
-_concat_and_cache_mla_rope_fused = torch.ops.multikv.concat_and_cache_mla_rope_fused.default
 _concat_and_cache_mla_grouped = torch.ops.multikv.concat_and_cache_mla_grouped.default
 _concat_mla_q = torch.ops.multikv.concat_mla_q.default
 
@@ -18,87 +19,37 @@ def concat_and_cache_mla(
     scale: Tensor,
     skip_scale: bool = False,
 ) -> None:
-    """Writes each token's latent vector and rotary key, side by side, into its slot of a paged cache.
+    """Writes each token's latent vector, followed by its rotary key, into its slot of a paged cache.
 
     `kv_cache[slot // block_size, slot % block_size] = quantise(concat(kv_c[t], k_pe[t]), scale)` with
     `slot = slot_mapping[t]`. Float formats are copied bit for bit.
 
-    kv_cache_dtype "fp8_ds_mla": kv_c is quantised in tiles that have scales of their own, and k_pe copied, or zeros if
-    rope_size is 0, into entries of 656 bytes (see the text of `multikv.ops`).
+    With kv_cache_dtype "fp8_ds_mla" the entry has 656 bytes (`multikv.ops` has its layout): kv_c is quantised in tiles
+    with their own scales, and k_pe is copied, or zeros are stored if rope_size is 0.
 
     Args:
-        kv_c: [>= num_tokens, latent_size], float32, float16 or bfloat16. fp8_ds_mla: latent_size 512, 16 bits.
-        k_pe: [>= num_tokens, rope_size], dtype of kv_c; rope_size may be 0. fp8_ds_mla: 64 or 0.
-        kv_cache: [num_blocks, block_size, latent_size + rope_size], written. Any strides, the innermost being 1. dtype:
-            kv_c's, or for fp8 formats uint8 or the matching torch.float8 type. fp8_ds_mla: 656 bytes in the last
-            dimension, as uint8 or a float8 e4m3 type, or in any elements of 2 or 4 bytes.
-        slot_mapping: [num_tokens], int64 or int32.
-        kv_cache_dtype: "auto", a float dtype, an fp8 format or "fp8_ds_mla".
-        scale: float32, one element, on the op's device, where it is read. Not looked at for float formats and
-            fp8_ds_mla, and with skip_scale.
-        skip_scale: the scale is 1.
+        kv_c: [>= num_tokens, latent_size], float32, float16 or bfloat16. fp8_ds_mla: latent_size is 512 and the dtype
+            has 16 bits.
+        k_pe: [>= num_tokens, rope_size], the dtype of kv_c. rope_size may be 0. fp8_ds_mla: rope_size is 64 or 0.
+        kv_cache: [num_blocks, block_size, latent_size + rope_size], written. Any strides except that the innermost is
+            1. The dtype of kv_c, or for fp8 formats uint8 or the matching torch.float8 type. fp8_ds_mla: the last
+            dimension has 656 bytes, as uint8, a float8 e4m3 type, or any dtype of 2 or 4 bytes.
+        slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
+        kv_cache_dtype: "auto", a float dtype, an fp8 format or "fp8_ds_mla"; see `multikv.ops`.
+        scale: float32, one element, on the device of the op. Not read for float formats, for fp8_ds_mla and with
+            skip_scale.
+        skip_scale: use the scale 1.
 
     Raises:
-        RuntimeError: an argument of a wrong rank, size, dtype, device, stride or format.
-        IndexError: a slot past the end of the cache (on a GPU only when indices are checked).
+        RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.
+        IndexError: a slot is past the end of the cache (on a GPU only if indices are checked).
+
+    Example:
+        >>> kv_c, k_pe = torch.randn(100, 512, dtype=torch.bfloat16), torch.randn(100, 64, dtype=torch.bfloat16)
+        >>> cache, slots = torch.zeros(64, 16, 576, dtype=torch.float8_e4m3fn), torch.randperm(64 * 16)[:100]
+        >>> multikv.concat_and_cache_mla(kv_c, k_pe, cache, slots, "fp8_e4m3", torch.tensor([0.02]))
     """
     _concat_and_cache_mla(kv_c, k_pe, kv_cache, slot_mapping, kv_cache_dtype, scale, skip_scale)
-
-
-def concat_and_cache_mla_rope_fused(
-    positions: Tensor,
-    q_pe: Tensor,
-    k_pe: Tensor,
-    kv_c: Tensor,
-    cos_sin_cache: Tensor,
-    is_neox: bool,
-    slot_mapping: Tensor,
-    kv_cache: Tensor,
-    kv_cache_dtype: str,
-    kv_cache_scale: Tensor,
-) -> None:
-    """Rotates the rotary parts of queries and key in place, and then does as concat_and_cache_mla.
-
-    A pair (x, y) becomes `(x * cos - y * sin, y * cos + x * sin)` with the token's row of cos_sin_cache. Rounding is
-    that of eager PyTorch: each product and the sum to the dtype of q_pe, or, with a float32 table, to float32 and then
-    once to the dtype of q_pe.
-
-    A token with a negative slot is rotated and not cached; so is, on a GPU, one with a slot past the end. One with a
-    position outside the table is, on a GPU, neither rotated nor cached.
-
-    Args:
-        positions: [>= num_tokens], int64 or int32: a row of cos_sin_cache each.
-        q_pe: [>= num_tokens, num_heads, rope_size], float32, float16 or bfloat16, rotated in place. Any strides, the
-            innermost being 1.
-        k_pe: [>= num_tokens, rope_size] or [>= num_tokens, 1, rope_size], dtype of q_pe, rotated in place. rope_size is
-            even.
-        kv_c: [>= num_tokens, latent_size], dtype of q_pe.
-        cos_sin_cache: [num_positions, rope_size], rope_size / 2 cosines and then as many sines; dtype of q_pe, or
-            float32.
-        is_neox: pairs are the elements i and i + rope_size / 2; else 2i and 2i + 1.
-        slot_mapping: [num_tokens], int64 or int32.
-        kv_cache: as for concat_and_cache_mla, written.
-        kv_cache_dtype: "auto", a float dtype, an fp8 format or "fp8_ds_mla".
-        kv_cache_scale: float32, one element, on the op's device, where it is read. Not looked at for float formats and
-            fp8_ds_mla.
-
-    Raises:
-        RuntimeError: an argument of a wrong rank, size, dtype, device, stride or format.
-        IndexError: a slot past the end of the cache, or a position outside cos_sin_cache (on a GPU only when indices
-            are checked).
-    """
-    _concat_and_cache_mla_rope_fused(
-        positions,
-        q_pe,
-        k_pe,
-        kv_c,
-        cos_sin_cache,
-        is_neox,
-        slot_mapping,
-        kv_cache,
-        kv_cache_dtype,
-        kv_cache_scale,
-    )
 
 
 def concat_and_cache_mla_grouped(
@@ -113,28 +64,38 @@ def concat_and_cache_mla_grouped(
     kv_cache_dtype: str = "auto",
     num_blocks: int = -1,
 ) -> None:
-    """concat_and_cache_mla of all layers in one launch, with the same bytes. Caches are named by their addresses.
+    """Does what concat_and_cache_mla does for all layers in one launch, with caches given by address.
 
-    Nothing can be checked of the memory at those addresses: that it is there, on this device, aligned to the cache's
-    elements and large enough is the caller's word. kv_cache_ptrs stands for it in the schema, as written.
+    *Unsafe*: the memory at the addresses cannot be checked. The caller guarantees that it exists on the device of the
+    op, is aligned to the elements of the cache, and is large enough. The schema marks kv_cache_ptrs as written, in
+    place of the memory that it points to.
 
     Args:
         kv_c: [num_layers, >= num_tokens, latent_size], float32, float16 or bfloat16.
-        k_pe: [num_layers, >= num_tokens, rope_size], dtype of kv_c; rope_size may be 0.
-        kv_cache_ptrs: [num_layers], int64, on the op's device: the address of each layer's cache, an array
-            [num_blocks, block_size, latent_size + rope_size] of kv_c's dtype, or of fp8 codes. The arrays are written,
-            kv_cache_ptrs is not.
-        slot_mapping: [num_layers, num_tokens], int64 or int32; one row for all if expanded (layer stride 0).
+        k_pe: [num_layers, >= num_tokens, rope_size], the dtype of kv_c. rope_size may be 0.
+        kv_cache_ptrs: [num_layers], int64, on the device of the op: the address of each layer's cache, an array
+            [num_blocks, block_size, latent_size + rope_size] of kv_c's dtype or of fp8 codes. The arrays are written,
+            kv_cache_ptrs itself is not.
+        slot_mapping: [num_layers, num_tokens], int32 or int64. One row for all layers may be expanded (layer stride 0).
         block_size: slots of a block, at least 1.
-        block_stride: from a block of a cache to the next, in elements of the cache.
-        entry_stride: from a slot of a block to the next, in elements of the cache.
-        kv_scales: [num_layers], float32, on the op's device. Needed for fp8 formats, not looked at for others.
-        kv_cache_dtype: "auto", a float dtype or an fp8 format. "fp8" and "fp8_e4m3" mean what they do for uint8.
-        num_blocks: of each cache. -1: unknown; then the caller vouches for the slots.
+        block_stride: distance from a block of a cache to the next, in elements of the cache.
+        entry_stride: distance from a slot of a block to the next, in elements of the cache.
+        kv_scales: [num_layers], float32, on the device of the op. Required for fp8 formats, not read for others.
+        kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`. "fp8" and "fp8_e4m3" have the meaning
+            that they have for a uint8 cache.
+        num_blocks: number of blocks of each cache. -1: unknown; the caller then guarantees that all slots exist.
 
     Raises:
-        RuntimeError: an argument of a wrong rank, size, dtype, device, stride or format.
-        IndexError: with num_blocks, a slot past the end of the cache (on a GPU only when indices are checked).
+        RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.
+        IndexError: a slot is past the end of the cache and num_blocks is given (on a GPU only if indices are checked).
+
+    Example:
+        >>> kv_c = torch.randn(4, 100, 512, dtype=torch.bfloat16)  # 4 layers, 100 tokens
+        >>> k_pe = torch.randn(4, 100, 64, dtype=torch.bfloat16)
+        >>> caches = [torch.zeros(64, 16, 576, dtype=torch.bfloat16) for _ in range(4)]
+        >>> addresses = torch.tensor([cache.data_ptr() for cache in caches])
+        >>> slots = torch.randperm(64 * 16)[:100].expand(4, -1)
+        >>> multikv.concat_and_cache_mla_grouped(kv_c, k_pe, addresses, slots, 16, 16 * 576, 576, num_blocks=64)
     """
     _concat_and_cache_mla_grouped(
         kv_c,
@@ -151,15 +112,19 @@ def concat_and_cache_mla_grouped(
 
 
 def concat_mla_q(ql_nope: Tensor, q_pe: Tensor, q_out: Tensor) -> None:
-    """Puts the two parts of MLA's queries side by side: `q_out[t, h] = concat(ql_nope[t, h], q_pe[t, h])`, bit for bit.
+    """Concatenates the two parts of MLA's queries: `q_out[t, h] = concat(ql_nope[t, h], q_pe[t, h])`, bit for bit.
 
     Args:
-        ql_nope: [num_tokens, num_heads, nope_size], any dtype. Any strides, the innermost being 1.
-        q_pe: [num_tokens, num_heads, rope_size], dtype of ql_nope; strides likewise.
-        q_out: [num_tokens, >= num_heads, nope_size + rope_size], dtype of ql_nope, written; strides likewise. Heads
-            past num_heads are left as they were.
+        ql_nope: [num_tokens, num_heads, nope_size], any dtype. Any strides except that the innermost is 1.
+        q_pe: [num_tokens, num_heads, rope_size], the dtype of ql_nope. Strides as for ql_nope.
+        q_out: [num_tokens, >= num_heads, nope_size + rope_size], the dtype of ql_nope, written. Strides as for ql_nope.
+            Heads past num_heads keep their content.
 
     Raises:
-        RuntimeError: an argument of a wrong rank, size, dtype, device or stride.
+        RuntimeError: an argument has a wrong rank, size, dtype, device or stride.
+
+    Example:
+        >>> nope, rope = torch.randn(100, 128, 512, dtype=torch.bfloat16), torch.randn(100, 128, 64).bfloat16()
+        >>> multikv.concat_mla_q(nope, rope, torch.empty(100, 128, 576, dtype=torch.bfloat16))
     """
     _concat_mla_q(ql_nope, q_pe, q_out)

@@ -1,9 +1,11 @@
-"""Blocks between the memories of GPUs and their host."""
+"""Swaps: copies of blocks between the memories of GPUs and their host. See docs/swap.md."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+__all__ = ["swap_blocks", "swap_blocks_batch", "swap_blocks_layers"]
 
 _swap_blocks = torch.ops.multikv.swap_blocks.default
 _swap_blocks_layers = torch.ops.multikv.swap_blocks_layers.default
@@ -11,27 +13,35 @@ _swap_blocks_batch = torch.ops.multikv.swap_blocks_batch.default
 
 
 def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mapping: Tensor) -> None:
-    """Copies blocks (it does not exchange them): of a GPU to the host, back, within a GPU, to another, within the host.
+    """Copies blocks from GPU to host, host to GPU, within a GPU, from GPU to GPU, or within the host.
 
-    For every pair (s, d) of block_mapping, block_size_in_bytes bytes from byte `s * block_size_in_bytes` of src to byte
-    `d * block_size_in_bytes` of dst. All pairs are checked, on every device, before anything is copied.
+    For every pair (s, d) of block_mapping, block_size_in_bytes bytes are copied from byte `s * block_size_in_bytes` of
+    src to byte `d * block_size_in_bytes` of dst. Blocks are copied, not exchanged. All pairs are checked, on every
+    device, before anything is copied.
 
-    On a GPU it is asynchronous, on the current stream, if the host's side is pinned (multikv.empty_pinned); memory that
-    is not pinned works too, and then the call returns when it is done. block_mapping may be changed or freed as soon as
-    the call returns. Neighbours are copied as one. What copies, a kernel or a copy engine: docs/swap.md.
+    On a GPU the copy is asynchronous, on the current stream, if the host memory is pinned (see multikv.empty_pinned).
+    With pageable host memory the call returns when the copy is done. block_mapping may be changed or freed as soon as
+    the call returns. Runs of neighbouring blocks are copied as one. docs/swap.md says whether a kernel or a copy engine
+    copies them.
 
     Args:
         src: any shape and dtype, contiguous, on the CPU or a GPU.
-        dst: likewise, written; need not be of src's shape or dtype. Between two GPUs, the call takes its turn in the
-            current streams of both.
-        block_size_in_bytes: at least 1.
-        block_mapping: [num_pairs, 2], int64, on the CPU: blocks of src and of dst. No two pairs have one dst, and none
-            reads what another, or itself, writes. One block of src may go to several of dst.
+        dst: any shape and dtype, contiguous, on the CPU or a GPU, written. Shape and dtype may differ from those of
+            src. Between two GPUs the copy is ordered in the current streams of both.
+        block_size_in_bytes: at least 1. For a whole block of a cache it is `cache[0].nbytes`.
+        block_mapping: [num_pairs, 2], int64, on the CPU: block of src, block of dst. No two pairs have the same block
+            of dst, and no pair reads what another pair, or it itself, writes. A block of src may be copied to several
+            blocks of dst.
 
     Raises:
-        RuntimeError: an argument of a wrong rank, size, dtype, device or stride; two pairs with one dst; a block that
-            is both read and written; an error of the copy.
-        IndexError: a block outside src or dst.
+        RuntimeError: an argument has a wrong rank, size, dtype, device or stride, two pairs have the same block of dst,
+            a block is both read and written, or the copy fails.
+        IndexError: a block is outside src or dst.
+
+    Example:
+        >>> cache = torch.zeros(64, 16, 8, 128, dtype=torch.bfloat16, device="cuda")
+        >>> pool = multikv.empty_pinned((256, 16, 8, 128), torch.bfloat16)
+        >>> multikv.swap_blocks(cache, pool, cache[0].nbytes, torch.tensor([[3, 100], [5, 101]]))
     """
     _swap_blocks(src, dst, block_size_in_bytes, block_mapping)
 
@@ -39,46 +49,55 @@ def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mappin
 def swap_blocks_layers(
     src: Sequence[Tensor], dst: Sequence[Tensor], block_size_in_bytes: int, block_mapping: Tensor
 ) -> None:
-    """swap_blocks for every pair of tensors (src[i], dst[i]), with one mapping for all, checked once and submitted once.
+    """Does what swap_blocks does for every pair of tensors (src[i], dst[i]), with one mapping for all layers.
+
+    The mapping is checked once, and all copies are submitted together.
 
     Args:
-        src: one tensor per layer, each as in swap_blocks; all on one device.
-        dst: as many, likewise, written; all on one device. Of what is written nothing overlaps, nor is it read,
-            whatever the layer.
-        block_size_in_bytes: at least 1, in all layers the same.
-        block_mapping: [num_pairs, 2], int64, on the CPU, as in swap_blocks; every block lies inside the tensors of
-            every layer.
+        src: one tensor per layer, each as in swap_blocks, all on one device.
+        dst: as many tensors, each as in swap_blocks, all on one device, written. What is written overlaps nothing else
+            that is written or read, in any layer.
+        block_size_in_bytes: at least 1, the same for all layers.
+        block_mapping: [num_pairs, 2], int64, on the CPU, as in swap_blocks. Every block is inside the tensors of every
+            layer.
 
     Raises:
-        RuntimeError: as swap_blocks; lists of different lengths.
-        IndexError: a block outside one of the tensors.
+        RuntimeError: as for swap_blocks, or the lists have different lengths.
+        IndexError: a block is outside one of the tensors.
+
+    Example:
+        >>> caches = [torch.zeros(64, 16, 576, dtype=torch.bfloat16, device="cuda") for _ in range(32)]
+        >>> pools = multikv.empty_pinned((32, 256, 16, 576), torch.bfloat16).unbind()
+        >>> multikv.swap_blocks_layers(caches, pools, caches[0][0].nbytes, torch.tensor([[3, 100], [5, 101]]))
     """
     _swap_blocks_layers(src, dst, block_size_in_bytes, block_mapping)
 
 
-def swap_blocks_batch(
-    src_ptrs: Tensor, dst_ptrs: Tensor, sizes: Tensor, is_src_access_order_any: bool = False
-) -> None:
-    """Copies between addresses, those of any memory: `sizes[i]` bytes from `src_ptrs[i]` to `dst_ptrs[i]`.
+def swap_blocks_batch(src_ptrs: Tensor, dst_ptrs: Tensor, sizes: Tensor, is_src_access_order_any: bool = False) -> None:
+    """Copies `sizes[i]` bytes from address `src_ptrs[i]` to address `dst_ptrs[i]`, for every i, in any memories.
 
-    *Unsafe*: the caller vouches for every address, that it stays valid until the copy is done, and that nothing is
-    written that this call also reads or writes elsewhere. An address that no memory is at is found and raised where
-    the driver can tell (freed, or never there); one inside memory that is somebody else's cannot be. The safe form of
-    it is swap_blocks_layers.
+    *Unsafe*: the caller guarantees that every address is valid until the copy is done, and that nothing that is written
+    is also read or written by another copy of the call. An address without memory raises an error where the driver can
+    tell; an address inside foreign memory cannot be detected. swap_blocks_layers is the safe form.
 
-    Where a GPU's library is loaded and the process uses a GPU, copies are asynchronous on the current stream of the
-    current device, if all memory of the host in it is pinned. Else they are done when the call returns.
+    If a GPU library is loaded and the process has used a GPU, the copies are asynchronous on the current stream of the
+    current device, provided that all host memory among them is pinned. Otherwise the call returns when they are done.
 
     Args:
         src_ptrs: [num_copies], int64, on the CPU.
-        dst_ptrs: [num_copies], int64, on the CPU. What it points to is written; it counts as written itself, so that a
-            compiler keeps the call.
-        sizes: [num_copies], int64, on the CPU, in bytes; 0: nothing is copied.
-        is_src_access_order_any: sources may be read at any time from the call on, before earlier work on the stream is
-            done: for sources that nobody writes. Only copies in batches by the copy engines make use of it.
+        dst_ptrs: [num_copies], int64, on the CPU. The memory that it points to is written. The schema marks dst_ptrs
+            itself as written, so that a compiler keeps the call.
+        sizes: [num_copies], int64, on the CPU, in bytes. A size of 0 copies nothing.
+        is_src_access_order_any: sources may be read at any time after the call, also before earlier work on the stream
+            is done. For sources that nothing writes. Only batched copies by the copy engines make use of it.
 
     Raises:
-        RuntimeError: an argument of a wrong rank, size, dtype or device; a size below 0; an address at which there is
-            no memory; an error of the copy.
+        RuntimeError: an argument has a wrong rank, size, dtype or device, a size is negative, there is no memory at an
+            address, or the copy fails.
+
+    Example:
+        >>> src, dst = torch.randn(1024), torch.empty(1024)
+        >>> addresses = (torch.tensor([x.data_ptr()]) for x in (src, dst))
+        >>> multikv.swap_blocks_batch(*addresses, torch.tensor([src.nbytes]))
     """
     _swap_blocks_batch(src_ptrs, dst_ptrs, sizes, is_src_access_order_any)

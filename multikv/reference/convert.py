@@ -1,11 +1,14 @@
-"""A cache from floats to fp8, or back."""
+"""Conversion of whole caches to fp8 and back."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..formats import Family
 from .formats import bits, dequantise, fp8_format, quantise
+
+__all__ = ["convert_fp8"]
 
 
 def convert_fp8(
@@ -16,14 +19,17 @@ def convert_fp8(
     *,
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    """Of equal shapes: quantise(src_cache, scale) if that has floats of 16 or 32 bits, or else float(code) * scale.
+    """Writes quantise(src_cache, scale) if src_cache has floats of 16 or 32 bits, else float(code) * scale.
 
-    The scale is rounded to float32 first, and the product once to the dtype of dst_cache.
+    Both have the same shape. The scale is first rounded to float32. The product is rounded once, to the dtype of
+    dst_cache.
     """
+    to_fp8 = src_cache.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    fp8_dtype = dst_cache.dtype if to_fp8 else src_cache.dtype
+    format = fp8_format(kv_cache_dtype, fp8_dtype, e4m3_of_bytes, Family.CONVERT)
+    assert format is not None  # the family accepts no float format
     factor = torch.tensor(scale, dtype=torch.float64).float()
-    if src_cache.dtype in (torch.float32, torch.float16, torch.bfloat16):
-        format = fp8_format(kv_cache_dtype, dst_cache.dtype, e4m3_of_bytes)
+    if to_fp8:
         bits(dst_cache).copy_(quantise(src_cache, factor, format))
     else:
-        format = fp8_format(kv_cache_dtype, src_cache.dtype, e4m3_of_bytes)
         dst_cache.copy_(dequantise(bits(src_cache), factor, format).to(dst_cache.dtype))

@@ -1,39 +1,15 @@
-"""fp8 codes and numbers, and what else the ops share."""
+"""fp8 codes and their values, and what else the reference functions share."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..formats import FP8_FORMATS, ElementChoice, Family, Fp8Format, find
 
-class Fp8Format(NamedTuple):
-    """A code is a sign bit, an exponent field and `mantissa_bits` of mantissa."""
-
-    mantissa_bits: int
-    bias: int
-    nan: int  # the code that NaN is stored as
-    nans: frozenset[int]
-    infinities: frozenset[int]
-    dtype: torch.dtype
-
-    @property
-    def has_negative_zero(self) -> bool:
-        return 0x80 not in self.nans
-
-
-# e4m3fn, e5m2: "FP8 Formats for Deep Learning" (Micikevicius et al. 2022), OCP 8-bit floating point specification.
-# fnuz: "8-bit Numerical Formats for Deep Neural Networks" (Noune et al. 2022).
-FP8_FORMATS = {
-    "e4m3fn": Fp8Format(3, 7, 0x7F, frozenset({0x7F, 0xFF}), frozenset(), torch.float8_e4m3fn),
-    "e5m2": Fp8Format(
-        2, 15, 0x7F, frozenset({0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF}), frozenset({0x7C, 0xFC}), torch.float8_e5m2
-    ),
-    "e4m3fnuz": Fp8Format(3, 8, 0x80, frozenset({0x80}), frozenset(), torch.float8_e4m3fnuz),
-    "e5m2fnuz": Fp8Format(2, 16, 0x80, frozenset({0x80}), frozenset(), torch.float8_e5m2fnuz),
-}
+__all__ = ["FP8_FORMATS", "Fp8Format", "decode_fp8", "dequantise", "encode_fp8", "fp8_format", "quantise"]
 
 
 def _value_of(code: int, format: Fp8Format) -> float:
@@ -55,12 +31,15 @@ def _fp8_table(format: str) -> Tensor:
 
 
 def decode_fp8(codes: Tensor, format: str) -> Tensor:
-    """uint8 codes -> float32, on the CPU. Exact: every fp8 value is a float32."""
+    """Returns the values of uint8 codes as float32, on the CPU. It is exact: every fp8 value is a float32."""
     return _fp8_table(format)[codes.cpu().long()].float()
 
 
 def encode_fp8(x: Tensor, format: str) -> Tensor:
-    """float32 -> the uint8 code of the nearest value, on the CPU; ties to the even code. Saturates, infinities too."""
+    """Returns the uint8 code of the value nearest to each float32, on the CPU.
+
+    Ties go to the even code. Values past the largest finite one, and infinities, become that one.
+    """
     layout = FP8_FORMATS[format]
     values = _fp8_table(format)[:0x80]
     values = values[values.isfinite()]  # increasing, and value i has code i
@@ -76,38 +55,49 @@ def encode_fp8(x: Tensor, format: str) -> Tensor:
 
 
 def quantise(x: Tensor, scale: Tensor, format: str) -> Tensor:
-    """encode(float32(x) / scale): one IEEE division, whatever the scale."""
+    """Returns encode_fp8(float32(x) / scale), with one IEEE division, whatever the scale."""
     return encode_fp8(x.cpu().float() / scale.cpu().float(), format)
 
 
 def dequantise(codes: Tensor, scale: Tensor, format: str) -> Tensor:
-    """decode(code) * scale, in float32."""
+    """Returns decode_fp8(codes) * scale, in float32."""
     return decode_fp8(codes, format) * scale.cpu().float()
 
 
-def fp8_format(kv_cache_dtype: str, cache_dtype: torch.dtype, e4m3_of_bytes: str = "e4m3fn") -> str | None:
-    """The fp8 format that a cache has, or None for one that stores floats as they come.
+def e4m3_format(cache_dtype: torch.dtype, e4m3_of_bytes: str) -> str:
+    """Returns the e4m3 format that a cache of a torch.float8 dtype, or of uint8, holds."""
+    if cache_dtype == torch.uint8:
+        return e4m3_of_bytes
+    return {FP8_FORMATS[name].dtype: name for name in ("e4m3fn", "e4m3fnuz")}[cache_dtype]
 
-    `fp8` and `fp8_e4m3` take a float8 cache as what it is; `e4m3_of_bytes` is what a uint8 cache means to the device.
+
+def fp8_format(
+    kv_cache_dtype: str, cache_dtype: torch.dtype, e4m3_of_bytes: str = "e4m3fn", family: Family = Family.MLA
+) -> str | None:
+    """Returns the fp8 format of a cache, or None for a cache of floats.
+
+    Args:
+        kv_cache_dtype: a name that the ops of the family accept.
+        cache_dtype: dtype of the cache. The names that leave the e4m3 format open ("fp8", "fp8_e4m3") take a float8
+            cache as what it is.
+        e4m3_of_bytes: the format that such a name means for a uint8 cache.
+        family: ops to which the name means something.
     """
-    if kv_cache_dtype in ("auto", "float32", "float16", "bfloat16"):
-        return None
-    if kv_cache_dtype in ("fp8", "fp8_e4m3"):
-        if cache_dtype == torch.uint8:
-            return e4m3_of_bytes
-        return {FP8_FORMATS[name].dtype: name for name in ("e4m3fn", "e4m3fnuz")}[cache_dtype]
-    return kv_cache_dtype.removeprefix("fp8_")
+    row = find(kv_cache_dtype, family)
+    if row.choice is ElementChoice.E4M3:
+        return e4m3_format(cache_dtype, e4m3_of_bytes)
+    return row.codec.element.name if row.codec.is_fp8 else None
 
 
 def bits(x: Tensor) -> Tensor:
-    """The same memory as integers, so that a copy is a copy of bits."""
+    """Returns a view of the same memory as integers, so that a copy is a copy of bits."""
     if x.is_complex():
         x = torch.view_as_real(x)
     return x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
 def tokens_and_slots(slot_mapping: Tensor, num_slots: int, bad_indices: str) -> tuple[list[int], list[int]]:
-    """The tokens that have a slot, and the slot of each."""
+    """Returns the tokens that have a slot, and the slot of each."""
     slots = slot_mapping.tolist()
     for token, slot in enumerate(slots):
         if slot >= num_slots and bad_indices == "raise":
@@ -116,5 +106,6 @@ def tokens_and_slots(slot_mapping: Tensor, num_slots: int, bad_indices: str) -> 
     return tokens, [slots[token] for token in tokens]
 
 
-def bad_index(argument: str, position: object, value: int) -> IndexError:
+def bad_index(argument: str, position: object, value: object) -> IndexError:
+    """Returns the error for an index that is out of range."""
     return IndexError(f"{argument}[{position}] is {value}")

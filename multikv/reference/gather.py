@@ -1,4 +1,4 @@
-"""Sequences out of the cache."""
+"""The entries of sequences, copied from a paged cache to consecutive rows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .formats import bad_index, bits, dequantise, fp8_format
-from .tiles import NOPE, ROPE_BYTES, TILE
+from ..formats import DS_MLA_ENTRY
+from .formats import bad_index, bits, dequantise, e4m3_format, fp8_format
+from .tiles import NOPE, TILE
+
+__all__ = ["cp_gather_and_upconvert_fp8_kv_cache", "cp_gather_cache", "gather_and_maybe_dequant_cache"]
 
 
 def check_bounds(argument: str, bounds: Sequence[int], num_rows: float) -> None:
-    """Sequence bounds do not decrease and do not leave the output. Those that do raise, whatever `bad_indices` is."""
+    """Raises an error if sequence bounds decrease or exceed the output, in either mode of bad_indices."""
     for s, bound in enumerate(bounds):
         if not (bounds[s - 1] if s else 0) <= bound <= num_rows:
             raise bad_index(argument, s, bound)
@@ -27,11 +30,11 @@ def sequence_rows(
     block_size: int,
     bad_indices: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output rows, and the block and the offset in it that each is read from.
+    """Returns output rows, and the block and the offset that each is read from.
 
-    Row i belongs to the sequence s with bounds[s] <= i < bounds[s + 1], and is position i - bounds[s] + seq_starts[s]
-    of it. Rows whose logical block lies past the table's width are not among them; other entries of the table than
-    those needed are not looked at.
+    Row i belongs to the sequence s with bounds[s] <= i < bounds[s + 1], and holds its position
+    i - bounds[s] + seq_starts[s]. Rows whose logical block lies past the width of the table are left out. Entries of
+    the table that no row needs are not checked.
     """
     table, blocks_per_sequence = block_table.tolist(), block_table.shape[1]
     starts = [0] * len(table) if seq_starts is None else seq_starts.tolist()
@@ -62,15 +65,17 @@ def cp_gather_cache(
     *,
     bad_indices: str = "raise",
 ) -> None:
-    """dst[i] = src_cache[block_table[s, p // B], p % B], with p = i - cu_seq_lens[s] + seq_starts[s]. Copies bits.
+    """Copies dst[i] = src_cache[block_table[s, p // B], p % B], bit for bit; p = i - cu_seq_lens[s] + seq_starts[s].
 
     src_cache [N, B, ...]; dst [total, ...]; block_table [S, blocks of a sequence]; cu_seq_lens [S + 1]; seq_starts [S].
     Row i belongs to the sequence s with cu_seq_lens[s] <= i < cu_seq_lens[s + 1]. Rows of no sequence, and rows whose
-    logical block lies past the table's width, are left as they were. Bad sequence bounds raise in either mode.
+    logical block lies past the width of the table, keep their content. Bad sequence bounds raise an error in either
+    mode of bad_indices.
     """
     bounds = cu_seq_lens.tolist()
     check_bounds("cu_seq_lens", bounds, dst.shape[0])
-    rows, blocks, offsets = sequence_rows(block_table, bounds, seq_starts, *src_cache.shape[:2], bad_indices)
+    num_blocks, block_size = src_cache.shape[:2]
+    rows, blocks, offsets = sequence_rows(block_table, bounds, seq_starts, num_blocks, block_size, bad_indices)
     bits(dst)[rows] = bits(src_cache)[blocks, offsets].to(dst.device)
 
 
@@ -88,21 +93,47 @@ def gather_and_maybe_dequant_cache(
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    """As cp_gather_cache, of entries [E], and dst[i] = src_cache[...] * scale if the cache is fp8.
+    """Does what cp_gather_cache does for entries [E], with dst[i] = src_cache[...] * scale if the cache is fp8.
 
-    Rows from num_tokens on are left as they were, and what only they would need is not looked at. num_tokens may be
-    larger than cu_seq_lens[S]. token_to_seq is not used: cu_seq_lens says it all.
+    Rows from num_tokens on keep their content, and indices that only they would need are not checked. num_tokens may
+    exceed cu_seq_lens[S]. token_to_seq is not used: cu_seq_lens determines the sequences.
     """
     bounds = cu_seq_lens.tolist()
     check_bounds("cu_seq_lens", bounds, math.inf)
     bounds = [min(bound, num_tokens) for bound in bounds]
-    rows, blocks, offsets = sequence_rows(block_table, bounds, seq_starts, *src_cache.shape[:2], bad_indices)
+    num_blocks, block_size = src_cache.shape[:2]
+    rows, blocks, offsets = sequence_rows(block_table, bounds, seq_starts, num_blocks, block_size, bad_indices)
     entries = bits(src_cache)[blocks, offsets]
     format = fp8_format(kv_cache_dtype, src_cache.dtype, e4m3_of_bytes)
     if format is None:
         bits(dst)[rows] = entries.to(dst.device)
     else:
         dst[rows] = dequantise(entries, scale, format).to(dst)
+
+
+def _ds_mla_entry(
+    row: int,
+    src_cache: Tensor,
+    host_cache: Tensor | None,
+    host_row_ids: Tensor | None,
+    device_row_ids: Tensor | None,
+    bad_indices: str,
+) -> Tensor | None:
+    """Returns the bytes of a row of the logical cache; None if it has no entry, or a bad index that is skipped."""
+    num_blocks, block_size = src_cache.shape[:2]
+    slot = row if device_row_ids is None else int(device_row_ids[row])
+    if 0 <= slot < num_blocks * block_size:
+        return src_cache.view(torch.uint8)[slot // block_size, slot % block_size]
+    if slot >= 0:
+        if bad_indices == "raise":
+            raise bad_index("device_row_ids", row, slot)
+        return None
+    assert host_cache is not None  # all three host arguments are given or none
+    assert host_row_ids is not None
+    host_row = int(host_row_ids[row])
+    if host_row >= len(host_cache) and bad_indices == "raise":
+        raise bad_index("host_row_ids", row, host_row)
+    return host_cache[host_row] if 0 <= host_row < len(host_cache) else None
 
 
 def cp_gather_and_upconvert_fp8_kv_cache(
@@ -119,41 +150,31 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    """Entries of the format fp8_ds_mla -> bfloat16 [total, 576]: bfloat16(e4m3 * tile scale), then bits as they came.
+    """Converts fp8_ds_mla entries to bfloat16 [total, 576]: bfloat16(e4m3 * tile scale), then the rotary key's bits.
 
-    Sequence s owns the rows from workspace_starts[s] to where the next one starts, the last sequence to the end.
-    With host rows the table's blocks are logical ones: row r = block * B + offset is row device_row_ids[r] of
-    src_cache, all blocks in one row of rows; or else, if that is negative, row host_row_ids[r] of host_cache; or else,
-    if both are negative, nothing, and the output is left as it was.
+    Sequence s owns the rows from workspace_starts[s] to workspace_starts[s + 1], the last sequence those to the end.
+    With host rows, the table holds logical blocks, and row r = block * B + offset of the logical cache is in slot
+    device_row_ids[r] of src_cache if that is not negative, else in row host_row_ids[r] of host_cache if that is not
+    negative; if both are negative, the output row keeps its content.
     """
     num_blocks, block_size = src_cache.shape[:2]
-    num_slots = num_blocks * block_size
     bounds = [*workspace_starts.tolist()[:batch_size], dst.shape[0]]
     check_bounds("workspace_starts", bounds, dst.shape[0])
     num_logical = num_blocks if device_row_ids is None else len(device_row_ids) // block_size
-    places = sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)
+    rows = sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)
 
-    found = []  # (row, entry)
-    for row, block, offset in zip(*(x.tolist() for x in places)):
-        slot = r = block * block_size + offset
-        if device_row_ids is not None:
-            slot = int(device_row_ids[r])
-        if slot >= num_slots:
-            if bad_indices == "raise":
-                raise bad_index("device_row_ids", r, slot)
-        elif slot >= 0:
-            found.append((row, src_cache.view(torch.uint8)[slot // block_size, slot % block_size]))
-        elif (host_row := int(host_row_ids[r])) >= len(host_cache):
-            if bad_indices == "raise":
-                raise bad_index("host_row_ids", r, host_row)
-        elif host_row >= 0:
-            found.append((row, host_cache[host_row]))
-
+    written, found = [], []
+    for row, block, offset in zip(*(x.tolist() for x in rows), strict=True):
+        logical_row = block * block_size + offset
+        entry = _ds_mla_entry(logical_row, src_cache, host_cache, host_row_ids, device_row_ids, bad_indices)
+        if entry is not None:
+            written.append(row)
+            found.append(entry.cpu())
     if not found:
         return
-    written, entries = [row for row, _ in found], torch.stack([entry.cpu() for _, entry in found])
-    nope, scales, rope = (part.contiguous() for part in entries.split([NOPE, NOPE // TILE * 4, ROPE_BYTES], 1))
-    format = fp8_format("fp8", src_cache.dtype, e4m3_of_bytes)
+    entries = torch.stack(found)
+    nope, scales, rope = (part.contiguous() for part in entries.split(DS_MLA_ENTRY.part_bytes, 1))
+    format = e4m3_format(src_cache.dtype, e4m3_of_bytes)
     tiles = dequantise(nope.unflatten(1, (-1, TILE)), scales.view(torch.float32)[..., None], format)
     dst[written, :NOPE] = tiles.flatten(1).to(dst)
     bits(dst)[written, NOPE:] = rope.view(torch.int16).to(dst.device)

@@ -1,4 +1,4 @@
-"""Blocks from one tensor to another."""
+"""Copies of blocks from one tensor to another."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from torch import Tensor
 
 from .formats import bad_index
 
+__all__ = ["swap_blocks", "swap_blocks_batch", "swap_blocks_layers"]
+
 
 def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mapping: Tensor) -> None:
     """Copies the bytes of block s of src to block d of dst, for every pair (s, d) in block_mapping [n, 2].
 
     Blocks are counted from the start of each tensor; both are contiguous. A block that is not wholly inside its tensor
-    raises, on every device. No two pairs have one destination, and none writes to what another reads.
+    raises an error, on every device. No two pairs have one destination, and no pair writes what another reads.
     """
     source, target = (x.view(-1).view(torch.uint8) for x in (src, dst))
     pairs = block_mapping.tolist()
     for i, pair in enumerate(pairs):
-        for side, (block, bytes) in enumerate(zip(pair, (source, target))):
+        for side, (block, bytes) in enumerate(zip(pair, (source, target), strict=True)):
             if not 0 <= block < len(bytes) // block_size_in_bytes:
                 raise bad_index("block_mapping", (i, side), block)
     for s, d in pairs:
@@ -31,14 +33,12 @@ def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mappin
 def swap_blocks_layers(
     src: Sequence[Tensor], dst: Sequence[Tensor], block_size_in_bytes: int, block_mapping: Tensor
 ) -> None:
-    """swap_blocks for every layer, with one mapping."""
+    """Does what swap_blocks does for every layer, with one mapping."""
     for source, target in zip(src, dst, strict=True):
         swap_blocks(source, target, block_size_in_bytes, block_mapping)
 
 
-def swap_blocks_batch(
-    src_ptrs: Tensor, dst_ptrs: Tensor, sizes: Tensor, is_src_access_order_any: bool = False
-) -> None:
-    """sizes[i] bytes from address src_ptrs[i] to address dst_ptrs[i], of the host's memory, for every i."""
+def swap_blocks_batch(src_ptrs: Tensor, dst_ptrs: Tensor, sizes: Tensor, is_src_access_order_any: bool = False) -> None:
+    """Copies sizes[i] bytes from address src_ptrs[i] to address dst_ptrs[i], all in host memory, for every i."""
     for source, target, size in zip(src_ptrs.tolist(), dst_ptrs.tolist(), sizes.tolist(), strict=True):
         ctypes.memmove(target, source, size)

@@ -12,31 +12,41 @@ Call = Callable[[], object]
 
 _SAMPLES = 20
 _FEW_SAMPLES = 9
-_CPU_S = 0.4  # of samples at least: longer than a short disturbance
-_SAMPLE_S = 2e-3  # one sample covers at least about this much work, so that clocks and launch gaps do not show
-_LONG_S = 100e-6  # a call that runs so long on a GPU hides the launch of the next
-_HOST_BURST = 50  # kernels in flight stay well below the depth of a launch queue, where a launch would block
-_HOST_BURST_S = 5e-3  # and so they do where a call launches hundreds: that takes long
-_HOST_S = 1.0  # of the device's time, about: fewer samples of calls that are long there
-_QUEUED_S = 1.0  # of samples of calls that no graph holds, if that makes enough samples
-_CYCLES_PER_S = 2e9  # of a GPU, at most
+_CPU_S = 0.4  # shortest time of all samples on a CPU: longer than a short disturbance
+_SAMPLE_S = 2e-3  # approximate time of one sample, so that the resolution of clocks and launch gaps do not matter
+_LONG_S = 100e-6  # the launch of the next call is hidden behind a call that takes this long on a GPU
+_HOST_BURST = 50  # calls of a burst: few enough not to fill a launch queue, where a launch would block
+_HOST_BURST_S = 5e-3  # longest time of a burst: a call that launches hundreds of kernels would fill the queue sooner
+_HOST_S = 1.0  # approximate device time of all bursts: calls that take long on the device have fewer samples
+_QUEUED_S = 1.0  # approximate time of all samples of calls that are not in a graph
+_CYCLES_PER_S = 2e9  # upper bound of a GPU's clock rate
 
 
 def device_times(contenders: Sequence[Sequence[Call]], device: torch.device, graph: bool = True) -> list[float]:
-    """For each contender, the time of one of its calls on the device.
+    """Returns, for each contender, the time of one of its calls on the device.
 
-    The calls of a contender differ in their tensors only (see `_cases.rotation`). On a CPU the contenders take turns,
-    so that whatever else the machine does slows all of them: their ratios hold even where the times move. Without
-    `graph`, which is for calls of ever the same kernels, a GPU runs what was queued while it was kept busy.
+    On a CPU the contenders take turns, so that whatever else the machine does slows all of them: their ratios hold even
+    where the times vary.
+
+    Args:
+        contenders: for each contender, calls that differ only in their tensors (see `cases.rotation`).
+        device: a GPU or the CPU.
+        graph: time a CUDA graph of many short calls on a GPU, without launch gaps. Else the calls are queued while the
+            device is kept busy.
     """
     return [_cuda_time(calls, graph) for calls in contenders] if device.type == "cuda" else _cpu_times(contenders)
 
 
 def host_time(call: Call, device: torch.device, device_s: float = 0.0) -> float:
-    """Time until an eager call returns. On a GPU nothing is waited for; on a CPU this is the call's own time.
+    """Returns the time until an eager call returns. On a GPU the call is asynchronous; on a CPU it is the whole call.
 
-    Calls that take the host long come in shorter bursts, those that are known to take long on the device in fewer. The
-    first of a burst is not like the others: the host has waited before it, and what the device wrote has filled its caches.
+    Calls are made in bursts, between which the host waits for the device. Calls that take the host long have shorter
+    bursts, and calls that take the device long have fewer. The first burst is a warm-up.
+
+    Args:
+        call: the call.
+        device: a GPU or the CPU.
+        device_s: seconds that the call takes on the device, if known.
     """
     if device.type != "cuda":
         return _cpu_times([[call]])[0]
@@ -52,7 +62,7 @@ def host_time(call: Call, device: torch.device, device_s: float = 0.0) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Until what was launched on the device is done."""
+    """Waits until all work that was launched on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -74,7 +84,7 @@ def _cpu_times(contenders: Sequence[Sequence[Call]]) -> list[float]:
     while time.perf_counter() < end or len(samples[0]) < _FEW_SAMPLES:
         for calls, count, times in zip(contenders, passes, samples, strict=True):
             if count > 1:
-                _wall_time(calls, 1)  # the contender before may have emptied the caches
+                _wall_time(calls, 1)  # the other contender may have evicted this one's data from the caches
             times.append(_wall_time(calls, count))
     return [statistics.median(times) for times in samples]
 
@@ -99,13 +109,13 @@ def _cuda_time(calls: Sequence[Call], graph: bool) -> float:
         return _queued_time(functools.partial(_wall_time, calls, passes)) / (passes * len(calls))
     run: Call = functools.partial(_wall_time, calls, passes)
     if seconds < _LONG_S:
-        # A CUDA graph of many calls, so that what the host does between them does not count. Not for long calls: they
-        # need none, and a large copy is slower as a node of a graph than it is by itself.
+        # A CUDA graph of many calls leaves out the host's time between them. Long calls need no graph, and a large copy
+        # is slower as a node of a graph than as a call.
         cuda_graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(cuda_graph):
             run()
         run = cuda_graph.replay
-    # Marks between runs that are queued together: the device never waits for the host to launch the next one.
+    # All runs are queued, with an event between each two, so that the device does not wait for the host.
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(_SAMPLES + 1)]
     run()
     for mark in marks[:-1]:
@@ -113,18 +123,18 @@ def _cuda_time(calls: Sequence[Call], graph: bool) -> float:
         run()
     marks[-1].record()
     torch.cuda.synchronize()
-    milliseconds = statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
+    milliseconds: float = statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
     return milliseconds * 1e-3 / (passes * len(calls))
 
 
 def _queued_time(run: Call) -> float:
-    """Time of a run on a device that is kept busy until all of it has been launched."""
+    """Returns the time of a run on a device that is kept busy until the whole run has been launched."""
     start = time.perf_counter()
     run()
     launch_s = time.perf_counter() - start
     torch.cuda.synchronize()
     count = round(_QUEUED_S / (time.perf_counter() - start))
-    samples = []
+    samples: list[float] = []
     for _ in range(min(_SAMPLES, max(_FEW_SAMPLES, count))):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
         torch.cuda._sleep(round(2 * launch_s * _CYCLES_PER_S))
@@ -137,5 +147,5 @@ def _queued_time(run: Call) -> float:
 
 
 def _passes(calls: Sequence[Call], estimate_s: float) -> int:
-    """Passes over all calls that fill one sample."""
+    """Returns how many passes over all calls fill one sample."""
     return max(1, round(_SAMPLE_S / (estimate_s * len(calls))))

@@ -1,4 +1,4 @@
-"""Random values and places in a paged cache."""
+"""Random values, slots and sequences."""
 
 import math
 from collections.abc import Sequence
@@ -13,39 +13,44 @@ CACHE_DTYPES = {
     "fp8_ds_mla": torch.float8_e4m3fn,
 }
 _LARGEST_FINITE = {torch.float8_e4m3fn: 0x7E, torch.float8_e5m2: 0x7B}
-SPARE_BLOCKS = 3  # blocks that nobody owns, to see that they stay as they were
+SPARE_BLOCKS = 3  # blocks that no token maps to, which must keep their content
 
 
 def bits(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random bits: any number of the dtype, NaN included."""
+    """Returns random bits, which may be any value of the dtype, NaN included."""
     num_bytes = dtype.itemsize * math.prod(shape)
     words = torch.empty(-(-num_bytes // 8), dtype=torch.int64, device=device).random_(-(2**63), None)
     return words.view(torch.uint8)[:num_bytes].view(dtype).view(shape)
 
 
 def finite_fp8(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random codes of a float8 dtype but those of infinities and NaN."""
+    """Returns random codes of a float8 dtype without infinities and NaN."""
     codes = bits(shape, torch.uint8, device)
     return codes.masked_fill_((codes & 0x7F) > _LARGEST_FINITE[dtype], 0).view(dtype)
 
 
 def normal(shape: Sequence[int], device: torch.device) -> Tensor:
-    """What a layer puts out: bfloat16 numbers around 0."""
+    """Returns normally distributed bfloat16 values, as the layer of a model gives them."""
     return torch.randn(shape, dtype=torch.bfloat16, device=device)
 
 
 def scales(device: torch.device, *numbers: float) -> Tensor:
-    """As float32. No powers of two, so that the division rounds; large enough that nothing saturates."""
+    """Returns float32 scales. They should not be powers of two, so that divisions round, and cause no saturation."""
     return torch.tensor(numbers, device=device)
 
 
 def as_bits(tensor: Tensor) -> Tensor:
-    """The same memory as integers."""
+    """Returns a view of the same memory as integers."""
     return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
+def num_bytes(*tensors: Tensor) -> int:
+    """Returns the number of bytes of all tensors together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Itself, or on another device; what comes from a GPU to the host becomes pinned."""
+    """Returns the tensor on a device. A copy from a GPU to the host is in pinned memory."""
     if device == tensor.device or tensor.is_meta:
         return tensor
     if device.type == "cpu":
@@ -54,19 +59,19 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def addresses(tensors: Sequence[Tensor]) -> Tensor:
+    """Returns the addresses of tensors, as a tensor on their device."""
     return torch.tensor([tensor.data_ptr() for tensor in tensors], device=tensors[0].device)
 
 
 def slots(num_tokens: int, block_size: int, device: torch.device) -> tuple[int, Tensor]:
-    """The size of a cache in blocks, some to spare, and slots for the tokens of one sequence."""
+    """Returns the number of blocks of a cache, some of them spare, and slots for the tokens of one sequence."""
     num_blocks = -(-num_tokens // block_size) + SPARE_BLOCKS
     blocks = torch.randperm(num_blocks, device=device)[:-SPARE_BLOCKS]
     return num_blocks, (blocks[:, None] * block_size + torch.arange(block_size, device=device)).flatten()[:num_tokens]
 
 
 def sequences(batch_size: int, length: int, block_size: int, device: torch.device) -> tuple[int, Tensor, Tensor]:
-    """The size of a cache in blocks, some to spare, and sequences in it: their block table, and where each begins."""
+    """Returns the number of blocks of a cache, some of them spare, a block table, and cu_seq_lens."""
     num_blocks = batch_size * -(-length // block_size) + SPARE_BLOCKS
     block_table = torch.randperm(num_blocks, device=device)[:-SPARE_BLOCKS].view(batch_size, -1).to(torch.int32)
     return num_blocks, block_table, torch.arange(batch_size + 1, dtype=torch.int32, device=device) * length
-

@@ -1,11 +1,11 @@
-"""Which GPUs this host has, found without touching CUDA or HIP: a process that forks later must still be able to."""
+"""The GPUs of this host, found without CUDA or HIP calls, after which a forked child could not use a GPU."""
 
 import ctypes
 from pathlib import Path
 
 
 def nvidia_driver_cuda_version() -> tuple[int, int] | None:
-    """The newest CUDA that the NVIDIA driver supports, as (major, minor); None without a driver."""
+    """Returns the newest CUDA version that the NVIDIA driver supports, as (major, minor); None without a driver."""
     version = ctypes.c_int()
     nvml = _nvml()
     if nvml is None or nvml.nvmlSystemGetCudaDriverVersion(ctypes.byref(version)) != 0:
@@ -14,7 +14,7 @@ def nvidia_driver_cuda_version() -> tuple[int, int] | None:
 
 
 def nvidia_compute_capabilities() -> list[tuple[int, int]] | None:
-    """(major, minor) of every NVIDIA GPU; None where NVML cannot tell."""
+    """Returns (major, minor) of every NVIDIA GPU; None if NVML, the management library, is missing or fails."""
     nvml = _nvml()
     count = ctypes.c_uint()
     if nvml is None or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
@@ -29,12 +29,12 @@ def nvidia_compute_capabilities() -> list[tuple[int, int]] | None:
 
 
 def has_nvidia_device() -> bool:
-    """Whether a driver shows a GPU: a discrete one, one of a system on chip, or one of a Windows host."""
+    """Returns whether a driver has made a device file, of a discrete GPU, a system on chip, or a GPU under WSL."""
     return any(Path(f"/dev/{name}").exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu", "dxg"))
 
 
 def _nvml() -> ctypes.CDLL | None:
-    """NVIDIA's management library, initialised; None without it."""
+    """Returns NVML, NVIDIA's management library, initialised; None if it is missing or fails."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -43,7 +43,11 @@ def _nvml() -> ctypes.CDLL | None:
 
 
 def amd_architectures(topology: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> list[str]:
-    """Names such as gfx90a of every AMD GPU, from the kernel driver's topology (gfx_target_version, e.g. 90010)."""
+    """Returns the name of every AMD GPU, such as gfx90a.
+
+    Args:
+        topology: directory in which the kernel driver describes its nodes; gfx_target_version 90010 means gfx90a.
+    """
     names = []
     for properties in sorted(topology.glob("*/properties")):
         try:

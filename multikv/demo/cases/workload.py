@@ -1,4 +1,4 @@
-"""One call of an op, and the copy to compare it with."""
+"""A call of an op with concrete arguments, and copies to compare its time with."""
 
 import ctypes
 import dataclasses
@@ -14,6 +14,16 @@ import multikv
 
 from . import values
 
+__all__ = [
+    "Workload",
+    "copy_calls",
+    "copy_description",
+    "device_name",
+    "last_level_cache_bytes",
+    "rotation",
+    "same_bytes",
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -22,24 +32,25 @@ class Workload:
     op: str
     arguments: tuple[Any, ...]
     written: tuple[int, ...]  # positions of the arguments that the op writes
-    # Each input byte read once and each output byte written once; indices, scales and rotary tables left out.
+    # Bytes that the op must move: each input byte read once, each output byte written once. Indices, scales and rotary
+    # tables are not counted.
     num_bytes: int
-    # Tensors that the op writes by their addresses: the argument at this position holds these.
+    # Tensors that the op writes through addresses, by the position of the argument that holds the addresses.
     by_address: dict[int, tuple[Tensor, ...]] = dataclasses.field(default_factory=dict)
-    # Where the bytes come from and go to, if not from the op's device to itself.
+    # Devices that the bytes come from and go to; None: the device of the op for both.
     route: tuple[torch.device, torch.device] | None = None
 
     @property
     def graph(self) -> bool:
-        """Whether a CUDA graph of it does what the call does; memory of the host may need more than kernels."""
+        """Whether a CUDA graph can stand for the call. Swaps do not use the same copies in a graph."""
         return self.route is None
 
     def bind(self, namespace: Any = multikv) -> Callable[[], None]:
-        """The call, ready to be made: of multikv, or of another module with the same functions."""
+        """Returns the call of the op in multikv, or in another module with the same functions."""
         return functools.partial(getattr(namespace, self.op), *self.arguments)
 
     def copy(self, device: torch.device | str | None = None) -> "Workload":
-        """The same values in other memory, with the strides that they had if there were no gaps."""
+        """Returns a workload with the same values in other memory. Strides are kept unless they leave gaps."""
         arguments = [_copied(a, device) for a in self.arguments]
         by_address = {i: tuple(_copied(a, device) for a in tensors) for i, tensors in self.by_address.items()}
         for i, tensors in by_address.items():
@@ -47,45 +58,54 @@ class Workload:
         return dataclasses.replace(self, arguments=tuple(arguments), by_address=by_address)
 
     def outputs(self) -> list[Tensor]:
-        return [*(t for i in self.written for t in _tensors(self.arguments[i])),
-                *(t for ts in self.by_address.values() for t in ts)]
+        """Returns the tensors that the op writes."""
+        arguments = [t for i in self.written for t in _tensors(self.arguments[i])]
+        return [*arguments, *(t for ts in self.by_address.values() for t in ts)]
 
     def inputs(self) -> list[Tensor]:
-        """The tensors that the op must not change."""
+        """Returns the tensors that the op must not change."""
         others = {*self.written, *self.by_address}
         return [t for i, a in enumerate(self.arguments) if i not in others for t in _tensors(a)]
 
 
 def same_bytes(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
-    """Whether the tensors hold the same bytes, whatever numbers these mean (a NaN equals itself)."""
-    return all(a.shape == b.shape and torch.equal(values.as_bits(a), values.as_bits(b.to(a.device)))
-               for a, b in zip(ours, theirs, strict=True))
+    """Returns whether the tensors hold the same bytes; a NaN equals itself."""
+    return all(
+        a.shape == b.shape and torch.equal(values.as_bits(a), values.as_bits(b.to(a.device)))
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def copy_calls(workload: Workload, device: torch.device) -> list[Callable[[], object]]:
-    """Plain copies that move as much the same way: half of its bytes read and as many written, rotated likewise."""
+    """Returns plain copies that read half of the workload's bytes and write as many, between the same devices.
+
+    They use different memory in turn, as many sets of it as the workload (see `rotation`).
+    """
     size = max(workload.num_bytes // 2, 1)
     places = workload.route or (device, device)
-    pairs = [[values.moved(values.bits((size,), torch.uint8, device), place) for place in places]
-             for _ in range(rotation(workload.num_bytes, device))]
+    pairs = [
+        [values.moved(values.bits((size,), torch.uint8, device), place) for place in places]
+        for _ in range(rotation(workload.num_bytes, device))
+    ]
     if device.type == "cpu" and torch.get_num_threads() == 1:
         return [functools.partial(_memmove, dst, src) for src, dst in pairs]
     return [functools.partial(dst.copy_, src, non_blocking=True) for src, dst in pairs]
 
 
 def copy_description(device: torch.device) -> str:
-    """What `copy_calls` are on this device."""
+    """Returns what the calls of `copy_calls` are on a device."""
     if device.type == "cuda":
-        return "torch copy_ within the device; for swaps the way that they go"
+        return "torch copy_ within the device; for swaps between the memories that they use"
     threads = torch.get_num_threads()
     return "memmove, 1 thread" if threads == 1 else f"torch copy_, {threads} threads"
 
 
 def rotation(num_bytes: int, device: torch.device) -> int:
-    """How many input sets to rotate for a call that moves num_bytes.
+    """Returns how many sets of inputs take turns in the timing of a call that moves num_bytes.
 
-    A small case stays within the last-level cache, as it would just after the layer before it; from an eighth of the
-    cache upwards the sets together are three times its size, so that it serves nothing.
+    The sets of a call that moves less than an eighth of the last-level cache stay in the cache, as the output of the
+    layer before would. The sets of a larger call have three times the size of the cache together, so that no call finds
+    its inputs there.
     """
     cache = last_level_cache_bytes(device)
     return 4 if num_bytes < cache // 8 else max(2, -(-3 * cache // num_bytes))
@@ -93,18 +113,18 @@ def rotation(num_bytes: int, device: torch.device) -> int:
 
 @functools.cache
 def last_level_cache_bytes(device: torch.device) -> int:
-    """Size of the GPU's L2 or of the CPU's largest cache; 64 MiB where the system does not say."""
+    """Returns the size of the GPU's L2 or of the CPU's largest cache; 64 MiB where the system does not say."""
     if device.type == "cuda":
-        return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or 64 << 20
+        return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 64 << 20
     units = {"K": 1 << 10, "M": 1 << 20}
     texts = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max((int(text[:-1]) * units[text[-1]] for text in texts if text[-1:] in units), default=64 << 20)
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or the CPU's name for itself."""
+    """Returns the model name of the GPU or the CPU."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return str(torch.cuda.get_device_name(device))
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")

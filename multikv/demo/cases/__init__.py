@@ -1,0 +1,37 @@
+"""Random inputs for each op, and copies to compare with, for `python -m multikv` and the benchmarks.
+
+Each module has the cases of one family of ops. A function with the name of the op makes a Workload: random values, and
+blocks in random order with consecutive tokens side by side in a block. On the device `meta` it allocates nothing and
+tells how many bytes the op moves. CASES is what the demo runs.
+"""
+
+import typing
+
+from multikv.runtime import exports
+
+from . import convert as _convert
+from . import gather as _gather
+from . import indexer as _indexer
+from . import mla as _mla
+from . import mla_rope as _mla_rope
+from . import reshape_and_cache as _reshape_and_cache
+from . import swap as _swap
+from .case import Case as Case
+from .convert import *
+from .gather import *
+from .indexer import *
+from .mla import *
+from .mla_rope import *
+from .reshape_and_cache import *
+from .swap import *
+from .values import CACHE_DTYPES as CACHE_DTYPES
+from .workload import *
+
+CASES: list[Case] = [
+    case
+    for family in (_reshape_and_cache, _mla, _mla_rope, _convert, _gather, _indexer, _swap)
+    for case in family.CASES
+]
+
+if not typing.TYPE_CHECKING:  # type checkers take the names from the imports above
+    __all__ = list(exports.public_names(globals()))

@@ -1,0 +1,42 @@
+"""What a case of the demo is: an op with small inputs to check and large ones to time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .workload import Workload
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the demo: `make` with the sizes `small` is compared with the reference, with `large` it is timed."""
+
+    name: str
+    make: Callable[..., Workload]  # has the name of the op
+    small: dict[str, Any]
+    large: dict[str, Any]
+
+    @property
+    def op(self) -> str:
+        """Name of the op."""
+        return self.make.__name__
+
+    @classmethod
+    def of_tokens(cls, make: Callable[..., Workload], name: str, num_tokens: int = 4096, **options: Any) -> Case:
+        """A case of an op that takes some number of tokens."""
+        small, large = {"num_tokens": 37}, {"num_tokens": num_tokens}
+        return cls(f"{name}, {num_tokens:,} tokens", make, small | options, large | options)
+
+    @classmethod
+    def of_sequences(cls, make: Callable[..., Workload], name: str, **options: Any) -> Case:
+        """A case of an op that reads sequences."""
+        small, large = {"batch_size": 3, "length": 100}, {"batch_size": 16, "length": 1024}
+        return cls(f"{name}, 16 x 1,024 tokens", make, small | options, large | options)
+
+    @classmethod
+    def of_blocks(cls, make: Callable[..., Workload], name: str, num_blocks: int, **options: Any) -> Case:
+        """A case of an op that copies blocks."""
+        small, large = {"num_blocks": 8, "block_bytes": 4096}, {"num_blocks": num_blocks, "block_bytes": 32768}
+        return cls(name, make, small | options, large | options)

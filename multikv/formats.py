@@ -1,0 +1,255 @@
+"""Formats of caches: how elements become stored codes, where scales are, and which names each family of ops accepts.
+
+This is the table of `csrc/core/format.h` as Python sees it; a test compares the two through the C border. The reference
+takes from here all that it knows of a format. A new format is a row of CACHE_FORMATS here and in the header.
+
+Elements that no op has yet (int8, int4, e2m1), scales per token and head, inline scales, zero points and rotations can
+be expressed here, so that a format that needs them is a row and not a special case.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Element:
+    """How one element of a cache is stored."""
+
+    name: str
+    bits: int
+    dtype: torch.dtype  # of a cache that holds it; packed elements of less than 8 bits are bytes
+
+
+@dataclass(frozen=True)
+class Fp8Format(Element):
+    """An 8-bit floating-point element.
+
+    With m = mantissa_bits:
+
+        bit    7     6 .. m      m-1 .. 0
+            | sign | exponent | mantissa |
+
+    A code with exponent e > 0 and mantissa f is +-(1 + f / 2^m) * 2^(e - bias); with e = 0 it is
+    +-(f / 2^m) * 2^(1 - bias). The codes in `nans` and `infinities` are exceptions.
+    """
+
+    mantissa_bits: int
+    bias: int
+    nan: int  # the code that NaN is stored as
+    nans: frozenset[int]
+    infinities: frozenset[int] = frozenset()
+
+    @property
+    def has_negative_zero(self) -> bool:
+        """Whether 0x80 is -0 rather than NaN."""
+        return 0x80 not in self.nans
+
+
+FLOAT32 = Element("float32", 32, torch.float32)
+FLOAT16 = Element("float16", 16, torch.float16)
+BFLOAT16 = Element("bfloat16", 16, torch.bfloat16)
+# e4m3fn and e5m2: OCP 8-bit Floating Point Specification 1.0; Micikevicius et al. 2022, "FP8 Formats for Deep
+# Learning". The fnuz formats: Noune et al. 2022, "8-bit Numerical Formats for Deep Neural Networks".
+E4M3FN = Fp8Format("e4m3fn", 8, torch.float8_e4m3fn, 3, 7, 0x7F, frozenset({0x7F, 0xFF}))
+E5M2 = Fp8Format(
+    "e5m2", 8, torch.float8_e5m2, 2, 15, 0x7F, frozenset({0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF}), frozenset({0x7C, 0xFC})
+)
+E4M3FNUZ = Fp8Format("e4m3fnuz", 8, torch.float8_e4m3fnuz, 3, 8, 0x80, frozenset({0x80}))
+E5M2FNUZ = Fp8Format("e5m2fnuz", 8, torch.float8_e5m2fnuz, 2, 16, 0x80, frozenset({0x80}))
+# No op has these yet. e2m1: OCP Microscaling Formats (MX) Specification 1.0.
+INT8 = Element("int8", 8, torch.int8)
+INT4 = Element("int4", 4, torch.uint8)
+E2M1 = Element("e2m1", 4, torch.uint8)
+
+FP8_FORMATS = {element.name: element for element in (E4M3FN, E5M2, E4M3FNUZ, E5M2FNUZ)}
+
+
+class ScaleGroup(enum.Enum):
+    """Which elements share a scale."""
+
+    NONE = "none"
+    TENSOR_OR_HEAD = "tensor_or_head"  # all of a tensor or all of a head, as the scale argument has elements
+    TOKEN_HEAD = "token_head"  # those of one head of one token
+    TILE = "tile"  # `tile_size` neighbouring elements of one token
+
+
+class ScaleType(enum.Enum):
+    """What a stored scale is."""
+
+    NONE = "none"
+    FLOAT32 = "float32"
+    POWER_OF_TWO = "power_of_two"  # a float32 that is a power of two
+    EXPONENT_BYTE = "exponent_byte"  # ue8m0: the exponent byte of such a float32
+    EXPONENT_BYTES = "exponent_bytes"  # the exponent byte four times
+    E4M3FN = "e4m3fn"  # multiplied by a float32 scale of the whole tensor
+
+
+class ScalePlace(enum.Enum):
+    """Where scales are."""
+
+    NONE = "none"
+    ARGUMENT = "argument"  # an argument of the op, which reads it
+    TENSOR = "tensor"  # a tensor of their own, which the op writes
+    INLINE = "inline"  # between the codes, behind those of each head
+    BLOCK_TAIL = "block_tail"  # behind all codes of a block
+    ENTRY = "entry"  # in the entry of each token, at a fixed offset
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How elements become stored codes and back.
+
+    Example:
+        >>> # 4-bit elements with a float32 scale and a zero point per token and head, after a Hadamard rotation
+        >>> codec = Codec(INT4, ScaleGroup.TOKEN_HEAD, ScaleType.FLOAT32, ScalePlace.TENSOR, 0, True, True)
+    """
+
+    element: Element
+    scale_group: ScaleGroup = ScaleGroup.NONE
+    scale_type: ScaleType = ScaleType.NONE
+    scale_place: ScalePlace = ScalePlace.NONE
+    tile_size: int = 0  # elements of a tile; 0 if an argument of the op gives it, or without tiles
+    has_zero_point: bool = False  # a zero point is stored with each scale
+    is_rotated: bool = False  # a Hadamard rotation precedes the quantisation
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether elements are stored as fp8 codes."""
+        return isinstance(self.element, Fp8Format)
+
+
+class ElementChoice(enum.Enum):
+    """What determines the element of a format."""
+
+    FIXED = "fixed"  # the format
+    INPUT = "input"  # the dtype of the op's input
+    E4M3 = "e4m3"  # e4m3fn or e4m3fnuz: the dtype of the cache, or for a uint8 cache the device
+
+
+class Family(enum.Enum):
+    """Families of ops that accept the same names."""
+
+    CACHE = "cache"  # reshape_and_cache*, concat_and_cache_mla_grouped, gather_and_maybe_dequant_cache
+    MLA = "mla"  # concat_and_cache_mla, concat_and_cache_mla_rope_fused
+    CONVERT = "convert"  # convert_fp8
+    INDEXER = "indexer"  # indexer_k_quant_and_cache
+
+
+@dataclass(frozen=True)
+class CacheFormat:
+    """A name that kv_cache_dtype may have, and what it means to some families of ops."""
+
+    name: str
+    codec: Codec  # with ElementChoice.E4M3 its element stands for both, with ElementChoice.INPUT for all three floats
+    choice: ElementChoice
+    families: frozenset[Family]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as multikv_formats() of csrc/c_api.h writes it."""
+        codec = self.codec
+        return {
+            "name": self.name,
+            "families": [family.value for family in Family if family in self.families],
+            "element_choice": self.choice.value,
+            "element": codec.element.name,
+            "element_bits": codec.element.bits,
+            "scale_group": codec.scale_group.value,
+            "scale_type": codec.scale_type.value,
+            "scale_place": codec.scale_place.value,
+            "tile_size": codec.tile_size,
+            "has_zero_point": codec.has_zero_point,
+            "is_rotated": codec.is_rotated,
+        }
+
+
+@dataclass(frozen=True)
+class DsMlaEntry:
+    """The entry of fp8_ds_mla, the format of DeepSeek's sparse attention (source: FlashMLA), in bytes.
+
+    0 .. 511    512 e4m3 codes of the latent vector, in 4 tiles of 128
+    512 .. 527  the scales of the 4 tiles, float32, powers of two
+    528 .. 655  64 elements of 16 bits: the rotary key
+    """
+
+    latent_size: int = 512
+    tile_size: int = 128
+    rope_size: int = 64
+
+    @property
+    def part_bytes(self) -> tuple[int, int, int]:
+        """Sizes of codes, scales and rotary key."""
+        return self.latent_size, self.latent_size // self.tile_size * 4, self.rope_size * 2
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of an entry."""
+        return sum(self.part_bytes)
+
+
+DS_MLA_ENTRY = DsMlaEntry()
+
+_CACHE_MLA = frozenset({Family.CACHE, Family.MLA})
+_ALL_FP8 = _CACHE_MLA | {Family.CONVERT}
+_INDEXER = frozenset({Family.INDEXER})
+_DS_MLA = Codec(E4M3FN, ScaleGroup.TILE, ScaleType.POWER_OF_TWO, ScalePlace.ENTRY, DS_MLA_ENTRY.tile_size)
+_FIXED, _INPUT, _E4M3 = ElementChoice.FIXED, ElementChoice.INPUT, ElementChoice.E4M3
+
+
+def _scaled(element: Element) -> Codec:
+    return Codec(element, ScaleGroup.TENSOR_OR_HEAD, ScaleType.FLOAT32, ScalePlace.ARGUMENT)
+
+
+def _indexer(scale_type: ScaleType, element: Element = E4M3FN) -> Codec:
+    return Codec(element, ScaleGroup.TILE, scale_type, ScalePlace.BLOCK_TAIL)
+
+
+# In the order in which error messages list the names. A name has one row for each of its meanings.
+CACHE_FORMATS = (
+    CacheFormat("auto", Codec(FLOAT32), _INPUT, _CACHE_MLA),
+    CacheFormat("auto", _indexer(ScaleType.FLOAT32), _E4M3, _INDEXER),
+    CacheFormat("float16", Codec(FLOAT16), _FIXED, _CACHE_MLA),
+    CacheFormat("bfloat16", Codec(BFLOAT16), _FIXED, _CACHE_MLA),
+    CacheFormat("float32", Codec(FLOAT32), _FIXED, _CACHE_MLA),
+    CacheFormat("float32", _indexer(ScaleType.FLOAT32), _E4M3, _INDEXER),
+    CacheFormat("fp32", _indexer(ScaleType.FLOAT32), _E4M3, _INDEXER),
+    CacheFormat("fp8", _scaled(E4M3FN), _E4M3, _ALL_FP8),
+    CacheFormat("fp8", _indexer(ScaleType.FLOAT32), _E4M3, _INDEXER),
+    CacheFormat("fp8_e4m3", _scaled(E4M3FN), _E4M3, _ALL_FP8),
+    CacheFormat("fp8_e4m3", _indexer(ScaleType.FLOAT32), _E4M3, _INDEXER),
+    CacheFormat("fp8_e5m2", _scaled(E5M2), _FIXED, _ALL_FP8),
+    CacheFormat("fp8_e4m3fn", _scaled(E4M3FN), _FIXED, _ALL_FP8),
+    CacheFormat("fp8_e4m3fn", _indexer(ScaleType.FLOAT32), _FIXED, _INDEXER),
+    CacheFormat("fp8_e4m3fnuz", _scaled(E4M3FNUZ), _FIXED, _ALL_FP8),
+    CacheFormat("fp8_e4m3fnuz", _indexer(ScaleType.FLOAT32, E4M3FNUZ), _FIXED, _INDEXER),
+    CacheFormat("fp8_e5m2fnuz", _scaled(E5M2FNUZ), _FIXED, _ALL_FP8),
+    CacheFormat("fp8_ds_mla", _DS_MLA, _E4M3, frozenset({Family.MLA})),
+    CacheFormat("ue8m0", _indexer(ScaleType.POWER_OF_TWO), _E4M3, _INDEXER),
+    CacheFormat("mxfp8", _indexer(ScaleType.EXPONENT_BYTES), _E4M3, _INDEXER),
+)
+
+
+def names(family: Family) -> list[str]:
+    """Returns the names that the ops of a family accept.
+
+    Example:
+        >>> formats.names(formats.Family.CONVERT)
+        ['fp8', 'fp8_e4m3', 'fp8_e5m2', 'fp8_e4m3fn', 'fp8_e4m3fnuz', 'fp8_e5m2fnuz']
+    """
+    return [row.name for row in CACHE_FORMATS if family in row.families]
+
+
+def find(name: str, family: Family) -> CacheFormat:
+    """Returns what a name means to a family of ops.
+
+    Raises:
+        ValueError: the ops of the family do not accept the name.
+    """
+    for row in CACHE_FORMATS:
+        if row.name == name and family in row.families:
+            return row
+    raise ValueError(f"kv_cache_dtype: expected one of {', '.join(names(family))}, got '{name}'")

@@ -1,0 +1,65 @@
+"""Library files: what each was built for, and how it is opened."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+LIBRARY_DIR = Path(__file__).parents[1] / "lib"
+CPU_LIBRARY_NAME = "libmultikv_cpu.so"
+
+
+@dataclass
+class Library:
+    """The library of one backend: what it was built for, and whether it serves this host."""
+
+    name: str  # cpu, cuda or rocm
+    path: Path
+    loaded: bool = False
+    reason: str = ""  # why it is loaded or not, in one line
+    toolkit: str = ""  # version of the compiler that built it
+    torch: str = ""  # version of torch that it was built with
+    architectures: list[str] = field(default_factory=list)
+    handle: ctypes.CDLL | None = None
+    abi_version: int | None = None  # of the C border, as csrc/c_api.h numbers it
+    build_id: str = ""  # digest of the sources that it was compiled from
+
+
+def describe(name: str) -> Library:
+    """Reads the manifest beside a library, `multikv_<name>.json`. Nothing is loaded."""
+    library = Library(name, LIBRARY_DIR / f"libmultikv_{name}.so")
+    manifest = LIBRARY_DIR / f"multikv_{name}.json"
+    if manifest.exists():
+        built = json.loads(manifest.read_text())
+        library.toolkit, library.torch, library.architectures = built["toolkit"], built["torch"], built["architectures"]
+        library.abi_version, library.build_id = built.get("abi_version"), built.get("build_id", "")
+    return library
+
+
+def open_library(library: Library) -> None:
+    """Loads a library, which registers its kernels with PyTorch. On failure, `reason` says why."""
+    if not library.path.exists():
+        library.reason = "not built"
+        return
+    try:
+        torch.ops.load_library(str(library.path))
+        library.handle = ctypes.CDLL(str(library.path))
+    except OSError as error:
+        library.reason = str(error)
+        return
+    library.loaded = True
+
+
+def other_cpu_library(path: Path) -> Path | None:
+    """Returns the CPU library of another copy of multikv that this process has loaded, if there is one.
+
+    Two copies cannot share a process: both would register the schemas of the namespace `multikv`.
+    """
+    for loaded in map(Path, torch.ops.loaded_libraries):
+        if loaded.name == CPU_LIBRARY_NAME and loaded != path.resolve():
+            return loaded
+    return None

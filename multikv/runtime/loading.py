@@ -1,0 +1,125 @@
+"""Loads the CPU library, and the GPU library that serves this host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from . import detection, libraries
+from .c_api import ABI_VERSION, CpuLibrary, GpuLibrary
+from .libraries import Library
+from .process import PROCESS
+from .settings import GPU_PLATFORMS, Settings
+
+
+def load() -> None:
+    """Loads the libraries once; later calls do nothing. `import multikv` calls it.
+
+    Raises:
+        ImportError: an environment variable has an unknown value, the CPU library or the one that MULTIKV_PLATFORM
+            names cannot be loaded, or another copy of multikv is loaded in this process.
+    """
+    if PROCESS.libraries:
+        return
+    try:
+        _load(Settings.from_environment())
+    except ImportError:
+        PROCESS.clear()
+        raise
+
+
+def _load(settings: Settings) -> None:
+    for name in ("cpu", *GPU_PLATFORMS):
+        PROCESS.libraries[name] = libraries.describe(name)
+    cpu = PROCESS.cpu_library = _open_cpu_library(PROCESS.libraries["cpu"])
+    names = torch._C._dispatch_get_all_op_names()  # takes milliseconds, so only once
+    PROCESS.op_names = sorted(name.removeprefix("multikv::") for name in names if name.startswith("multikv::"))
+    if settings.cpu_isa is not None:
+        try:
+            PROCESS.set_cpu_isa(settings.cpu_isa)
+        except RuntimeError as error:
+            raise ImportError(f"MULTIKV_CPU_ISA: {error}") from None
+    for name in GPU_PLATFORMS:
+        _consider(PROCESS.libraries[name], settings.platform, cpu.build_id())
+    if PROCESS.gpu is None:
+        _refuse_gpu_tensors()
+    else:  # swap_blocks_batch gets addresses, which do not tell the device: the CPU library asks the GPU library
+        cpu.set_gpu_swap_batch(PROCESS.gpu.swap_batch_address())
+    PROCESS.set_check_indices(settings.check_indices)
+    PROCESS.set_swap_strategy(settings.swap_strategy)
+
+
+def _open_cpu_library(library: Library) -> CpuLibrary:
+    if other := libraries.other_cpu_library(library.path):
+        raise ImportError(
+            f"multikv: cannot import {library.path.parents[1]}: this process has already loaded another copy, "
+            f"{other.parents[1]}; install multikv once, or import one copy only"
+        )
+    libraries.open_library(library)
+    if library.handle is None:
+        raise ImportError(f"multikv: {library.path.name} cannot be loaded: {library.reason}")
+    try:
+        cpu = CpuLibrary(library.handle)
+    except AttributeError as error:
+        raise ImportError(f"multikv: {library.path.name} is of another version ({error}): reinstall multikv") from None
+    if cpu.abi_version() != ABI_VERSION:
+        raise ImportError(
+            f"multikv: {library.path.name} is of another version (ABI version {cpu.abi_version()}, "
+            f"expected {ABI_VERSION}): reinstall multikv"
+        )
+    return cpu
+
+
+def _consider(library: Library, platform: str, build_id: str) -> None:
+    """Opens a GPU library if it serves this host or `platform` names it; `library.reason` says why or why not."""
+    if platform == library.name:
+        library.reason = detection.build_refusal(library, build_id) if library.path.exists() else "not built"
+        if not library.reason:
+            library.reason = f"MULTIKV_PLATFORM={platform}"
+            _open_gpu_library(library, build_id)
+        if not library.loaded:
+            message = f"MULTIKV_PLATFORM={platform}: {library.path.name} cannot be loaded: {library.reason}"
+            raise ImportError(message)
+    elif platform != "auto":
+        library.reason = f"MULTIKV_PLATFORM={platform}"
+    else:
+        serves, library.reason = detection.judge(library, build_id)
+        if serves:
+            _open_gpu_library(library, build_id)
+
+
+def _open_gpu_library(library: Library, build_id: str) -> None:
+    """Opens a GPU library whose manifest agrees with the CPU library.
+
+    A file that then turns out to be of another build cannot be unloaded, so that is an ImportError.
+    """
+    libraries.open_library(library)
+    if library.handle is None:
+        return
+    try:
+        gpu = GpuLibrary(library.handle)
+    except AttributeError as error:
+        raise ImportError(f"multikv: {library.path.name} is of another version ({error}): reinstall multikv") from None
+    if gpu.build_id() != build_id:
+        raise ImportError(
+            f"multikv: {library.path.name} is not the file that multikv_{library.name}.json describes "
+            f"(build {gpu.build_id()}, expected {build_id}): reinstall multikv"
+        )
+    PROCESS.gpu = gpu
+
+
+def _refuse_gpu_tensors() -> None:
+    """Registers GPU kernels that raise, so that a call with GPU tensors says why no library serves them."""
+    reasons = "; ".join(f"{name}: {PROCESS.libraries[name].reason}" for name in GPU_PLATFORMS)
+
+    def refusing(name: str) -> Callable[..., None]:
+        def refuse(*args: object, **kwargs: object) -> None:
+            raise RuntimeError(f"{name}: no multikv library serves GPU tensors on this host ({reasons})")
+
+        return refuse
+
+    library = torch.library.Library("multikv", "IMPL", "CUDA")
+    for name in PROCESS.op_names:
+        library.impl(name, refusing(name))
+    PROCESS.registrations.append(library)
