@@ -1,123 +1,192 @@
-// THE schema. Every op has one line that states it and one line that implements it, for all backends.
-// What each op does, argument by argument: multikv/ops/.
+// The ops. Each is stated once: what it does, its schema, and the function that checks its arguments and makes the
+// params for the backend. multikv/ops/ documents the arguments.
+//
+// The parameters of make_<op>_params follow the schema, argument by argument; a mismatch does not compile
+// (frontend/torch/schema_check.h). A new op is stated here, and has one line in for_each_op().
 #pragma once
 
-#include "frontend/ops/ops.h"
 #include "frontend/torch/register.h"
+#include "params/convert.h"
+#include "params/gather.h"
+#include "params/indexer.h"
+#include "params/mla.h"
+#include "params/mla_rope.h"
+#include "params/reshape_and_cache.h"
+#include "params/swap.h"
 
 namespace multikv {
 
-namespace schema {
+// -- reshape_and_cache ------------------------------------------------------------------------------------------------
 
 // Writes each token's key and value into its slot of a paged cache.
 inline constexpr char reshape_and_cache_flash[] =
     "reshape_and_cache_flash(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, "
     "Tensor slot_mapping, str kv_cache_dtype, Tensor k_scale, Tensor v_scale) -> ()";
+ReshapeAndCacheFlashParams make_reshape_and_cache_flash_params(Call& call, const Tensor& key, const Tensor& value,
+                                                               const MutableTensor& key_cache,
+                                                               const MutableTensor& value_cache,
+                                                               const Tensor& slot_mapping,
+                                                               const FormatName& kv_cache_dtype, const Tensor& k_scale,
+                                                               const Tensor& v_scale);
 
-// The same for the packed layout of the first PagedAttention.
+// Writes each token's key and value into its slot of a cache in the packed layout of the first PagedAttention.
 inline constexpr char reshape_and_cache[] =
     "reshape_and_cache(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slot_mapping, "
     "str kv_cache_dtype, Tensor k_scale, Tensor v_scale, bool interleaved_v=False) -> ()";
+ReshapeAndCacheParams make_reshape_and_cache_params(Call& call, const Tensor& key, const Tensor& value,
+                                                    const MutableTensor& key_cache, const MutableTensor& value_cache,
+                                                    const Tensor& slot_mapping, const FormatName& kv_cache_dtype,
+                                                    const Tensor& k_scale, const Tensor& v_scale, bool interleaved_v);
+
+// -- mla --------------------------------------------------------------------------------------------------------------
 
 // Writes each token's latent vector and rotary key (MLA), side by side, into its slot.
 inline constexpr char concat_and_cache_mla[] =
     "concat_and_cache_mla(Tensor kv_c, Tensor k_pe, Tensor(a!) kv_cache, Tensor slot_mapping, str kv_cache_dtype, "
     "Tensor scale, bool skip_scale=False) -> ()";
+ConcatAndCacheMlaParams make_concat_and_cache_mla_params(Call& call, const Tensor& kv_c, const Tensor& k_pe,
+                                                         const MutableTensor& kv_cache, const Tensor& slot_mapping,
+                                                         const FormatName& kv_cache_dtype, const Tensor& scale,
+                                                         bool skip_scale);
 
-// Rotates the rotary parts of queries and key in place, then does as concat_and_cache_mla.
-inline constexpr char concat_and_cache_mla_rope_fused[] =
-    "concat_and_cache_mla_rope_fused(Tensor positions, Tensor(a!) q_pe, Tensor(b!) k_pe, Tensor kv_c, "
-    "Tensor cos_sin_cache, bool is_neox, Tensor slot_mapping, Tensor(c!) kv_cache, str kv_cache_dtype, "
-    "Tensor kv_cache_scale) -> ()";
-
-// concat_and_cache_mla for all layers at once; caches are named by their addresses.
+// concat_and_cache_mla for all layers at once. The caches of the layers are given by their addresses.
 inline constexpr char concat_and_cache_mla_grouped[] =
     "concat_and_cache_mla_grouped(Tensor kv_c, Tensor k_pe, Tensor(a!) kv_cache_ptrs, Tensor slot_mapping, "
     "int block_size, int block_stride, int entry_stride, Tensor? kv_scales=None, str kv_cache_dtype='auto', "
     "int num_blocks=-1) -> ()";
+ConcatAndCacheMlaGroupedParams make_concat_and_cache_mla_grouped_params(
+    Call& call, const Tensor& kv_c, const Tensor& k_pe, const MutableTensor& kv_cache_ptrs, const Tensor& slot_mapping,
+    int64_t block_size, int64_t block_stride, int64_t entry_stride, const OptionalTensor& kv_scales,
+    const FormatName& kv_cache_dtype, int64_t num_blocks);
 
-// Puts the two parts of MLA's queries side by side.
+// Concatenates the two parts of MLA's queries.
 inline constexpr char concat_mla_q[] = "concat_mla_q(Tensor ql_nope, Tensor q_pe, Tensor(a!) q_out) -> ()";
+ConcatMlaQParams make_concat_mla_q_params(Call& call, const Tensor& ql_nope, const Tensor& q_pe,
+                                          const MutableTensor& q_out);
+
+// -- mla_rope ---------------------------------------------------------------------------------------------------------
+
+// Rotates the rotary parts of queries and key in place, then does what concat_and_cache_mla does.
+inline constexpr char concat_and_cache_mla_rope_fused[] =
+    "concat_and_cache_mla_rope_fused(Tensor positions, Tensor(a!) q_pe, Tensor(b!) k_pe, Tensor kv_c, "
+    "Tensor cos_sin_cache, bool is_neox, Tensor slot_mapping, Tensor(c!) kv_cache, str kv_cache_dtype, "
+    "Tensor kv_cache_scale) -> ()";
+ConcatAndCacheMlaRopeFusedParams make_concat_and_cache_mla_rope_fused_params(
+    Call& call, const Tensor& positions, const MutableTensor& q_pe, const MutableTensor& k_pe, const Tensor& kv_c,
+    const Tensor& cos_sin_cache, bool is_neox, const Tensor& slot_mapping, const MutableTensor& kv_cache,
+    const FormatName& kv_cache_dtype, const Tensor& kv_cache_scale);
+
+// -- convert ----------------------------------------------------------------------------------------------------------
 
 // Converts a whole cache to fp8, or back.
 inline constexpr char convert_fp8[] =
     "convert_fp8(Tensor(a!) dst_cache, Tensor src_cache, float scale, str kv_cache_dtype) -> ()";
+ConvertFp8Params make_convert_fp8_params(Call& call, const MutableTensor& dst_cache, const Tensor& src_cache,
+                                         double scale, const FormatName& kv_cache_dtype);
 
-// Copies the cache entries of sequences, block by block, into consecutive rows.
+// -- gather -----------------------------------------------------------------------------------------------------------
+
+// Copies the cache entries of sequences into consecutive rows.
 inline constexpr char cp_gather_cache[] =
     "cp_gather_cache(Tensor src_cache, Tensor(a!) dst, Tensor block_table, Tensor cu_seq_lens, "
     "int batch_size, Tensor? seq_starts=None) -> ()";
+CpGatherCacheParams make_cp_gather_cache_params(Call& call, const Tensor& src_cache, const MutableTensor& dst,
+                                                const Tensor& block_table, const Tensor& cu_seq_lens,
+                                                int64_t batch_size, const OptionalTensor& seq_starts);
 
-// The same, and from an fp8 cache back to floats.
+// cp_gather_cache that also converts the entries of an fp8 cache to floats.
 inline constexpr char gather_and_maybe_dequant_cache[] =
     "gather_and_maybe_dequant_cache(Tensor src_cache, Tensor(a!) dst, Tensor block_table, Tensor cu_seq_lens, "
     "Tensor token_to_seq, int num_tokens, str kv_cache_dtype, Tensor scale, Tensor? seq_starts=None) -> ()";
+GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_params(
+    Call& call, const Tensor& src_cache, const MutableTensor& dst, const Tensor& block_table, const Tensor& cu_seq_lens,
+    const Tensor& token_to_seq, int64_t num_tokens, const FormatName& kv_cache_dtype, const Tensor& scale,
+    const OptionalTensor& seq_starts);
 
-// The same from fp8_ds_mla entries to bfloat16; some of them may lie in the host's memory.
+// Copies fp8_ds_mla entries of sequences into rows of bfloat16. Some of the entries may lie in host memory.
 inline constexpr char cp_gather_and_upconvert_fp8_kv_cache[] =
     "cp_gather_and_upconvert_fp8_kv_cache(Tensor src_cache, Tensor(a!) dst, Tensor block_table, "
     "Tensor workspace_starts, int batch_size, Tensor? seq_starts=None, Tensor? host_cache=None, "
     "Tensor? host_row_ids=None, Tensor? device_row_ids=None) -> ()";
+CpGatherAndUpconvertFp8KvCacheParams make_cp_gather_and_upconvert_fp8_kv_cache_params(
+    Call& call, const Tensor& src_cache, const MutableTensor& dst, const Tensor& block_table,
+    const Tensor& workspace_starts, int64_t batch_size, const OptionalTensor& seq_starts,
+    const OptionalTensor& host_cache, const OptionalTensor& host_row_ids, const OptionalTensor& device_row_ids);
 
-// Writes each token's indexer key as e4m3, with a scale per tile, into its slot of the indexer's cache.
+// -- indexer ----------------------------------------------------------------------------------------------------------
+
+// Writes each token's indexer key as e4m3 codes, with one scale per tile, into its slot of the indexer's cache.
 inline constexpr char indexer_k_quant_and_cache[] =
     "indexer_k_quant_and_cache(Tensor k, Tensor(a!) kv_cache, Tensor slot_mapping, int quant_block_size, "
     "str kv_cache_dtype) -> ()";
+IndexerKQuantAndCacheParams make_indexer_k_quant_and_cache_params(Call& call, const Tensor& k,
+                                                                  const MutableTensor& kv_cache,
+                                                                  const Tensor& slot_mapping, int64_t quant_block_size,
+                                                                  const FormatName& kv_cache_dtype);
 
-// Copies the keys and scales of sequences out of the indexer's cache.
+// Copies the codes and scales of sequences out of the indexer's cache.
 inline constexpr char cp_gather_indexer_k_quant_cache[] =
     "cp_gather_indexer_k_quant_cache(Tensor kv_cache, Tensor(a!) dst_k, Tensor(b!) dst_scale, Tensor block_table, "
     "Tensor cu_seq_lens) -> ()";
+CpGatherIndexerKQuantCacheParams make_cp_gather_indexer_k_quant_cache_params(Call& call, const Tensor& kv_cache,
+                                                                             const MutableTensor& dst_k,
+                                                                             const MutableTensor& dst_scale,
+                                                                             const Tensor& block_table,
+                                                                             const Tensor& cu_seq_lens);
+
+// -- swap -------------------------------------------------------------------------------------------------------------
 
 // Copies blocks between the memories of devices and host.
 inline constexpr char swap_blocks[] =
     "swap_blocks(Tensor src, Tensor(a!) dst, int block_size_in_bytes, Tensor block_mapping) -> ()";
+SwapBlocksParams make_swap_blocks_params(Call& call, const Tensor& src, const MutableTensor& dst,
+                                         int64_t block_size_in_bytes, const Tensor& block_mapping);
 
-// The same for many layers at once, with one mapping for all.
+// swap_blocks for many layers at once, with one mapping for all of them.
 inline constexpr char swap_blocks_layers[] =
     "swap_blocks_layers(Tensor[] src, Tensor(a!)[] dst, int block_size_in_bytes, Tensor block_mapping) -> ()";
+SwapBlocksParams make_swap_blocks_layers_params(Call& call, const TensorList& src, const MutableTensorList& dst,
+                                                int64_t block_size_in_bytes, const Tensor& block_mapping);
 
-// Copies between addresses, which the caller vouches for.
+// Copies between addresses. The caller is responsible for the memory there.
 inline constexpr char swap_blocks_batch[] =
     "swap_blocks_batch(Tensor src_ptrs, Tensor(a!) dst_ptrs, Tensor sizes, bool is_src_access_order_any=False) -> ()";
+SwapBlocksBatchParams make_swap_blocks_batch_params(Call& call, const Tensor& src_ptrs, const MutableTensor& dst_ptrs,
+                                                    const Tensor& sizes, bool is_src_access_order_any);
 
-}  // namespace schema
+// -- all --------------------------------------------------------------------------------------------------------------
+
+template <const auto& schema, auto make_params>
+struct Op {};
+
+// Calls visit(Op<schema, make_params>{}) for every op.
+template <class Visit>
+void for_each_op(Visit visit) {
+  visit(Op<reshape_and_cache_flash, make_reshape_and_cache_flash_params>{});
+  visit(Op<reshape_and_cache, make_reshape_and_cache_params>{});
+  visit(Op<concat_and_cache_mla, make_concat_and_cache_mla_params>{});
+  visit(Op<concat_and_cache_mla_grouped, make_concat_and_cache_mla_grouped_params>{});
+  visit(Op<concat_mla_q, make_concat_mla_q_params>{});
+  visit(Op<concat_and_cache_mla_rope_fused, make_concat_and_cache_mla_rope_fused_params>{});
+  visit(Op<convert_fp8, make_convert_fp8_params>{});
+  visit(Op<cp_gather_cache, make_cp_gather_cache_params>{});
+  visit(Op<gather_and_maybe_dequant_cache, make_gather_and_maybe_dequant_cache_params>{});
+  visit(Op<cp_gather_and_upconvert_fp8_kv_cache, make_cp_gather_and_upconvert_fp8_kv_cache_params>{});
+  visit(Op<indexer_k_quant_and_cache, make_indexer_k_quant_and_cache_params>{});
+  visit(Op<cp_gather_indexer_k_quant_cache, make_cp_gather_indexer_k_quant_cache_params>{});
+  visit(Op<swap_blocks, make_swap_blocks_params>{});
+  visit(Op<swap_blocks_layers, make_swap_blocks_layers_params>{});
+  visit(Op<swap_blocks_batch, make_swap_blocks_batch_params>{});
+}
 
 inline void define_ops(Library& m) {
-  m.def(schema::reshape_and_cache_flash);
-  m.def(schema::reshape_and_cache);
-  m.def(schema::concat_and_cache_mla);
-  m.def(schema::concat_and_cache_mla_rope_fused);
-  m.def(schema::concat_and_cache_mla_grouped);
-  m.def(schema::concat_mla_q);
-  m.def(schema::convert_fp8);
-  m.def(schema::cp_gather_cache);
-  m.def(schema::gather_and_maybe_dequant_cache);
-  m.def(schema::cp_gather_and_upconvert_fp8_kv_cache);
-  m.def(schema::indexer_k_quant_and_cache);
-  m.def(schema::cp_gather_indexer_k_quant_cache);
-  m.def(schema::swap_blocks);
-  m.def(schema::swap_blocks_layers);
-  m.def(schema::swap_blocks_batch);
+  for_each_op([&] < const auto& schema, auto make_params > (Op<schema, make_params>) { m.def(schema); });
 }
 
 template <class Backend>
 void implement_ops(Library& m) {
-  implement<Backend, schema::reshape_and_cache_flash, make_reshape_and_cache_flash_params>(m);
-  implement<Backend, schema::reshape_and_cache, make_reshape_and_cache_params>(m);
-  implement<Backend, schema::concat_and_cache_mla, make_concat_and_cache_mla_params>(m);
-  implement<Backend, schema::concat_and_cache_mla_rope_fused, make_concat_and_cache_mla_rope_fused_params>(m);
-  implement<Backend, schema::concat_and_cache_mla_grouped, make_concat_and_cache_mla_grouped_params>(m);
-  implement<Backend, schema::concat_mla_q, make_concat_mla_q_params>(m);
-  implement<Backend, schema::convert_fp8, make_convert_fp8_params>(m);
-  implement<Backend, schema::cp_gather_cache, make_cp_gather_cache_params>(m);
-  implement<Backend, schema::gather_and_maybe_dequant_cache, make_gather_and_maybe_dequant_cache_params>(m);
-  implement<Backend, schema::cp_gather_and_upconvert_fp8_kv_cache, make_cp_gather_and_upconvert_fp8_kv_cache_params>(m);
-  implement<Backend, schema::indexer_k_quant_and_cache, make_indexer_k_quant_and_cache_params>(m);
-  implement<Backend, schema::cp_gather_indexer_k_quant_cache, make_cp_gather_indexer_k_quant_cache_params>(m);
-  implement<Backend, schema::swap_blocks, make_swap_blocks_params>(m);
-  implement<Backend, schema::swap_blocks_layers, make_swap_blocks_layers_params>(m);
-  implement<Backend, schema::swap_blocks_batch, make_swap_blocks_batch_params>(m);
+  for_each_op([&] < const auto& schema,
+              auto make_params > (Op<schema, make_params>) { implement<Backend, schema, make_params>(m); });
 }
 
 }  // namespace multikv

@@ -1,49 +1,63 @@
-// float32 -> fp8 on bit patterns: round to nearest even, saturating. The one definition that CPUs, and GPUs without an
-// instruction for a format, share. No branches and no library calls, so that compilers turn loops of it into vector
-// code.
+// Conversion between float32 and fp8 on bit patterns. Encoding rounds to nearest even and saturates. CPUs use these
+// functions, and so do GPUs that have no instruction for a format. They have no branches and no library calls, so that
+// compilers vectorise loops of them.
 //
-// Formats: e4m3fn and e5m2 as in "FP8 Formats for Deep Learning" (Micikevicius et al. 2022) and the OCP 8-bit
-// floating point specification; the fnuz variants as in "8-bit Numerical Formats for Deep Neural Networks"
-// (Noune et al. 2022): exponent bias one higher, no infinities, no negative zero, NaN = 0x80.
+//          sign exponent mantissa   bias   largest   infinity   NaN
+// e4m3fn    1      4        3         7       448    none       0x7f, 0xff
+// e5m2      1      5        2        15     57344    0x7c       0x7d .. 0x7f (and with a sign)
+// e4m3fnuz  1      4        3         8       240    none       0x80 (there is no -0)
+// e5m2fnuz  1      5        2        16     57344    none       0x80 (there is no -0)
+//
+// e4m3fn and e5m2: "FP8 Formats for Deep Learning" (Micikevicius et al. 2022) and the OCP 8-bit floating point
+// specification. The fnuz formats: "8-bit Numerical Formats for Deep Neural Networks" (Noune et al. 2022).
 #pragma once
 
 #include <bit>
 #include <cstdint>
 
 #include "core/float16.h"
-#include "params/params.h"
+#include "core/format.h"
 
 namespace multikv {
 
 struct Fp8Layout {
   int mantissa_bits;
   int bias;
-  int32_t max_bits;  // the largest finite value, as float32 bits
+  int32_t max_bits;  // the bits of the largest finite value as a float32
   bool fnuz;
 };
 
-constexpr Fp8Layout layout_of(CacheFormat format) {
-  switch (format) {
-    case CacheFormat::kE5M2: return {2, 15, 0x47600000, false};     // 57344
-    case CacheFormat::kE4M3FNUZ: return {3, 8, 0x43700000, true};   // 240
-    case CacheFormat::kE5M2FNUZ: return {2, 16, 0x47600000, true};  // 57344
-    default: return {3, 7, 0x43e00000, false};                      // e4m3fn: 448
+// The element is an fp8 one.
+constexpr Fp8Layout layout_of(Element element) {
+  switch (element) {
+    case Element::kE4M3FN: return {3, 7, 0x43e00000, false};    // 448
+    case Element::kE5M2: return {2, 15, 0x47600000, false};     // 57344
+    case Element::kE4M3FNUZ: return {3, 8, 0x43700000, true};   // 240
+    case Element::kE5M2FNUZ: return {2, 16, 0x47600000, true};  // 57344
+    case Element::kFloat32:
+    case Element::kFloat16:
+    case Element::kBFloat16:
+    case Element::kInt8:
+    case Element::kInt4:
+    case Element::kE2M1: break;
   }
+  return {};
 }
 
-// All bit patterns are held as signed integers without their sign bit: vector units compare those.
-// With a layout known at compile time its parts become constants.
+// Holds bit patterns without their sign as signed integers, because vector units compare signed integers. If the layout
+// is a compile-time constant, all its parts are constants.
 constexpr uint8_t encode_fp8(float x, const Fp8Layout& layout) {
   const int dropped = 23 - layout.mantissa_bits;
   const auto bits = std::bit_cast<int32_t>(x);
   const int32_t unclamped = bits & 0x7fffffff;
   const int32_t magnitude = unclamped < layout.max_bits ? unclamped : layout.max_bits;
 
-  // Normal results: add half of the last kept place (ties to even), drop the rest, move the exponent to the new bias.
+  // A normal result: adds half of the last kept bit's value (ties go to even), drops the other bits, and rebases the
+  // exponent.
   const int32_t odd = (magnitude >> dropped) & 1;
   const int32_t normal =
       ((magnitude + ((1 << (dropped - 1)) - 1) + odd) >> dropped) - ((127 - layout.bias) << layout.mantissa_bits);
-  // Subnormal results: adding a number whose last place is the smallest subnormal lets the float adder round.
+  // A subnormal result: the last bit of `adder` has the value of the smallest subnormal, so the float addition rounds.
   const int32_t smallest_normal = (128 - layout.bias) << 23;
   const int32_t adder = smallest_normal + (dropped << 23);
   const int32_t small = magnitude < smallest_normal ? magnitude : smallest_normal;
@@ -55,7 +69,7 @@ constexpr uint8_t encode_fp8(float x, const Fp8Layout& layout) {
   return static_cast<uint8_t>(unclamped > 0x7f800000 ? (layout.fnuz ? 0x80 : 0x7f) : signed_code);
 }
 
-// fp8 -> float32, exact; like encode_fp8 without branches, and without reading a subnormal float32.
+// Exact. Reads no subnormal float32, so that flush-to-zero modes change nothing.
 constexpr float decode_fp8(uint8_t code, const Fp8Layout& layout) {
   const int32_t magnitude = (code & 0x7f) << (23 - layout.mantissa_bits);
   const int32_t smallest_normal = (128 - layout.bias) << 23;
@@ -63,7 +77,6 @@ constexpr float decode_fp8(uint8_t code, const Fp8Layout& layout) {
   const auto subnormal =
       std::bit_cast<int32_t>(std::bit_cast<float>(magnitude + smallest_normal) - std::bit_cast<float>(smallest_normal));
   const int32_t finite = magnitude < (1 << 23) ? subnormal : normal;
-  // e5m2 has codes for infinity (0x7c) and three for NaN above it, e4m3fn one for NaN, fnuz one where -0 would be.
   const int32_t first_special = layout.fnuz ? 0x80 : layout.mantissa_bits == 2 ? 0x7c : 0x7f;
   const int32_t special = layout.mantissa_bits == 2 && (code & 0x7f) == 0x7c ? 0x7f800000 : 0x7fc00000;
   const int32_t bits = (code & 0x7f) >= first_special ? special : finite;

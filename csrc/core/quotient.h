@@ -1,4 +1,4 @@
-// Division by a scale that many elements share: x / scale, rounded as IEEE does, without a division per element.
+// Division of many elements by one scale, correctly rounded, without a division per element.
 #pragma once
 
 #include <bit>
@@ -6,17 +6,17 @@
 
 namespace multikv {
 
-// Good for what is then rounded to fp8: exact (the correctly rounded float32) where |x / scale| is in [2^-30, 2^20);
-// below and above, a value of the right sign that fp8 sends to the same zero, maximum or NaN.
+// The quotient is the correctly rounded float32 if |x / scale| is in [2^-30, 2^20). Outside of this range it has the
+// right sign, and fp8 encodes it as the same zero, maximum or NaN. So it is meant for values that are rounded to fp8.
 //
-// r = 1 / scale correctly rounded, q = x * r, then q -= r * (q * scale - x) with fused operations. One such step gives
-// the correctly rounded quotient of every x with at most 11 significant bits (float16, bfloat16) and every scale:
-// tests/quotient_exhaustive.cpp tries all pairs of significands. For float32 the first step leaves q within one unit in
-// the last place and the second gives the correctly rounded quotient (Markstein, "Computation of elementary functions
-// on the IBM RISC System/6000 processor", IBM J. Res. Dev. 34, 1990).
+// With r = 1 / scale, correctly rounded, and q = x * r, a step is q -= r * (q * scale - x) in fused operations. One
+// step gives the correctly rounded quotient of every x with at most 11 significant bits (float16, bfloat16) and every
+// scale: the test quotient_exhaustive.cpp tries all pairs of significands. For a float32 x, one step leaves q within
+// one unit in the last place, and a second step gives the correctly rounded quotient (Markstein, "Computation of
+// elementary functions on the IBM RISC System/6000 processor", IBM J. Res. Dev. 34, 1990).
 //
-// The remainder must not underflow, so extreme scales are brought into [2^-60, 2^60], and x with them, by an exact
-// power of two.
+// The remainder q * scale - x must not underflow. So an extreme scale, and x with it, is multiplied by a power of two,
+// which is exact, such that the scale lies in [2^-60, 2^60].
 class Quotient {
  public:
   constexpr explicit Quotient(float scale) {
@@ -37,11 +37,12 @@ class Quotient {
     static_assert(kSteps == 1 || kSteps == 2);
     const float scaled = x * factor_;
     const float estimate = scaled * reciprocal_;
-    // The remainder is taken negative, q * scale - x: a zero one is then +0, and -0 + +0 * -r keeps the sign of a zero
-    // quotient.
+    // With the remainder as q * scale - x, not x - q * scale, a remainder of zero is +0, and a quotient of -0 stays -0:
+    // -0 + (+0 * -r) = -0 + -0 = -0.
     float q = fma(fma(estimate, scale_, -scaled), -reciprocal_, estimate);
     if constexpr (kSteps == 2) q = fma(fma(q, scale_, -scaled), -reciprocal_, q);
-    // Infinities and NaN, and what fp8 saturates, keep the estimate: their remainder may have overflowed.
+    // The remainder of a large estimate may have overflowed. The estimate itself is good enough, because fp8 saturates
+    // it; infinity and NaN stay what they are.
     return __builtin_fabsf(estimate) < 0x1p20f ? q : estimate;
   }
 

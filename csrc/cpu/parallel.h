@@ -1,30 +1,32 @@
 // Work over torch's own threads, split by bytes.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
-
-#include "params/params.h"
 
 namespace multikv::cpu {
 
+// `context` is passed to each call of body(begin, end, context).
 void parallel_for(int64_t count, int64_t bytes_per_item, void (*body)(int64_t, int64_t, void*), void* context);
 
 // Runs body(begin, end) over [0, count) on as many threads as the bytes are worth.
-template <class Body>
+template <std::invocable<int64_t, int64_t> Body>
 void parallel_for(int64_t count, int64_t bytes_per_item, const Body& body) {
   const auto call = [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); };
   parallel_for(count, bytes_per_item, +call, const_cast<Body*>(&body));
 }
 
+// Runs body(begin, end) over `count` items, each smaller than a cache line. A thread takes 4096 neighbouring items at a
+// time, so that threads write few cache lines in common.
+template <std::invocable<int64_t, int64_t> Body>
+void parallel_for_small_items(int64_t count, int64_t bytes_per_item, const Body& body) {
+  constexpr int64_t kPiece = 4096;
+  const int64_t num_pieces = (count + kPiece - 1) / kPiece;
+  parallel_for(num_pieces, kPiece * bytes_per_item,
+               [&](int64_t begin, int64_t end) { body(begin * kPiece, end * kPiece < count ? end * kPiece : count); });
+}
+
 // True where parallel_for would use more than one thread.
 bool is_parallel(int64_t count, int64_t bytes_per_item);
-
-// True where two tokens write one slot: such a call runs on one thread, so that the last token wins as a whole.
-bool has_duplicate_slots(const Slots& slots);
-
-// Outputs of so many bytes bypass the caches: those of a core's own one, the second. The third would hold more of them,
-// but storing there reads every line from memory first and writes it back later. Measured (docs/performance_cpu.md):
-// from here on streaming is faster, and still is when the output is read right after.
-int64_t streaming_crossover_bytes();
 
 }  // namespace multikv::cpu

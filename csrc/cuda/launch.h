@@ -3,31 +3,35 @@
 
 #include <cuda_runtime.h>
 
-#include "params/params.h"
+#include "core/format.h"
 
 namespace multikv::gpu {
+
+// Returns from the function around it if a call of the CUDA runtime failed.
+#define MULTIKV_RETURN_IF_FAILED(call) \
+  if (const cudaError_t error = (call); error != cudaSuccess) return error
 
 struct Context {
   cudaStream_t stream;
   int num_multiprocessors;
   int32_t device_index;
-  cudaStream_t (*stream_of)(int32_t device_index);  // torch's current one of another device
+  cudaStream_t (*stream_of)(int32_t device_index);  // torch's current stream of another device
 };
 
-void launch(const ReshapeAndCacheFlashParams& p, const Context& context);
-void launch(const ReshapeAndCacheParams& p, const Context& context);
-void launch(const ConcatAndCacheMlaParams& p, const Context& context);
-void launch(const ConcatAndCacheMlaRopeFusedParams& p, const Context& context);
-void launch(const ConcatAndCacheMlaGroupedParams& p, const Context& context);
-void launch(const ConcatMlaQParams& p, const Context& context);
-void launch(const ConvertFp8Params& p, const Context& context);
-void launch(const CpGatherCacheParams& p, const Context& context);
-void launch(const GatherAndMaybeDequantCacheParams& p, const Context& context);
-void launch(const CpGatherAndUpconvertFp8KvCacheParams& p, const Context& context);
-void launch(const IndexerKQuantAndCacheParams& p, const Context& context);
-void launch(const CpGatherIndexerKQuantCacheParams& p, const Context& context);
-// These use calls that report errors of their own.
-cudaError_t launch(const SwapBlocksParams& p, const Context& context);
-cudaError_t launch(const SwapBlocksBatchParams& p, const Context& context);
+// Launches an op on context.stream. ops/<family>.cu and swap/ define it for their params; where a definition is
+// missing, the library does not link.
+template <class Params>
+cudaError_t launch(const Params& p, const Context& context);
+
+// Calls with<kDtype>() for a dtype that is known at run time.
+template <class With>
+decltype(auto) with_dtype(Float dtype, With with) {
+  switch (dtype) {
+    case Float::kFloat32: return with.template operator()<Float::kFloat32>();
+    case Float::kFloat16: return with.template operator()<Float::kFloat16>();
+    case Float::kBFloat16: break;
+  }
+  return with.template operator()<Float::kBFloat16>();
+}
 
 }  // namespace multikv::gpu

@@ -1,3 +1,5 @@
+#include "params/convert.h"
+
 #include "cpu/isa/cache/strided.h"
 #include "cpu/isa/codec/dequantise.h"
 #include "cpu/isa/codec/quantise.h"
@@ -5,14 +7,11 @@
 namespace multikv::cpu {
 namespace {
 
-// The two sides, in elements of so many bytes.
-struct Side {
-  char* data;
-  int64_t bytes;
-  char* at(int64_t element) const { return data + element * bytes; }
-};
+// convert(to, from, count, stores) converts contiguous elements.
+template <class Convert>
+concept ElementConverter = std::invocable<const Convert&, char*, const char*, int64_t, Stores>;
 
-// A few bytes, of which one, two and four are the most frequent.
+// Copies a few bytes; one, two and four are the most frequent.
 void copy_few(char* to, const char* from, int64_t num_bytes) {
   switch (num_bytes) {
     case 1: std::memcpy(to, from, 1); break;
@@ -22,59 +21,66 @@ void copy_few(char* to, const char* from, int64_t num_bytes) {
   }
 }
 
-// Elements [begin, end); convert(to, from, count, stores) does it for those that lie dense.
-template <class Convert>
-void convert_elements(const ConvertFp8Params& p, Side src, Side dst, int64_t begin, int64_t end, Stores stores,
-                      const Convert& convert) {
-  constexpr int64_t kShort = 32, kMost = 256;
-  PieceWalker read(p.rows, begin);
-  if (p.rows.row_size >= kShort) {
-    for (int64_t i = begin; i < end;) {
-      const auto piece = read.next(end - i);
-      convert(dst.at(piece.dst), src.at(piece.src), piece.count, stores);
-      i += piece.count;
-    }
-    finish(stores);
-    return;
+// Elements [begin, end) of long rows, each piece of a row where it is.
+template <ElementConverter Convert>
+void convert_long_rows(const ConvertFp8Params& p, int64_t begin, int64_t end, Stores stores, const Convert& convert) {
+  const int64_t src_bytes = p.src_element_bytes(), dst_bytes = p.dst_element_bytes();
+  PieceWalker pieces(p.rows, begin);
+  for (int64_t i = begin; i < end;) {
+    const auto piece = pieces.next(end - i);
+    convert(p.dst + piece.dst * dst_bytes, p.src + piece.src * src_bytes, piece.count, stores);
+    i += piece.count;
   }
-  // Short rows, single elements among them, are collected, converted together, and dealt out.
+  finish(stores);
+}
+
+// Elements [begin, end) of short rows, or of single elements: collected, converted together, and written where they
+// belong.
+template <ElementConverter Convert>
+void convert_short_rows(const ConvertFp8Params& p, int64_t begin, int64_t end, const Convert& convert) {
+  constexpr int64_t kMost = 256;
+  const int64_t src_bytes = p.src_element_bytes(), dst_bytes = p.dst_element_bytes();
   alignas(64) char inputs[kMost * 4], outputs[kMost * 4];
-  PieceWalker write = read;
+  PieceWalker read(p.rows, begin), write = read;
   for (int64_t i = begin; i < end; i += kMost) {
     const int64_t count = end - i < kMost ? end - i : kMost;
     for (int64_t j = 0; j < count;) {
       const auto piece = read.next(count - j);
-      copy_few(inputs + j * src.bytes, src.at(piece.src), piece.count * src.bytes);
+      copy_few(inputs + j * src_bytes, p.src + piece.src * src_bytes, piece.count * src_bytes);
       j += piece.count;
     }
     convert(outputs, inputs, count, Stores::kOrdinary);
     for (int64_t j = 0; j < count;) {
       const auto piece = write.next(count - j);
-      copy_few(dst.at(piece.dst), outputs + j * dst.bytes, piece.count * dst.bytes);
+      copy_few(p.dst + piece.dst * dst_bytes, outputs + j * dst_bytes, piece.count * dst_bytes);
       j += piece.count;
     }
   }
 }
 
+template <ElementConverter Convert>
+void convert_elements(const ConvertFp8Params& p, int64_t begin, int64_t end, Stores stores, const Convert& convert) {
+  constexpr int64_t kShort = 32;
+  if (p.rows.row_size >= kShort) convert_long_rows(p, begin, end, stores, convert);
+  else convert_short_rows(p, begin, end, convert);
+}
+
 }  // namespace
 
 template <>
-void convert_fp8<kIsa>(const ConvertFp8Params& p, int64_t begin, int64_t end, Stores stores) {
+void run<kIsa>(const ConvertFp8Params& p, int64_t begin, int64_t end, Stores stores) {
   [[maybe_unused]] const IeeeSubnormals subnormals;
-  auto* src = static_cast<char*>(const_cast<void*>(p.src));
-  auto* dst = static_cast<char*>(p.dst);
   if (p.to_fp8) {
-    const Quantiser quantise(p.format, p.dtype, {&p.scale, 0, 1, p.rows.num_rows * p.rows.row_size});
-    convert_elements(p, {src, num_bytes(p.dtype)}, {dst, 1}, begin, end, stores,
-                     [&](char* to, const char* from, int64_t count, Stores stores) {
-                       quantise(to, from, {.count = count}, p.scale, stores);
-                     });
+    const Quantiser quantise(p.element, p.dtype,
+                             {.data = &p.scale, .stride = 0, .num_scales = 1, .num_elements = p.rows.num_elements()});
+    convert_elements(p, begin, end, stores, [&](char* to, const char* from, int64_t count, Stores stores) {
+      quantise(to, from, {.count = count}, p.scale, stores);
+    });
   } else {
-    const Dequantise dequantise = dequantise_for(p.format, p.dtype);
-    convert_elements(p, {src, 1}, {dst, num_bytes(p.dtype)}, begin, end, stores,
-                     [&](char* to, const char* from, int64_t count, Stores stores) {
-                       dequantise(to, from, count, p.scale, stores, nullptr);
-                     });
+    const Dequantise dequantise = dequantise_for(p.element, p.dtype);
+    convert_elements(p, begin, end, stores, [&](char* to, const char* from, int64_t count, Stores stores) {
+      dequantise(to, from, count, p.scale, stores, nullptr);
+    });
   }
 }
 

@@ -1,152 +1,116 @@
-#include "cpu/isa/cache/sequences.h"
+#include "params/gather.h"
+
+#include "cpu/isa/cache/byte_rows.h"
+#include "cpu/isa/cache/gather_runs.h"
 #include "cpu/isa/cache/strided.h"
 #include "cpu/isa/codec/dequantise.h"
 
 namespace multikv::cpu {
 namespace {
 
-const char* entry_of(const CpGatherCacheParams& p, int64_t block, int64_t offset) {
-  return static_cast<const char*>(p.src_cache) + block * p.src_stride_block_bytes + offset * p.src_stride_slot_bytes;
-}
-
-void copy_entry(const Rows& entry, char* to, const char* from, Stores stores) {
-  RowWalker place(entry, 0);
-  for (int64_t row = 0; row < entry.num_rows; ++row, place.next()) {
-    copy(to + place.dst(), from + place.src(), entry.row_size, stores);
+void copy_entry(const StridedRows& entry, char* to, const char* from, Stores stores) {
+  RowWalker offsets(entry, 0);
+  for (int64_t row = 0; row < entry.num_rows; ++row, offsets.next()) {
+    copy(to + offsets.dst(), from + offsets.src(), entry.row_size, stores);
   }
 }
 
-// Entries as fp8_ds_mla has them, to bfloat16.
-template <CacheFormat kFormat>
-void upconvert_entry(BFloat16* to, const char* entry, Stores stores) {
-  using Entry = DsMlaEntry;
-  float scales[Entry::kLatentSize / Entry::kTileSize];
-  std::memcpy(scales, entry + Entry::kScalesAt, sizeof scales);
-  const auto* codes = reinterpret_cast<const uint8_t*>(entry);
-  for (int i = 0; i < Entry::kLatentSize; i += Entry::kTileSize) {
-    dequantise<kFormat>(to + i, codes + i, Entry::kTileSize, scales[i / Entry::kTileSize], stores);
-  }
-  copy(reinterpret_cast<char*>(to + Entry::kLatentSize), entry + Entry::kRopeAt, Entry::kRopeSize * 2, stores);
-}
-
-// Where the entry of a logical block's slot lies; nullptr: nowhere.
-const char* find_entry(const CpGatherAndUpconvertFp8KvCacheParams& p, int64_t block, int64_t offset) {
-  if (p.host_row_ids.data != nullptr) {
-    const auto block_size = static_cast<int64_t>(p.sequences.block_size.value);
-    const int64_t row = block * block_size + offset;
-    const int64_t device_row = p.device_row_ids.at(row);
-    if (device_row < 0) {
-      const int64_t host_row = p.host_row_ids.at(row);
-      return host_row < 0 ? nullptr : static_cast<const char*>(p.host_cache) + host_row * p.host_stride_row_bytes;
+void dequantise_runs(const GatherAndMaybeDequantCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+  const EntryCache& cache = p.gather.cache;
+  const TokenRows& dst = p.gather.dst;
+  const Dequantise dequantise = dequantise_for(p.codec().element, p.dtype);
+  const float scale = *cache.scale;
+  const int64_t elements = p.entry_size;
+  const bool is_dense = cache.stride_slot_bytes == elements && dst.stride_token_bytes == elements * num_bytes(p.dtype);
+  for_each_run(p.gather.sequences, begin, end, [&](const GatherRun& run, const GatherRun* next) {
+    const char* from = cache.entry(run.at);
+    char* to = dst.row(run.row);
+    if (is_dense) {
+      dequantise(to, from, run.count * elements, scale, stores, next ? cache.entry(next->at) : nullptr);
+      return;
     }
-    block = device_row / block_size;
-    offset = device_row - block * block_size;
-  }
-  return static_cast<const char*>(p.src_cache) + block * p.src_stride_block_bytes + offset * p.src_stride_slot_bytes;
-}
-
-template <CacheFormat kFormat>
-void upconvert(const CpGatherAndUpconvertFp8KvCacheParams& p, int64_t begin, int64_t end, Stores stores) {
-  constexpr int64_t kRowsAhead = 8;
-  for_each_run(p.sequences, begin, end, [&](const Run& run, const Run*) {
     for (int64_t i = 0; i < run.count; ++i) {
-      if (i + kRowsAhead < run.count) {
-        const char* ahead = find_entry(p, run.block, run.offset + i + kRowsAhead);
-        if (ahead != nullptr) Ahead(ahead, ahead).fetch(0, DsMlaEntry::kBytes);
-      }
-      const char* entry = find_entry(p, run.block, run.offset + i);
-      if (entry == nullptr) continue;
-      upconvert_entry<kFormat>(static_cast<BFloat16*>(p.dst) + (run.row + i) * p.dst_stride_token, entry, stores);
+      dequantise(to + i * dst.stride_token_bytes, from + i * cache.stride_slot_bytes, elements, scale, stores, nullptr);
     }
   });
 }
 
-// Rows of as many bytes, dense or not. `next`: what will be read after them.
-struct ByteRows {
-  char* dst;
-  int64_t dst_stride, src_stride, row_bytes;
-
-  void copy_to(int64_t row, int64_t count, const char* from, Stores stores, const char* next) const {
-    char* to = dst + row * dst_stride;
-    if (src_stride == row_bytes && dst_stride == row_bytes) {
-      copy(to, from, count * row_bytes, stores, next);
-      return;
-    }
-    for (int64_t i = 0; i < count; ++i) copy(to + i * dst_stride, from + i * src_stride, row_bytes, stores);
+// From an fp8_ds_mla entry to bfloat16.
+template <Element kElement>
+void upconvert_entry(BFloat16* to, const char* entry, Stores stores) {
+  constexpr int kLatentSize = DsMlaEntry::kLatentSize, kTileSize = DsMlaEntry::kTileSize;
+  float scales[kLatentSize / kTileSize];
+  std::memcpy(scales, entry + DsMlaEntry::kScalesAt, sizeof scales);
+  const auto* codes = reinterpret_cast<const uint8_t*>(entry);
+  for (int i = 0; i < kLatentSize; i += kTileSize) {
+    dequantise<kElement>(to + i, codes + i, kTileSize, scales[i / kTileSize], stores);
   }
-};
+  copy(reinterpret_cast<char*>(to + kLatentSize), entry + DsMlaEntry::kRopeAt, DsMlaEntry::kRopeSize * 2, stores);
+}
+
+// The entry of a slot of a logical block; nullptr if it is neither in the cache nor in host_cache.
+const char* find_entry(const CpGatherAndUpconvertFp8KvCacheParams& p, BlockOffset at) {
+  if (p.host_row_ids.is_given()) {
+    const int64_t block_size = p.sequences.blocks.block_size.signed_value();
+    const int64_t slot = at.block * block_size + at.offset;
+    const int64_t device_row = p.device_row_ids.at(slot);
+    if (device_row < 0) {
+      const int64_t host_row = p.host_row_ids.at(slot);
+      return host_row < 0 ? nullptr : p.host_cache + host_row * p.host_stride_row_bytes;
+    }
+    at.block = device_row / block_size;
+    at.offset = device_row - at.block * block_size;
+  }
+  return p.cache.entry(at);
+}
+
+template <Element kElement>
+void upconvert_runs(const CpGatherAndUpconvertFp8KvCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+  constexpr int64_t kEntriesAhead = 8;
+  for_each_run(p.sequences, begin, end, [&](const GatherRun& run, const GatherRun*) {
+    const auto at = [&](int64_t i) { return BlockOffset{run.at.block, run.at.offset + i}; };
+    for (int64_t i = 0; i < run.count; ++i) {
+      if (i + kEntriesAhead < run.count) {
+        const char* ahead = find_entry(p, at(i + kEntriesAhead));
+        if (ahead != nullptr) NextInput(ahead, ahead).prefetch(0, DsMlaEntry::kBytes);
+      }
+      const char* entry = find_entry(p, at(i));
+      if (entry == nullptr) continue;
+      upconvert_entry<kElement>(reinterpret_cast<BFloat16*>(p.dst.row(run.row + i)), entry, stores);
+    }
+  });
+}
 
 }  // namespace
 
 template <>
-void cp_gather_cache<kIsa>(const CpGatherCacheParams& p, int64_t begin, int64_t end, Stores stores) {
-  const ByteRows rows{static_cast<char*>(p.dst), p.dst_stride_token_bytes, p.src_stride_slot_bytes, p.entry.row_size};
-  for_each_run(p.sequences, begin, end, [&](const Run& run, const Run* next) {
-    const char* from = entry_of(p, run.block, run.offset);
+void run<kIsa>(const CpGatherCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+  const ByteRows rows{p.dst, p.cache.stride_slot_bytes, p.entry.row_size};
+  for_each_run(p.sequences, begin, end, [&](const GatherRun& run, const GatherRun* next) {
+    const char* from = p.cache.entry(run.at);
     if (p.entry.num_dims == 0) {
-      rows.copy_to(run.row, run.count, from, stores, next ? entry_of(p, next->block, next->offset) : nullptr);
-      return;
-    }
-    char* to = static_cast<char*>(p.dst) + run.row * p.dst_stride_token_bytes;
-    for (int64_t i = 0; i < run.count; ++i) {
-      copy_entry(p.entry, to + i * p.dst_stride_token_bytes, from + i * p.src_stride_slot_bytes, stores);
-    }
-  });
-  finish(stores);
-}
-
-template <>
-void gather_and_maybe_dequant_cache<kIsa>(const GatherAndMaybeDequantCacheParams& p, int64_t begin, int64_t end,
-                                          Stores stores) {
-  [[maybe_unused]] const IeeeSubnormals subnormals;
-  const CpGatherCacheParams& g = p.gather;
-  const Dequantise dequantise = dequantise_for(p.format, p.dtype);
-  const float scale = *p.scale;
-  const int64_t elements = g.entry.row_size;
-  const bool is_dense =
-      g.src_stride_slot_bytes == elements && g.dst_stride_token_bytes == elements * num_bytes(p.dtype);
-  for_each_run(g.sequences, begin, end, [&](const Run& run, const Run* next) {
-    const char* from = entry_of(g, run.block, run.offset);
-    char* to = static_cast<char*>(g.dst) + run.row * g.dst_stride_token_bytes;
-    if (is_dense) {
-      dequantise(to, from, run.count * elements, scale, stores,
-                 next ? entry_of(g, next->block, next->offset) : nullptr);
+      rows.copy_from(from, run.row, run.count, stores, next ? p.cache.entry(next->at) : nullptr);
       return;
     }
     for (int64_t i = 0; i < run.count; ++i) {
-      dequantise(to + i * g.dst_stride_token_bytes, from + i * g.src_stride_slot_bytes, elements, scale, stores,
-                 nullptr);
+      copy_entry(p.entry, p.dst.row(run.row + i), from + i * p.cache.stride_slot_bytes, stores);
     }
   });
   finish(stores);
 }
 
 template <>
-void cp_gather_and_upconvert_fp8_kv_cache<kIsa>(const CpGatherAndUpconvertFp8KvCacheParams& p, int64_t begin,
-                                                int64_t end, Stores stores) {
+void run<kIsa>(const GatherAndMaybeDequantCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+  if (p.codec().is_float()) return run<kIsa>(p.gather, begin, end, stores);
   [[maybe_unused]] const IeeeSubnormals subnormals;
-  if (p.format == CacheFormat::kE4M3FNUZ) upconvert<CacheFormat::kE4M3FNUZ>(p, begin, end, stores);
-  else upconvert<CacheFormat::kE4M3FN>(p, begin, end, stores);
+  dequantise_runs(p, begin, end, stores);
   finish(stores);
 }
 
 template <>
-void cp_gather_indexer_k_quant_cache<kIsa>(const CpGatherIndexerKQuantCacheParams& p, int64_t begin, int64_t end,
-                                           Stores stores) {
-  const int64_t scales_at = static_cast<int64_t>(p.sequences.block_size.value) * p.k_bytes;
-  const ByteRows k{static_cast<char*>(p.dst_k), p.dst_k_stride_token_bytes, p.k_bytes, p.k_bytes};
-  const ByteRows scales{static_cast<char*>(p.dst_scale), p.dst_scale_stride_token_bytes, p.scale_bytes, p.scale_bytes};
-  const auto block = [&](const Run& run) {
-    return static_cast<const char*>(p.kv_cache) + run.block * p.kv_cache_stride_block_bytes;
-  };
-  for_each_run(p.sequences, begin, end, [&](const Run& run, const Run* next) {
-    const char* next_k = next ? block(*next) + next->offset * p.k_bytes : nullptr;
-    const char* next_scales = next ? block(*next) + scales_at + next->offset * p.scale_bytes : nullptr;
-    k.copy_to(run.row, run.count, block(run) + run.offset * p.k_bytes, stores, next_k);
-    // So few bytes that lines are not whole: not past the caches.
-    scales.copy_to(run.row, run.count, block(run) + scales_at + run.offset * p.scale_bytes, Stores::kOrdinary,
-                   next_scales);
-  });
+void run<kIsa>(const CpGatherAndUpconvertFp8KvCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+  [[maybe_unused]] const IeeeSubnormals subnormals;
+  with_e4m3(p.cache.codec.element, [&]<Element kElement>() { upconvert_runs<kElement>(p, begin, end, stores); });
   finish(stores);
 }
 

@@ -1,17 +1,21 @@
-#include "cpu/isa/cache/slots.h"
+#include "params/indexer.h"
+
+#include "cpu/isa/cache/byte_rows.h"
+#include "cpu/isa/cache/gather_runs.h"
+#include "cpu/isa/cache/token_runs.h"
 #include "cpu/isa/codec/quantised_tile.h"
 #include "cpu/isa/simd/line_writer.h"
 
 namespace multikv::cpu {
 namespace {
 
-// Some tiles at once, because from a tile's elements to its codes it is a long way that others can share.
-// kSize: the size of a tile, or 0 if that is not known.
-template <CacheFormat kFormat, class Input, int64_t kSize>
+// Quantises 16 tiles at a time: amax, scale and codes of a tile are one dependent chain, and independent tiles hide its
+// latency. kSize: the elements of a tile, or 0 if only the params say it.
+template <Element kElement, FloatElement Input, int64_t kSize>
 class TileWriter {
  public:
   TileWriter(const IndexerKQuantAndCacheParams& p, Stores stores)
-      : size_(p.quant_block_size), scale_format_(p.scale_format), lines_(stores) {}
+      : size_(p.quant_block_size), scale_type_(p.codec().scale_type), lines_(stores) {}
   ~TileWriter() { flush(); }
 
   void write(char* codes, char* scale, const Input* from) {
@@ -32,13 +36,13 @@ class TileWriter {
 
   void flush() {
     float scales[kMaxTiles];
-    for (int i = 0; i < kMaxTiles; ++i) scales[i] = indexer_tile_scale(amax_[i], kFormat, scale_format_);
+    for (int i = 0; i < kMaxTiles; ++i) scales[i] = indexer_tile_scale(amax_[i], kElement, scale_type_);
     for (int i = 0; i < num_tiles_; ++i) {
-      const uint32_t stored = stored_tile_scale(scales[i], scale_format_);
+      const uint32_t stored = stored_tile_scale(scales[i], scale_type_);
       std::memcpy(tiles_[i].scale, &stored, sizeof stored);
     }
     for (int i = 0; i < num_tiles_; ++i) {
-      if (scale_format_ == ScaleFormat::kFloat32) quantise<false>(tiles_[i], scales[i]);
+      if (scale_type_ == ScaleType::kFloat32) quantise<false>(tiles_[i], scales[i]);
       else quantise<true>(tiles_[i], scales[i]);
     }
     num_tiles_ = 0;
@@ -49,17 +53,17 @@ class TileWriter {
     for (int64_t begin = 0; begin < size(); begin += LineWriter::kMaxPiece) {
       const int64_t length = size() - begin < LineWriter::kMaxPiece ? size() - begin : LineWriter::kMaxPiece;
       char* to = tile.codes + begin;
-      // Whole lines leave at once: many of them one after the other would wait for memory, and what is read next with
-      // them.
-      const bool is_whole_lines = lines_.is_streamed_by_caller(to, length);
-      char* codes = is_whole_lines ? codes_ : lines_.place(to, length);
-      quantise_tile<kFormat, kIsPowerOfTwo>(reinterpret_cast<uint8_t*>(codes), tile.from + begin, length, scale);
+      // Whole cache lines are streamed now: the line writer would stream many lines at once, and the loads after them
+      // would wait for memory, too.
+      const bool is_whole_lines = lines_.leaves_to_caller(to, length);
+      char* codes = is_whole_lines ? codes_ : lines_.buffer_for(to, length);
+      quantise_tile<kElement, kIsPowerOfTwo>(reinterpret_cast<uint8_t*>(codes), tile.from + begin, length, scale);
       if (is_whole_lines) copy(to, codes_, length, Stores::kStreaming);
     }
   }
 
   const int64_t size_;
-  const ScaleFormat scale_format_;
+  const ScaleType scale_type_;
   LineWriter lines_;
   int num_tiles_ = 0;
   Tile tiles_[kMaxTiles];
@@ -67,44 +71,45 @@ class TileWriter {
   alignas(64) char codes_[LineWriter::kMaxPiece];
 };
 
-template <CacheFormat kFormat, class Input, int64_t kSize>
+template <Element kElement, FloatElement Input, int64_t kSize>
 void write_tokens(const IndexerKQuantAndCacheParams& p, int64_t begin, int64_t end, Stores stores) {
-  TileWriter<kFormat, Input, kSize> writer(p, stores);
-  const int64_t tiles = p.head_size / p.quant_block_size;
-  const int64_t scales_at = static_cast<int64_t>(p.slots.block_size.value) * p.head_size;
-  for_each_token(p.slots, begin, end, [&](int64_t token, int64_t block, int64_t offset) {
-    const Input* from = static_cast<const Input*>(p.k) + token * p.k_stride_token;
-    char* cache = static_cast<char*>(p.kv_cache) + block * p.kv_cache_stride_block_bytes;
-    char* codes = cache + offset * p.head_size;
-    char* scales = cache + scales_at + offset * tiles * 4;
-    for (int64_t i = 0; i < tiles; ++i) {
+  TileWriter<kElement, Input, kSize> writer(p, stores);
+  const int64_t num_tiles = p.head_size / p.quant_block_size;
+  for_each_token(p.slots, p.blocks(), begin, end, [&](int64_t token, BlockOffset at) {
+    const auto* from = reinterpret_cast<const Input*>(p.k.row(token));
+    char* codes = p.cache.codes(at);
+    char* scales = p.cache.scales(at);
+    for (int64_t i = 0; i < num_tiles; ++i) {
       writer.write(codes + i * p.quant_block_size, scales + i * 4, from + i * p.quant_block_size);
     }
   });
 }
 
-template <CacheFormat kFormat, class Input>
-void write_tokens_from(const IndexerKQuantAndCacheParams& p, int64_t begin, int64_t end, Stores stores) {
-  if (p.quant_block_size == 128) write_tokens<kFormat, Input, 128>(p, begin, end, stores);
-  else write_tokens<kFormat, Input, 0>(p, begin, end, stores);
-}
-
-template <CacheFormat kFormat>
-void write_tokens_as(const IndexerKQuantAndCacheParams& p, int64_t begin, int64_t end, Stores stores) {
-  switch (p.dtype) {
-    case Float::kFloat32: return write_tokens_from<kFormat, float>(p, begin, end, stores);
-    case Float::kFloat16: return write_tokens_from<kFormat, Half>(p, begin, end, stores);
-    case Float::kBFloat16: return write_tokens_from<kFormat, BFloat16>(p, begin, end, stores);
-  }
-}
-
 }  // namespace
 
 template <>
-void indexer_k_quant_and_cache<kIsa>(const IndexerKQuantAndCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+void run<kIsa>(const IndexerKQuantAndCacheParams& p, int64_t begin, int64_t end, Stores stores) {
   [[maybe_unused]] const IeeeSubnormals subnormals;
-  if (p.format == CacheFormat::kE4M3FNUZ) write_tokens_as<CacheFormat::kE4M3FNUZ>(p, begin, end, stores);
-  else write_tokens_as<CacheFormat::kE4M3FN>(p, begin, end, stores);
+  with_e4m3(p.codec().element, [&]<Element kElement>() {
+    with_float(p.dtype, [&]<FloatElement Input>() {
+      if (p.quant_block_size == 128) write_tokens<kElement, Input, 128>(p, begin, end, stores);
+      else write_tokens<kElement, Input, 0>(p, begin, end, stores);
+    });
+  });
+}
+
+template <>
+void run<kIsa>(const CpGatherIndexerKQuantCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+  const ByteRows keys{p.dst_k, p.cache.code_bytes, p.cache.code_bytes};
+  const ByteRows scales{p.dst_scale, p.cache.scale_bytes, p.cache.scale_bytes};
+  for_each_run(p.sequences, begin, end, [&](const GatherRun& run, const GatherRun* next) {
+    const char* next_codes = next ? p.cache.codes(next->at) : nullptr;
+    const char* next_scales = next ? p.cache.scales(next->at) : nullptr;
+    keys.copy_from(p.cache.codes(run.at), run.row, run.count, stores, next_codes);
+    // The scales of a run fill no whole cache lines, so that streaming stores would not pay.
+    scales.copy_from(p.cache.scales(run.at), run.row, run.count, Stores::kOrdinary, next_scales);
+  });
+  finish(stores);
 }
 
 }  // namespace multikv::cpu

@@ -1,33 +1,55 @@
-// Reading sequences out of a cache: which entry each output row takes, and the kernel that all gathers share.
+// Reading sequences from a cache: the entry of each output row, and the kernel that all gathers share.
 #pragma once
 
+#include <algorithm>
+#include <concepts>
+
+#include "core/sequences.h"
 #include "cuda/core/divide.cuh"
 #include "cuda/core/grid.h"
 #include "cuda/core/indices.cuh"
-#include "cuda/core/vec.cuh"
+#include "cuda/core/pack.cuh"
 #include "cuda/launch.h"
 
 namespace multikv::gpu {
 
 __device__ inline int population(uint32_t mask) { return static_cast<int>(__popc(mask)); }
 
-// For each of the 32 lanes the last sequence that begins at or before its token, `first` + lane, and where it begins.
-// Sequence -1: none does. All lanes of the group must call.
+// The sequence of a token, and the row with which it begins. sequence == -1: the token precedes all sequences.
 struct SequenceStart {
   int64_t sequence, begin;
 };
-__device__ inline SequenceStart sequence_of(const Sequences& q, int64_t first, int num_tokens, int lane) {
-  // 32 probes a step, down to a window of 32 bounds that begins at the last one that is at most `first`.
-  int64_t low = 0, high = q.num_bounds;
+
+// The first of 32 neighbouring bounds (elements of cu_seq_lens), one of which is the last bound that is at most
+// `first`. All lanes of the warp must call; each step of the search probes 32 bounds.
+__device__ __forceinline__ int64_t find_window(const Sequences& sequences, int64_t first, int lane) {
+  int64_t low = 0, high = sequences.num_bounds;
   while (high - low > 31) {
     const int64_t step = (high - low + 31) / 32;
     const int64_t probe = low + (lane + 1) * step - 1;
-    low += population(ballot(probe < high && PendingIndex(q.cu_seq_lens, probe).value() <= first)) * step;
+    low += population(ballot(probe < high && PrefetchedIndex(sequences.cu_seq_lens, probe).value() <= first)) * step;
     high = low + step - 1 < high ? low + step - 1 : high;
   }
-  const int64_t window = low > 0 ? low - 1 : 0;
-  const bool is_bound = window + lane < q.num_bounds;
-  const int64_t bound = is_bound ? PendingIndex(q.cu_seq_lens, window + lane).value() : 0;
+  return low > 0 ? low - 1 : 0;
+}
+
+// The last sequence that begins at or before the token, among those whose bounds lie at `next` and after.
+__device__ __forceinline__ SequenceStart search_from(const Sequences& sequences, int64_t next, int64_t token) {
+  int64_t end = sequences.num_bounds;
+  while (next < end) {
+    const int64_t middle = (next + end) / 2;
+    if (PrefetchedIndex(sequences.cu_seq_lens, middle).value() <= token) next = middle + 1;
+    else end = middle;
+  }
+  return {next - 1, PrefetchedIndex(sequences.cu_seq_lens, next - 1).value()};
+}
+
+// For each of the 32 lanes of a warp the last sequence that begins at or before its token, `first` + lane. All lanes
+// must call.
+__device__ inline SequenceStart sequence_of(const Sequences& sequences, int64_t first, int num_tokens, int lane) {
+  const int64_t window = find_window(sequences, first, lane);
+  const bool is_bound = window + lane < sequences.num_bounds;
+  const int64_t bound = is_bound ? PrefetchedIndex(sequences.cu_seq_lens, window + lane).value() : 0;
 
   const int64_t token = first + lane;
   int count = population(ballot(is_bound && bound <= first));
@@ -36,96 +58,118 @@ __device__ inline SequenceStart sequence_of(const Sequences& q, int64_t first, i
 #pragma unroll
     for (const int step : {16, 8, 4, 2, 1, 1}) {
       const int next = count + step - 1;
-      if (shuffle(bound, next) <= token && window + next < q.num_bounds) count += step;
+      if (shuffle(bound, next) <= token && window + next < sequences.num_bounds) count += step;
     }
   }
-  int64_t sequence = window + count - 1;
-  int64_t begin = shuffle(bound, count > 0 ? count - 1 : 0);
-  if (count == 32) {  // past the window, if sequences are that short
-    int64_t end = q.num_bounds;
-    int64_t next = window + 32;
-    while (next < end) {
-      const int64_t middle = (next + end) / 2;
-      if (PendingIndex(q.cu_seq_lens, middle).value() <= token) next = middle + 1;
-      else end = middle;
-    }
-    sequence = next - 1;
-    begin = PendingIndex(q.cu_seq_lens, sequence).value();
-  }
-  return {sequence, begin};
+  const int64_t begin = shuffle(bound, count > 0 ? count - 1 : 0);
+  // Sequences of less than a token on average may exceed the window.
+  if (count == 32) return search_from(sequences, window + 32, token);
+  return {window + count - 1, begin};
 }
 
-// The block and the offset in it of the entry for each lane's token; block -1: there is none. All lanes of the group
-// must call.
-struct Found {
-  int64_t block, offset;
+// A block of the only sequence, loaded before it is known that the token belongs to the sequence.
+struct LikelyBlock {
+  int64_t column = -1, id = -1;  // of the block table; -1: not loaded
 };
-__device__ inline Found look_up(const Sequences& q, int64_t first, int num_tokens, int lane) {
-  constexpr Found kNone = {-1, 0};
+
+// Finds the sequence of a token where there is only one. The sequence most likely begins with row 0 and position 0, so
+// that the token's block is loaded together with the bounds.
+__device__ __forceinline__ SequenceStart only_sequence_of(const Sequences& sequences, int64_t token,
+                                                          LikelyBlock& likely) {
+  const auto column = static_cast<int64_t>(quotient_of(token, sequences.blocks.block_size));
+  const bool is_in_table = column < sequences.blocks_per_sequence;
+  const PrefetchedIndex id(sequences.block_table, is_in_table ? column : 0);
+  const PrefetchedIndex bounds[] = {{sequences.cu_seq_lens, 0}, {sequences.cu_seq_lens, sequences.num_bounds > 1}};
+  const int64_t begin = bounds[0].value();
+  const int64_t end = sequences.num_bounds > 1 ? bounds[1].value() : sequences.num_tokens;
+  if (is_in_table) likely = {column, id.value()};
+  return {token < begin ? -1 : token < end ? 0 : 1, begin};
+}
+
+// The slot of a position of a sequence; block -1: it has none.
+__device__ __forceinline__ BlockOffset find_position(const Sequences& sequences, int64_t sequence, uint64_t position,
+                                                     const LikelyBlock& likely) {
+  constexpr BlockOffset kNone = {-1, 0};
+  const uint64_t column = quotient_of(position, sequences.blocks.block_size);
+  if (column >= static_cast<uint64_t>(sequences.blocks_per_sequence)) return kNone;
+  const int64_t in_table = sequence * sequences.block_table.stride + static_cast<int64_t>(column);
+  const int64_t id = static_cast<int64_t>(column) == likely.column
+                         ? likely.id
+                         : PrefetchedIndex(sequences.block_table, in_table).value();
+  if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(sequences.blocks.num_blocks)) return kNone;
+  return {id, static_cast<int64_t>(position - column * sequences.blocks.block_size.value)};
+}
+
+// The slot of the entry for each lane's token, `first` + lane; block -1: there is none. All lanes of the warp must
+// call.
+__device__ inline BlockOffset look_up(const Sequences& sequences, int64_t first, int num_tokens, int lane) {
+  constexpr BlockOffset kNone = {-1, 0};
   const int64_t token = first + lane;
-  // One sequence most likely begins with the first row, at its first position: its block is loaded with the bounds.
-  const bool is_one = q.num_sequences == 1;
-  int64_t likely_block = -1, likely_id = -1;
-  SequenceStart at;
-  if (is_one) {
-    const auto block = static_cast<int64_t>(quotient_of(token, q.block_size));
-    const bool is_in_table = block < q.blocks_per_sequence;
-    const PendingIndex id(q.block_table, is_in_table ? block : 0);
-    const PendingIndex bounds[] = {{q.cu_seq_lens, 0}, {q.cu_seq_lens, q.num_bounds > 1}};
-    at.begin = bounds[0].value();
-    const int64_t end = q.num_bounds > 1 ? bounds[1].value() : q.num_tokens;
-    at.sequence = token < at.begin ? -1 : token < end ? 0 : 1;
-    if (is_in_table) likely_block = block, likely_id = id.value();
-  } else {
-    at = sequence_of(q, first, num_tokens, lane);
-  }
-  const auto [sequence, begin] = at;
-  if (lane >= num_tokens || sequence < 0 || sequence >= q.num_sequences || begin < 0 || begin > token) return kNone;
-  const int64_t start = q.seq_starts.data == nullptr ? 0 : PendingIndex(q.seq_starts, sequence).value();
+  LikelyBlock likely;
+  const auto [sequence, begin] = sequences.num_sequences == 1 ? only_sequence_of(sequences, token, likely)
+                                                              : sequence_of(sequences, first, num_tokens, lane);
+  if (lane >= num_tokens || sequence < 0 || sequence >= sequences.num_sequences) return kNone;
+  if (begin < 0 || begin > token) return kNone;
+  const int64_t start = sequences.seq_starts.is_given() ? PrefetchedIndex(sequences.seq_starts, sequence).value() : 0;
   if (start < 0) return kNone;
   const uint64_t position = static_cast<uint64_t>(start) + static_cast<uint64_t>(token - begin);
-  const uint64_t block = quotient_of(position, q.block_size);
-  if (block >= static_cast<uint64_t>(q.blocks_per_sequence)) return kNone;
-  const int64_t in_table = sequence * q.block_table.stride + static_cast<int64_t>(block);
-  const int64_t id =
-      static_cast<int64_t>(block) == likely_block ? likely_id : PendingIndex(q.block_table, in_table).value();
-  if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(q.num_blocks)) return kNone;
-  return {id, static_cast<int64_t>(position - block * q.block_size.value)};
+  return find_position(sequences, sequence, position, likely);
 }
 
-constexpr int kMaxTile = 128;             // tokens of a thread block
-constexpr int64_t kTileBytes = 9 * 1024;  // and what they should come to, so that the look-up is worth it
+// What a gather moves for each token: an entry of the cache, as vectors and possibly a rest.
+template <class Entry>
+concept GatherEntry = requires(const Entry& entry, BlockOffset at, typename Entry::Pointer from, int64_t i,
+                               const typename Entry::Value& value, const typename Entry::Rest& rest) {
+  // The bytes of a vector, in the cache or in the output, where it has more.
+  { Entry::kVectorBytes } -> std::same_as<const int&>;
+  // The number of thread blocks that a multiprocessor should have registers for.
+  { Entry::kBlocks } -> std::same_as<const int&>;
+  { entry.sequences() } -> std::same_as<const Sequences&>;
+  // The number of vectors in an entry.
+  { entry.vectors() } -> std::same_as<int64_t>;
+  // Where the entry of a slot lies; false: nowhere, and the token is skipped.
+  { entry.find(at) } -> std::same_as<typename Entry::Pointer>;
+  static_cast<bool>(from);
+  // Reads vector i.
+  { entry.read(from, i) } -> std::same_as<typename Entry::Value>;
+  // Writes vector i of token i.
+  entry.write(i, i, value);
+  // Reads and writes what an entry has beside its vectors. One thread does so for a whole entry.
+  { entry.read_rest(from) } -> std::same_as<typename Entry::Rest>;
+  entry.write_rest(i, from, rest);
+};
 
-// An op says what it moves by an Entry: sequences(); vectors(), of one row, and kVectorBytes, of one vector where it is
-// wider; kBlocks, how many thread blocks a multiprocessor should hold; place(found), where an entry of the cache lies
-// (false: nowhere); read(place, vector), and write(token, vector, value). What is left of a row, if it is little:
-// read_rest(place) and write_rest(token, place, rest), by one thread. A thread block takes `tile` tokens. Threads: x
-// and blockIdx.y over vectors, z over tokens.
+constexpr int kMaxChunk = 128;             // tokens of a thread block
+constexpr int64_t kChunkBytes = 9 * 1024;  // bytes of a thread block that repay its look-ups
+
+// A thread block takes `chunk` tokens. Threads: x over vectors, z over tokens. The grid: x over chunks, y over parts of
+// blockDim.x vectors, beginning with part first_part.
 template <class Entry>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
-    gather_kernel(const MULTIKV_GRID_CONSTANT Entry entry, int tile, int64_t first_chunk) {
+    gather_kernel(const MULTIKV_GRID_CONSTANT Entry entry, int chunk, int64_t first_part) {
+  static_assert(GatherEntry<Entry>);
   constexpr int kUnroll = 2;
-  using Place = typename Entry::Place;
-  __shared__ Place places[kMaxTile];
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * tile;
+  using Pointer = typename Entry::Pointer;
+  __shared__ Pointer entries[kMaxChunk];
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * chunk;
   const int64_t rest = entry.sequences().num_tokens - first;
-  const int num_tokens = static_cast<int>(rest < tile ? rest : tile);
+  const int num_tokens = static_cast<int>(rest < chunk ? rest : chunk);
   const int thread = threadIdx.z * blockDim.x + threadIdx.x;
-  // Groups of 32 lanes look up 32 tokens each: there are enough of them.
+  // Each warp looks up 32 tokens; launch_gather() provides enough warps.
   const int begin = thread & ~31;
-  Place own{};
+  Pointer own{};
   if (begin < num_tokens) {
     const int count = num_tokens - begin < 32 ? num_tokens - begin : 32;
-    const Found found = look_up(entry.sequences(), first + begin, count, thread % 32);
-    if (found.block >= 0) own = entry.place(found);
-    places[thread] = own;
+    const BlockOffset at = look_up(entry.sequences(), first + begin, count, thread % 32);
+    if (at.block >= 0) own = entry.find(at);
+    entries[thread] = own;
   }
   __syncthreads();
 
-  const bool has_rest = own && first_chunk + blockIdx.y == 0;
+  const bool has_rest = own && first_part + blockIdx.y == 0;
   typename Entry::Rest rest_of_own{};
   if (has_rest) rest_of_own = entry.read_rest(own);
-  const int64_t vector = (first_chunk + blockIdx.y) * blockDim.x + threadIdx.x;
+  const int64_t vector = (first_part + blockIdx.y) * blockDim.x + threadIdx.x;
   const int step = static_cast<int>(blockDim.z), end = vector < entry.vectors() ? num_tokens : 0;
   for (int next = threadIdx.z; next < end; next += kUnroll * step) {
     typename Entry::Value values[kUnroll];
@@ -133,9 +177,9 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       const int token = next + i * step;
-      const Place place = token < num_tokens ? places[token] : Place{};
-      is_found[i] = static_cast<bool>(place);
-      if (is_found[i]) values[i] = entry.read(place, vector);
+      const Pointer from = token < num_tokens ? entries[token] : Pointer{};
+      is_found[i] = static_cast<bool>(from);
+      if (is_found[i]) values[i] = entry.read(from, vector);
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
@@ -146,25 +190,26 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
 }
 
 template <class Entry>
-void launch_gather(const Entry& entry, const Context& context) {
+cudaError_t launch_gather(const Entry& entry, const Context& context) {
   const int64_t num_tokens = entry.sequences().num_tokens;
   const int64_t vectors = std::max<int64_t>(entry.vectors(), 1);
-  // Tiles small enough to occupy every multiprocessor a few times over.
-  const int64_t spread = (num_tokens + 8 * context.num_multiprocessors - 1) / (8 * context.num_multiprocessors);
-  const int64_t enough = std::clamp<int64_t>(kTileBytes / (vectors * Entry::kVectorBytes), 1, kMaxTile);
-  int64_t tile = std::min(spread, enough);
-  BlockShape shape = block_shape(vectors, 1, tile);
-  // No threads that have one token less than others.
-  const int64_t step = std::min<int64_t>(shape.threads.z, kMaxTile);
-  tile =
-      spread < enough ? tile / step * step : std::min<int64_t>((tile + step - 1) / step * step, kMaxTile / step * step);
-  shape.row_blocks = (vectors + shape.threads.x - 1) / shape.threads.x;
-  // Whole groups of lanes look up, enough of them for all tokens.
-  const auto lookers = static_cast<unsigned>((tile + 31) / 32 * 32);
-  shape.threads.x = std::max(shape.threads.x, (lookers + shape.threads.z - 1) / shape.threads.z);
-  for_each_grid((num_tokens + tile - 1) / tile, shape, 1, [&](dim3 grid, int64_t first_chunk) {
-    gather_kernel<<<grid, shape.threads, 0, context.stream>>>(entry, static_cast<int>(tile), first_chunk);
+  // Chunks are small enough to occupy every multiprocessor eight times, and large enough to repay the look-ups.
+  const int64_t spread = ceil_div<int64_t>(num_tokens, 8 * context.num_multiprocessors);
+  const int64_t enough = std::clamp<int64_t>(kChunkBytes / (vectors * Entry::kVectorBytes), 1, kMaxChunk);
+  int64_t chunk = std::min(spread, enough);
+  BlockShape shape = block_shape(vectors, 1, chunk);
+  // A multiple of the tokens that threads take at a time, so that all threads have the same number of tokens.
+  const int64_t step = std::min<int64_t>(shape.threads.z, kMaxChunk);
+  chunk =
+      spread < enough ? chunk / step * step : std::min<int64_t>(ceil_div(chunk, step) * step, kMaxChunk / step * step);
+  shape.row_blocks = ceil_div<int64_t>(vectors, shape.threads.x);
+  // Whole warps look up, enough of them for all tokens.
+  const auto lookers = static_cast<unsigned>(ceil_div<int64_t>(chunk, 32) * 32);
+  shape.threads.x = std::max(shape.threads.x, ceil_div(lookers, shape.threads.z));
+  for_each_grid(ceil_div(num_tokens, chunk), shape, 1, [&](dim3 grid, int64_t first_part) {
+    gather_kernel<<<grid, shape.threads, 0, context.stream>>>(entry, static_cast<int>(chunk), first_part);
   });
+  return cudaGetLastError();
 }
 
 }  // namespace multikv::gpu

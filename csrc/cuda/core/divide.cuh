@@ -1,12 +1,13 @@
-// Division of indices by what was known when the kernel was launched.
+// Division of indices by numbers that are known when a kernel is launched.
 #pragma once
 
+#include "core/divisor.h"
 #include "vendor/gpu.cuh"
 
 namespace multikv::gpu {
 
 // x / divisor. Numbers that fit 32 bits, as nearly all do, take a quarter of the instructions: the upper half of a
-// 64-bit reciprocal is the 32-bit one.
+// 64-bit reciprocal is the 32-bit reciprocal.
 __device__ inline uint64_t quotient_of(uint64_t x, const Divisor& divisor) {
   if ((x | divisor.value) >> 32 != 0)
     return divisor.divide(x, [](uint64_t a, uint64_t b) { return high_product(a, b); });
@@ -15,7 +16,7 @@ __device__ inline uint64_t quotient_of(uint64_t x, const Divisor& divisor) {
   return estimate + (low - estimate * value >= value);
 }
 
-// A divisor of numbers below 2^16, which is itself one of them.
+// A divisor below 2^16, for dividends below 2^16.
 struct SmallDivisor {
   int value;
   uint32_t reciprocal;  // 2^32 / value, rounded up; 0 for 1

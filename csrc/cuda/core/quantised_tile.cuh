@@ -1,10 +1,36 @@
-// Tiles: elements that share one scale, which comes from the largest of them.
+// Quantisation of tiles: elements that share one scale, which the largest of them determines.
 #pragma once
 
+#include <concepts>
+
 #include "core/tile_scale.h"
-#include "cuda/core/vec.cuh"
+#include "cuda/core/fp8_convert.cuh"
 
 namespace multikv::gpu {
+
+// How the scale of a tile is computed and stored.
+template <class Scaling>
+concept TileScaling = requires(const Scaling& scaling, float x) {
+  // The fp8 element of the codes.
+  { scaling.element } -> std::same_as<const Element&>;
+  // Whether every scale is a power of two.
+  { scaling.is_power_of_two() } -> std::same_as<bool>;
+  // The scale of a tile whose largest magnitude is x.
+  { scaling.scale_of(x) } -> std::same_as<float>;
+  // The four bytes that the cache holds for the scale x.
+  { scaling.stored(x) } -> std::same_as<uint32_t>;
+};
+
+// One of `count` neighbouring threads of a warp that share a task; count is a power of two.
+struct LaneOf {
+  int lane, count;
+};
+
+// Where a tile goes. codes == nullptr: the tile is skipped.
+struct TilePointers {
+  char* codes;
+  char* scale;  // four bytes
+};
 
 // The largest magnitude of kCount elements and `amax`. fmaxf ignores NaN.
 template <Float kDtype, int kCount>
@@ -14,55 +40,47 @@ __device__ inline float amax_of(const uint32_t* words, float amax) {
   return amax;
 }
 
-// Vectors of a tile that a lane keeps in registers.
+// Vectors of a tile that a lane keeps in registers. Most tiles have no more than these.
 constexpr int kTileVectors = 2;
 
-// Where a tile goes. codes == nullptr: nowhere.
-struct TilePlace {
-  char* codes;
-  char* scale;  // four bytes
-};
-
-// Quantises a tile of `size` elements: `lanes` neighbouring lanes of a group together (a power of two), each a vector
-// of kElements after the other. All lanes of the group must call. source == nullptr: there is no tile. place_of() is
-// asked for when all loads are on their way; scale_of(amax) gives the scale (always a power of two, or not),
-// stored(scale) what is stored.
-template <Float kDtype, int kElements, bool kOnce, class Place, class ScaleOf, class Stored>
-__device__ inline void quantise_tile(const char* source, Place place_of, int64_t size, int lane, int lanes,
-                                     CacheFormat format, bool is_power_of_two, ScaleOf scale_of, Stored stored) {
+// Quantises a tile of `size` elements by `lanes.count` lanes, which take turns over vectors of kElements. All lanes of
+// the warp must call; source == nullptr: these lanes have no tile. pointers_of() is called after all loads are issued.
+template <Float kDtype, int kElements, bool kOnce, TileScaling Scaling, class PointersOf>
+__device__ inline void quantise_tile(const char* source, int64_t size, LaneOf lanes, const Scaling& scaling,
+                                     PointersOf pointers_of) {
   constexpr int kSourceBytes = kElements * static_cast<int>(num_bytes(kDtype));
   using Source = Pack<kSourceBytes>;
+  const int lane = lanes.lane, count = lanes.count;
   const int vectors = source == nullptr ? 0 : static_cast<int>(size / kElements);
   const auto read = [&](int i) {
     return Source::template read<kOnce>(source + static_cast<int64_t>(i) * kSourceBytes);
   };
-  // Most tiles are kTileVectors for each lane: they stay in registers.
   Source held[kTileVectors];
 #pragma unroll
-  for (int v = 0; v < kTileVectors; ++v) held[v] = lane + v * lanes < vectors ? read(lane + v * lanes) : Source{};
+  for (int v = 0; v < kTileVectors; ++v) held[v] = lane + v * count < vectors ? read(lane + v * count) : Source{};
   float amax = 0.0f;
 #pragma unroll
   for (int v = 0; v < kTileVectors; ++v) amax = amax_of<kDtype, kElements>(held[v].words, amax);
-  for (int i = lane + kTileVectors * lanes; i < vectors; i += lanes)
+  for (int i = lane + kTileVectors * count; i < vectors; i += count)
     amax = amax_of<kDtype, kElements>(read(i).words, amax);
-  for (int mask = lanes / 2; mask > 0; mask /= 2) amax = fmaxf(amax, shuffle_xor(amax, mask));
+  for (int mask = count / 2; mask > 0; mask /= 2) amax = fmaxf(amax, shuffle_xor(amax, mask));
 
-  const TilePlace place = place_of();
-  if (place.codes == nullptr) return;
-  const float scale = scale_of(amax);
-  if (lane == 0) store_word(place.scale, stored(scale));
+  const TilePointers to = pointers_of();
+  if (to.codes == nullptr) return;
+  const float scale = scaling.scale_of(amax);
+  if (lane == 0) store_word(to.scale, scaling.stored(scale));
   const auto write = [&](auto by_scale) {
     const auto write_vector = [&](const Source& from, int i) {
-      quantise<kDtype, kElements>(from.words, format, by_scale)
-          .template write<kOnce>(place.codes + static_cast<int64_t>(i) * kElements);
+      quantise<kDtype, kElements>(from.words, scaling.element, by_scale)
+          .template write<kOnce>(to.codes + static_cast<int64_t>(i) * kElements);
     };
 #pragma unroll
     for (int v = 0; v < kTileVectors; ++v) {
-      if (lane + v * lanes < vectors) write_vector(held[v], lane + v * lanes);
+      if (lane + v * count < vectors) write_vector(held[v], lane + v * count);
     }
-    for (int i = lane + kTileVectors * lanes; i < vectors; i += lanes) write_vector(read(i), i);
+    for (int i = lane + kTileVectors * count; i < vectors; i += count) write_vector(read(i), i);
   };
-  if (is_power_of_two) {  // 2^-e for 2^e: as exact as the division
+  if (scaling.is_power_of_two()) {  // a product with 2^-e is exactly the quotient by 2^e
     write([factor = __uint_as_float(0x7f000000u - __float_as_uint(scale))](float x) { return x * factor; });
   } else {
     write([quotient = Quotient(scale)](float x) { return divide<kDtype>(quotient, x); });

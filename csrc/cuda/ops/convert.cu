@@ -1,28 +1,32 @@
-#include "cuda/cache/write_tokens.cuh"
+#include "params/convert.h"
+
+#include "cuda/cache/vector_move.cuh"
+#include "cuda/core/divide.cuh"
+#include "cuda/core/grid.h"
 
 namespace multikv::gpu {
 namespace {
 
-// fp8 -> floats, the counterpart of Quantise.
+// Converts fp8 to floats; the counterpart of Quantise.
 template <Float kDtype, int kElements>
 struct Dequantise {
   static constexpr int kSourceBytes = kElements, kDestinationBytes = kElements * static_cast<int>(num_bytes(kDtype));
   using Source = Pack<kSourceBytes>;
   float scale;
-  CacheFormat format;
+  Element element;
 
-  __device__ Dequantise(float scale, CacheFormat format) : scale(scale), format(format) {}
+  __device__ Dequantise(float scale, Element element) : scale(scale), element(element) {}
   __device__ Pack<kDestinationBytes> operator()(const Source& source) const {
-    return dequantise<kDtype, kElements>(source.words, scale, format);
+    return dequantise<kDtype, kElements>(source.words, scale, element);
   }
 };
 
 struct Offsets {
   int64_t src, dst;  // in elements
 };
-__device__ inline Offsets offsets_of(const Rows& rows, Divisor row_vectors, int64_t vector, int elements) {
+__device__ inline Offsets offsets_of(const StridedRows& rows, Divisor row_vectors, int64_t vector, int elements) {
   int64_t row = quotient_of(vector, row_vectors);
-  const int64_t within = (vector - row * static_cast<int64_t>(row_vectors.value)) * elements;
+  const int64_t within = (vector - row * row_vectors.signed_value()) * elements;
   Offsets offsets = {within, within};
   for (int d = 0; d < rows.num_dims; ++d) {
     const int64_t index = d + 1 < rows.num_dims ? row % rows.size[d] : row;
@@ -37,10 +41,7 @@ template <class Move, int kElements, int kUnroll, bool kDense>
 __global__ void __launch_bounds__(kThreads)
     convert_fp8_kernel(const MULTIKV_GRID_CONSTANT ConvertFp8Params p, Divisor row_vectors, int64_t num_vectors) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.x * kUnroll) + threadIdx.x;
-  const int64_t src_bytes = p.to_fp8 ? num_bytes(p.dtype) : 1, dst_bytes = p.to_fp8 ? 1 : num_bytes(p.dtype);
-  const char* src = static_cast<const char*>(p.src);
-  char* dst = static_cast<char*>(p.dst);
-  const Move move(p.scale, p.format);
+  const int64_t src_bytes = p.src_element_bytes(), dst_bytes = p.dst_element_bytes();
   typename Move::Source values[kUnroll];
   Offsets at[kUnroll];
 #pragma unroll
@@ -49,11 +50,12 @@ __global__ void __launch_bounds__(kThreads)
     if (vector >= num_vectors) continue;
     if constexpr (kDense) at[i] = {vector * kElements, vector * kElements};
     else at[i] = offsets_of(p.rows, row_vectors, vector, kElements);
-    values[i] = Move::Source::read(src + at[i].src * src_bytes);
+    values[i] = Move::Source::read(p.src + at[i].src * src_bytes);
   }
+  const Move move(p.scale, p.element);  // after the loads are issued, because it divides
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
-    if (first + i * blockDim.x < num_vectors) move(values[i]).write(dst + at[i].dst * dst_bytes);
+    if (first + i * blockDim.x < num_vectors) move(values[i]).write(p.dst + at[i].dst * dst_bytes);
   }
 }
 
@@ -62,7 +64,7 @@ void launch_move(const ConvertFp8Params& p, const Context& context) {
   constexpr int kUnroll = 2;
   const int64_t row_vectors = p.rows.row_size / kElements;
   const int64_t num_vectors = p.rows.num_rows * row_vectors;
-  const auto blocks = static_cast<unsigned>((num_vectors + kThreads * kUnroll - 1) / (kThreads * kUnroll));
+  const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(num_vectors, kThreads * kUnroll));
   const auto run = [&]<bool kDense>() {
     convert_fp8_kernel<Move, kElements, kUnroll, kDense>
         <<<blocks, kThreads, 0, context.stream>>>(p, Divisor::of(row_vectors), num_vectors);
@@ -73,15 +75,11 @@ void launch_move(const ConvertFp8Params& p, const Context& context) {
 
 template <Float kDtype>
 void launch_dtype(const ConvertFp8Params& p, const Context& context) {
-  constexpr int kWide = 16 / num_bytes(kDtype);  // elements
-  int64_t src_strides = p.rows.row_size, dst_strides = p.rows.row_size;
-  for (int d = 0; d < p.rows.num_dims; ++d) {
-    src_strides |= p.rows.src_stride[d];
-    dst_strides |= p.rows.dst_stride[d];
-  }
-  const int64_t src_width = p.to_fp8 ? 16 : kWide, dst_width = p.to_fp8 ? kWide : 16;
-  const bool is_wide = common_alignment(kWide, {src_strides, dst_strides}) == kWide &&
-                       address(p.src) % src_width == 0 && address(p.dst) % dst_width == 0;
+  constexpr int kFloatBytes = static_cast<int>(num_bytes(kDtype)), kWide = 16 / kFloatBytes;  // kWide: elements
+  const int src_width = p.to_fp8 ? 16 : kWide, dst_width = p.to_fp8 ? kWide : 16;
+  const AlignmentBits elements = p.rows.src_alignment_bits() | p.rows.dst_alignment_bits();
+  const bool is_wide = elements.widest(kWide) == kWide && AlignmentBits(p.src).widest(src_width) == src_width &&
+                       AlignmentBits(p.dst).widest(dst_width) == dst_width;
   if (p.to_fp8) {
     if (is_wide) launch_move<Quantise<kDtype, kWide>, kWide>(p, context);
     else launch_move<Quantise<kDtype, 1>, 1>(p, context);
@@ -93,8 +91,10 @@ void launch_dtype(const ConvertFp8Params& p, const Context& context) {
 
 }  // namespace
 
-void launch(const ConvertFp8Params& p, const Context& context) {
+template <>
+cudaError_t launch(const ConvertFp8Params& p, const Context& context) {
   with_dtype(p.dtype, [&]<Float kDtype>() { launch_dtype<kDtype>(p, context); });
+  return cudaGetLastError();
 }
 
 }  // namespace multikv::gpu

@@ -1,73 +1,72 @@
+#include "params/gather.h"
+
 #include "cuda/cache/gather_rows.cuh"
+#include "cuda/cache/slots.cuh"
+#include "cuda/core/fp8_convert.cuh"
 
 namespace multikv::gpu {
 namespace {
 
-// An entry that is moved by its vectors alone.
+// An entry that consists of vectors alone.
 struct NoRest {
   static constexpr int kBlocks = 10;
-  using Place = const char*;
+  using Pointer = const char*;
   struct Rest {};
-  __device__ static Rest read_rest(Place) { return {}; }
-  __device__ static void write_rest(int64_t, Place, Rest) {}
+  __device__ static Rest read_rest(Pointer) { return {}; }
+  __device__ static void write_rest(int64_t, Pointer, Rest) {}
 };
 
-// Entries that lie dense on both sides.
+// Entries that are contiguous in the cache and in the output.
 struct DenseEntries : NoRest {
-  const char* src;
-  char* dst;
-  int64_t src_stride_block, src_stride_slot, dst_stride_token;  // bytes
+  EntryCache cache;
+  TokenRows dst;
   int64_t num_vectors;
-  Sequences q;
+  Sequences all;
 
   DenseEntries(const CpGatherCacheParams& p, int vector_bytes)
-      : src(static_cast<const char*>(p.src_cache)), dst(static_cast<char*>(p.dst)),
-        src_stride_block(p.src_stride_block_bytes), src_stride_slot(p.src_stride_slot_bytes),
-        dst_stride_token(p.dst_stride_token_bytes), num_vectors(p.entry.row_size / vector_bytes), q(p.sequences) {}
-  __host__ __device__ const Sequences& sequences() const { return q; }
+      : cache(p.cache), dst(p.dst), num_vectors(p.entry.row_size / vector_bytes), all(p.sequences) {}
+  __host__ __device__ const Sequences& sequences() const { return all; }
   __host__ __device__ int64_t vectors() const { return num_vectors; }
-  __device__ Place place(Found entry) const {
-    return src + entry.block * src_stride_block + entry.offset * src_stride_slot;
-  }
+  __device__ Pointer find(BlockOffset at) const { return cache.entry(at); }
 };
 
-// Bytes as they are, kWidth at a time.
+// Copies kWidth bytes at a time.
 template <int kWidth>
 struct CopyDense : DenseEntries {
   static constexpr int kVectorBytes = kWidth;
   using Value = Pack<kWidth>;
   explicit CopyDense(const CpGatherCacheParams& p) : DenseEntries(p, kWidth) {}
-  __device__ Value read(Place place, int64_t vector) const {
-    return Value::template read<true>(place + vector * kWidth);
+  __device__ Value read(Pointer from, int64_t vector) const {
+    return Value::template read<true>(from + vector * kWidth);
   }
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
-    value.template write<true>(dst + token * dst_stride_token + vector * kWidth);
+    value.template write<true>(dst.row(token) + vector * kWidth);
   }
 };
 
-// The same for entries of several rows.
+// Copies kWidth bytes at a time of entries that consist of several contiguous rows.
 template <int kWidth>
 struct CopyRows : DenseEntries {
   static constexpr int kBlocks = 8;
   static constexpr int kVectorBytes = kWidth;
   using Value = Pack<kWidth>;
-  Rows rows;
+  StridedRows rows;
   Divisor row_vectors;
 
   explicit CopyRows(const CpGatherCacheParams& p)
       : DenseEntries(p, kWidth), rows(p.entry), row_vectors(Divisor::of(p.entry.row_size / kWidth)) {
     num_vectors *= rows.num_rows;
   }
-  __device__ Value read(Place place, int64_t vector) const {
-    return Value::template read<true>(place + within(vector, rows.src_stride));
+  __device__ Value read(Pointer from, int64_t vector) const {
+    return Value::template read<true>(from + offset_bytes(vector, rows.src_stride));
   }
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
-    value.template write<true>(dst + token * dst_stride_token + within(vector, rows.dst_stride));
+    value.template write<true>(dst.row(token) + offset_bytes(vector, rows.dst_stride));
   }
-  // Byte offset of a vector within the entry.
-  __device__ int64_t within(int64_t vector, const int64_t* strides) const {
+  // The offset of a vector within its entry.
+  __device__ int64_t offset_bytes(int64_t vector, const int64_t* strides) const {
     int64_t row = quotient_of(vector, row_vectors);
-    int64_t bytes = (vector - row * static_cast<int64_t>(row_vectors.value)) * kWidth;
+    int64_t bytes = (vector - row * row_vectors.signed_value()) * kWidth;
     for (int d = 0; d + 1 < rows.num_dims; ++d) {
       bytes += row % rows.size[d] * strides[d];
       row /= rows.size[d];
@@ -76,7 +75,7 @@ struct CopyRows : DenseEntries {
   }
 };
 
-// kElements codes become floats.
+// Decodes kElements codes at a time.
 template <Float kDtype, int kElements>
 struct DequantiseDense : DenseEntries {
   static constexpr int kVectorBytes = kElements * static_cast<int>(num_bytes(kDtype));
@@ -84,26 +83,23 @@ struct DequantiseDense : DenseEntries {
     Pack<kElements> codes;
     float scale;
   };
-  const float* scale;
-  CacheFormat format;
 
-  explicit DequantiseDense(const GatherAndMaybeDequantCacheParams& p)
-      : DenseEntries(p.gather, kElements), scale(p.scale), format(p.format) {}
-  __device__ Value read(Place place, int64_t vector) const {
-    return {Pack<kElements>::template read<true>(place + vector * kElements), *scale};
+  explicit DequantiseDense(const GatherAndMaybeDequantCacheParams& p) : DenseEntries(p.gather, kElements) {}
+  __device__ Value read(Pointer from, int64_t vector) const {
+    return {Pack<kElements>::template read<true>(from + vector * kElements), *cache.scale};
   }
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
-    dequantise<kDtype, kElements>(value.codes.words, value.scale, format)
-        .template write<true>(dst + token * dst_stride_token + vector * kVectorBytes);
+    dequantise<kDtype, kElements>(value.codes.words, value.scale, cache.codec.element)
+        .template write<true>(dst.row(token) + vector * kVectorBytes);
   }
 };
 
-// fp8_ds_mla to bfloat16, kElements of the output at a time. There are two caches.
+// Decodes fp8_ds_mla entries, kElements of the output at a time. An entry lies in one of two caches.
 template <int kElements>
 struct UpconvertEntry : NoRest {
-  static constexpr int kVectorBytes = 2 * kElements, kBlocks = 10;
+  static constexpr int kVectorBytes = 2 * kElements;
   static constexpr int64_t kCodeVectors = DsMlaEntry::kLatentSize / kElements;
-  // Lanes of a group take codes and rotary elements side by side, so both go the same way as far as they can.
+  // Some lanes of a warp read codes and others rotary elements. Both take the same path as far as possible.
   struct Value {
     Pack<kElements> first, second;  // the codes; or the rotary elements in two halves
     float scale;
@@ -113,23 +109,21 @@ struct UpconvertEntry : NoRest {
 
   __host__ __device__ const Sequences& sequences() const { return p.sequences; }
   __host__ __device__ int64_t vectors() const { return kCodeVectors + DsMlaEntry::kRopeSize / kElements; }
-  __device__ Place place(Found entry) const {
-    auto [id, offset] = entry;
-    if (p.host_row_ids.data != nullptr) {
-      const int64_t row = id * static_cast<int64_t>(p.sequences.block_size.value) + offset;
+  __device__ Pointer find(BlockOffset at) const {
+    if (p.host_row_ids.is_given()) {
+      const int64_t row = at.block * p.cache.blocks.block_size.signed_value() + at.offset;
       const int64_t device_row = p.device_row_ids.at(row);
       if (device_row < 0) {
         const int64_t host_row = p.host_row_ids.at(row);
         if (static_cast<uint64_t>(host_row) >= static_cast<uint64_t>(p.num_host_rows)) return nullptr;
-        return static_cast<const char*>(p.host_cache) + host_row * p.host_stride_row_bytes;
+        return p.host_cache + host_row * p.host_stride_row_bytes;
       }
-      id = quotient_of(device_row, p.sequences.block_size);
-      offset = device_row - id * static_cast<int64_t>(p.sequences.block_size.value);
-      if (id >= p.num_device_blocks) return nullptr;
+      at = split(p.cache.blocks, device_row);
+      if (at.block >= p.cache.blocks.num_blocks) return nullptr;
     }
-    return static_cast<const char*>(p.src_cache) + id * p.src_stride_block_bytes + offset * p.src_stride_slot_bytes;
+    return p.cache.entry(at);
   }
-  __device__ Value read(Place entry, int64_t vector) const {
+  __device__ Value read(Pointer entry, int64_t vector) const {
     Value value;
     value.is_rope = vector >= kCodeVectors;
     const char* from = entry + vector * kElements;
@@ -137,7 +131,7 @@ struct UpconvertEntry : NoRest {
     value.first = Pack<kElements>::template read<true>(from);
     const int64_t tile = value.is_rope ? 0 : vector * kElements / DsMlaEntry::kTileSize;
     const char* scales = entry + DsMlaEntry::kScalesAt;
-    if constexpr (kElements == 8) {  // two scales are a vector as well
+    if constexpr (kElements == 8) {  // reads two neighbouring scales as a vector
       value.second = Pack<kElements>::template read<true>(value.is_rope ? from + kElements : scales + tile / 2 * 8);
       value.scale = __uint_as_float(tile % 2 == 0 ? value.second.words[0] : value.second.words[1]);
     } else {
@@ -147,7 +141,7 @@ struct UpconvertEntry : NoRest {
     return value;
   }
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
-    auto out = dequantise<Float::kBFloat16, kElements>(value.first.words, value.scale, p.format);
+    auto out = dequantise<Float::kBFloat16, kElements>(value.first.words, value.scale, p.cache.codec.element);
     if (value.is_rope) {
       if constexpr (kElements == 1) {
         out.words[0] = (value.first.words[0] & 0xff) | (value.second.words[0] & 0xff) << 8;
@@ -159,56 +153,52 @@ struct UpconvertEntry : NoRest {
         }
       }
     }
-    out.template write<true>(static_cast<char*>(p.dst) + (token * p.dst_stride_token + vector * kElements) * 2);
+    out.template write<true>(p.dst.row(token) + vector * kVectorBytes);
   }
 };
 
-int copy_alignment(const CpGatherCacheParams& p) {
-  const Rows& e = p.entry;
-  int64_t strides = 0;
-  for (int d = 0; d < e.num_dims; ++d) strides |= e.src_stride[d] | e.dst_stride[d];
-  return common_alignment(16, {address(p.src_cache), address(p.dst), e.row_size, p.src_stride_block_bytes,
-                               p.src_stride_slot_bytes, p.dst_stride_token_bytes, strides});
+AlignmentBits alignment_bits(const CpGatherCacheParams& p) {
+  return p.cache.alignment_bits() | p.dst.alignment_bits() | p.entry.src_alignment_bits() |
+         p.entry.dst_alignment_bits();
 }
 
 template <Float kDtype>
-void launch_dequantise(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
+cudaError_t launch_dequantise(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
   constexpr int kElements = 8;
-  const CpGatherCacheParams& g = p.gather;
-  const bool is_wide = common_alignment(16, {address(g.dst), g.dst_stride_token_bytes}) == 16 &&
-                       common_alignment(kElements, {address(g.src_cache), g.entry.row_size, g.src_stride_block_bytes,
-                                                    g.src_stride_slot_bytes}) == kElements;
-  if (is_wide) launch_gather(DequantiseDense<kDtype, kElements>(p), context);
-  else launch_gather(DequantiseDense<kDtype, 1>(p), context);
+  const AlignmentBits src = p.gather.cache.alignment_bits() | p.gather.entry.row_size;
+  const bool is_wide = p.gather.dst.alignment_bits().widest(16) == 16 && src.widest(kElements) == kElements;
+  return is_wide ? launch_gather(DequantiseDense<kDtype, kElements>(p), context)
+                 : launch_gather(DequantiseDense<kDtype, 1>(p), context);
 }
 
 }  // namespace
 
-void launch(const CpGatherCacheParams& p, const Context& context) {
+template <>
+cudaError_t launch(const CpGatherCacheParams& p, const Context& context) {
   const auto run = [&]<int kWidth>() {
-    if (p.entry.num_dims == 0) launch_gather(CopyDense<kWidth>(p), context);
-    else launch_gather(CopyRows<kWidth>(p), context);
+    return p.entry.num_dims == 0 ? launch_gather(CopyDense<kWidth>(p), context)
+                                 : launch_gather(CopyRows<kWidth>(p), context);
   };
-  switch (copy_alignment(p)) {
-    case 16: return run.template operator()<16>();
-    case 8: return run.template operator()<8>();
-    case 4: return run.template operator()<4>();
-    case 2: return run.template operator()<2>();
-    default: return run.template operator()<1>();
-  }
+  const int width = alignment_bits(p).widest(16);
+  if (width == 16) return run.template operator()<16>();
+  if (width == 8) return run.template operator()<8>();
+  if (width == 4) return run.template operator()<4>();
+  if (width == 2) return run.template operator()<2>();
+  return run.template operator()<1>();
 }
 
-void launch(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
-  if (p.format == CacheFormat::kSame) return launch(p.gather, context);
-  with_dtype(p.dtype, [&]<Float kDtype>() { launch_dequantise<kDtype>(p, context); });
+template <>
+cudaError_t launch(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
+  if (p.codec().is_float()) return launch(p.gather, context);
+  return with_dtype(p.dtype, [&]<Float kDtype>() { return launch_dequantise<kDtype>(p, context); });
 }
 
-void launch(const CpGatherAndUpconvertFp8KvCacheParams& p, const Context& context) {
-  const bool is_wide =
-      common_alignment(16, {address(p.src_cache), p.src_stride_block_bytes, p.src_stride_slot_bytes, address(p.dst),
-                            p.dst_stride_token * 2, address(p.host_cache), p.host_stride_row_bytes}) == 16;
-  if (is_wide) launch_gather(UpconvertEntry<8>{{}, p}, context);
-  else launch_gather(UpconvertEntry<1>{{}, p}, context);
+template <>
+cudaError_t launch(const CpGatherAndUpconvertFp8KvCacheParams& p, const Context& context) {
+  const AlignmentBits bits =
+      p.cache.alignment_bits() | p.dst.alignment_bits() | AlignmentBits(p.host_cache) | p.host_stride_row_bytes;
+  return bits.widest(16) == 16 ? launch_gather(UpconvertEntry<8>{{}, p}, context)
+                               : launch_gather(UpconvertEntry<1>{{}, p}, context);
 }
 
 }  // namespace multikv::gpu

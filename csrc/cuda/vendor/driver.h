@@ -1,4 +1,4 @@
-// All that is NVIDIA-specific on the host. ../hip/vendor.h is its twin for AMD.
+// Everything on the host that is specific to NVIDIA. hip/vendor/driver.h has the same interface for AMD.
 #pragma once
 
 #include <cuda.h>
@@ -8,16 +8,17 @@
 #include <cstdint>
 #include <optional>
 
-#include "params/params.h"
+#include "core/format.h"
 
 namespace multikv::gpu {
 
 inline constexpr const char* kVendor = "CUDA";
 inline constexpr const char* kTorchLibrary = "libtorch_cuda.so";
 
-inline CacheFormat e4m3_of_bytes(int32_t) { return CacheFormat::kE4M3FN; }
+// The e4m3 element that this device computes with.
+inline Element e4m3_of_bytes(int32_t) { return Element::kE4M3FN; }
 
-// What a kernel may be given by value, at most: since CUDA 12.1 almost 32 KB.
+// The most bytes of parameters that a kernel takes: since CUDA 12.1 almost 32 KB.
 #if CUDART_VERSION >= 12010
 inline constexpr int kMaxParameterBytes = 32'000;
 inline bool has_large_parameters() {
@@ -32,13 +33,14 @@ inline constexpr int kMaxParameterBytes = 4'000;
 inline bool has_large_parameters() { return false; }
 #endif
 
-// Functions of the driver, which is not linked: a host without one still loads this library.
+// A function of the driver, or nullptr. The driver is not linked, so that this library can be loaded on hosts without
+// one.
 inline void* driver_function(const char* name) {
   static void* const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
   return driver == nullptr ? nullptr : dlsym(driver, name);
 }
 
-// Whether this process has used that GPU.
+// Whether this process has used the GPU.
 inline bool has_context(int32_t device_index) {
   static const auto get_state =
       reinterpret_cast<CUresult (*)(CUdevice, unsigned*, int*)>(driver_function("cuDevicePrimaryCtxGetState"));
@@ -50,11 +52,11 @@ inline bool has_context(int32_t device_index) {
 // A range of memory that the driver knows.
 struct Memory {
   uintptr_t begin, end;
-  intptr_t view;   // from an address of it to where a GPU finds that byte
-  int32_t device;  // -1: the host's
+  intptr_t view;   // what to add to an address of the range to get the address that a GPU uses
+  int32_t device;  // -1: the host
 };
 
-// That of an address. Nothing: memory that no GPU can read.
+// The range of memory that holds an address; nothing if no GPU can read the address.
 inline std::optional<Memory> memory_at(const void* address) {
   using Getter = CUresult (*)(unsigned, CUpointer_attribute*, void**, CUdeviceptr);
   static const auto get = reinterpret_cast<Getter>(driver_function("cuPointerGetAttributes"));
@@ -68,23 +70,26 @@ inline std::optional<Memory> memory_at(const void* address) {
   void* values[] = {&type, &view, &begin, &size, &device};
   const auto at = reinterpret_cast<uintptr_t>(address);
   if (get == nullptr || get(5, names, values, at) != CUDA_SUCCESS || type == 0 || view == 0 || size == 0) return {};
-  const uintptr_t offset = begin <= at && at - begin < size ? at - begin : view - begin;  // if told as a GPU sees it
+  // The driver may tell the begin of the range as an address of the host or of the GPU.
+  const uintptr_t offset = begin <= at && at - begin < size ? at - begin : view - begin;
   return Memory{at - offset, at - offset + size, static_cast<intptr_t>(view - at),
                 type == CU_MEMORYTYPE_HOST ? -1 : device};
 }
 
-// Copies that the driver takes many at a time. It refuses them on the legacy default stream, does not record them while
-// a stream is captured, and has been seen to fail on tens of thousands at once.
+// The most copies of a batch. The driver has been seen to fail on tens of thousands of copies at once.
 inline constexpr int kMaxBatch = 1024;
 
+// cuMemcpyBatchAsync with the signature of CUDA 12.8, or nullptr before CUDA 12.8.
 inline void* batch_function() {
-  static void* const function = driver_function("cuMemcpyBatchAsync");  // since CUDA 12.8, as 12.8 has it
+  static void* const function = driver_function("cuMemcpyBatchAsync");
   return function;
 }
 inline bool is_legacy_default(cudaStream_t stream) { return stream == nullptr || stream == cudaStreamLegacy; }
 inline cudaStream_t thread_stream() { return cudaStreamPerThread; }  // the calling thread's own default stream
 inline bool has_batches() { return batch_function() != nullptr; }
 
+// Copies many ranges by one call. The driver refuses it on the legacy default stream, and a stream that is being
+// captured does not record it.
 inline cudaError_t copy_batch(void** dst, const void** src, size_t* sizes, size_t count, bool is_src_access_order_any,
                               cudaStream_t stream) {
   struct Location {
@@ -98,7 +103,7 @@ inline cudaError_t copy_batch(void** dst, const void** src, size_t* sizes, size_
   using Function = int (*)(void**, const void**, size_t*, size_t, Attributes*, size_t*, size_t, size_t*, cudaStream_t);
   constexpr int kStream = 1, kAny = 3;
   Attributes attributes{is_src_access_order_any ? kAny : kStream, {}, {}, 0};
-  size_t first = 0, failed = 0;  // attributes hold for the copies from `first` on
+  size_t first = 0, failed = 0;  // the attributes hold for the copies from `first` on
   const int result =
       reinterpret_cast<Function>(batch_function())(dst, src, sizes, count, &attributes, &first, 1, &failed, stream);
   return static_cast<cudaError_t>(result);  // the runtime numbers errors as the driver does

@@ -1,4 +1,4 @@
-// All that is NVIDIA-specific in kernels. ../hip/gpu.cuh offers the same interface for AMD.
+// Everything in kernels that is specific to NVIDIA. hip/vendor/gpu.cuh has the same interface for AMD.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,19 +11,20 @@
 
 namespace multikv::gpu {
 
-// Kernel parameters stay in constant memory, also when a kernel takes their address.
+// Keeps a kernel parameter in constant memory, even if the kernel takes its address.
 #define MULTIKV_GRID_CONSTANT __grid_constant__
-// Threads of a block at most, and how many blocks a multiprocessor should have registers for.
+// The most threads of a thread block, and the number of thread blocks that a multiprocessor should have registers for.
 #define MULTIKV_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 
-// Threads cooperate in groups of 32 on every GPU. The mask of the lanes of the caller's group for which `predicate`
-// holds; all 32 must call.
+// A warp is 32 neighbouring threads on every GPU; its threads are called lanes.
+
+// The mask of the lanes of the caller's warp for which `predicate` holds. All lanes must call.
 __device__ inline uint32_t ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 
 __device__ inline uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 __device__ inline uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
-// Accesses, of 8 or 16 bytes, to memory that is touched once: it gives way to other memory in the caches.
+// Streaming loads and stores of 8 or 16 bytes, for memory that is touched once: caches evict it first.
 template <class Vec>
 __device__ inline Vec load_once(const Vec* from) {
   if constexpr (sizeof(Vec) == 16) {
@@ -40,7 +41,7 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
   else __stcs(reinterpret_cast<uint2*>(to), make_uint2(vec.x, vec.y));
 }
 
-// A value of another lane of the group, whose lanes must all call.
+// The value of another lane of the warp. All lanes must call.
 template <class T>
 __device__ inline T shuffle(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
@@ -48,7 +49,7 @@ __device__ inline T shuffle(T value, int lane) {
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 __device__ inline float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
-// Two floats, rounded, side by side; `low` in the low half.
+// Rounds two floats; `low` goes to the low half of the word.
 __device__ inline uint32_t floats_to_half(float low, float high) {
   const __half2 halves = __floats2half2_rn(low, high);
   return reinterpret_cast<const uint32_t&>(halves);
@@ -58,21 +59,22 @@ __device__ inline uint32_t floats_to_bfloat16(float low, float high) {
   return reinterpret_cast<const uint32_t&>(halves);
 }
 
-// Whether this GPU has an instruction for the format; where it has none, fp8.h computes the code.
-template <CacheFormat kFormat>
+// Whether this GPU has an instruction that converts to and from the fp8 element. Without one, core/fp8.h computes
+// codes.
+template <Element kElement>
 __device__ constexpr bool has_fp8_instruction() {
 #if __CUDA_ARCH__ >= 890
-  return kFormat == CacheFormat::kE4M3FN || kFormat == CacheFormat::kE5M2;
+  return kElement == Element::kE4M3FN || kElement == Element::kE5M2;
 #else
   return false;
 #endif
 }
 
-// The floats of two codes by that instruction, the low byte's in x. Every fp8 number is a float16.
-template <CacheFormat kFormat>
+// Decodes two codes by that instruction; x is the float of the low byte. Every fp8 number is a float16.
+template <Element kElement>
 __device__ inline float2 convert_from_fp8(uint16_t codes) {
   uint32_t halves;
-  if constexpr (kFormat == CacheFormat::kE4M3FN) {
+  if constexpr (kElement == Element::kE4M3FN) {
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
   } else {
     asm("cvt.rn.f16x2.e5m2x2 %0, %1;" : "=r"(halves) : "h"(codes));
@@ -80,11 +82,11 @@ __device__ inline float2 convert_from_fp8(uint16_t codes) {
   return {half_to_float(static_cast<uint16_t>(halves)), half_to_float(static_cast<uint16_t>(halves >> 16))};
 }
 
-// The codes of two floats by that instruction, `low` in the low byte. It saturates, and NaN becomes 0x7f.
-template <CacheFormat kFormat>
+// Encodes two floats by that instruction, `low` in the low byte. The instruction saturates, and NaN becomes 0x7f.
+template <Element kElement>
 __device__ inline uint32_t convert_to_fp8(float low, float high) {
   uint16_t codes;
-  if constexpr (kFormat == CacheFormat::kE4M3FN) {
+  if constexpr (kElement == Element::kE4M3FN) {
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
   } else {
     asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));

@@ -1,44 +1,45 @@
-// What the ops make of index tensors, and the checks of their values, on the host, before anything is written. On a GPU
-// these cost a synchronisation and run only on request; its kernels skip what these would reject.
+// Index tensors, and the checks of their values.
+//
+// Values are checked on the host before anything is written. On a GPU the checks synchronise, so they run only on
+// request (MULTIKV_CHECK_INDICES); the kernels skip what the checks reject.
 #pragma once
 
-#include <optional>
+#include <vector>
 
+#include "core/slots.h"
 #include "frontend/check/call.h"
 
 namespace multikv {
 
-// Where tokens go: slot_mapping [tokens], or of `dim` 2 [layers, tokens]. Its blocks are set by the op.
-Slots make_slots(Call& call, const Tensor& slot_mapping, int64_t dim = 1);
-// The blocks that slots count through: those of a cache [blocks, ...] with the block size in that dimension.
-void set_blocks(const Call& call, Slots& slots, std::string_view cache_name, const Tensor& cache,
-                int64_t block_size_dim = 1);
-// Every slot is below num_slots; negative ones are padding. No tokens: nothing to do.
-void check_slots(Call& call, const Slots& slots);
-void check_slots_of_layers(Call& call, const Slots& slots, int64_t num_layers);
+// Checks an int32 or int64 tensor of `dim` dimensions.
+Indices indices_of(Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
 
-// Every token has a position in the table.
+// Checks slot_mapping [tokens], or [layers, tokens] if `dim` is 2, except the values.
+Slots make_slots(Call& call, const Tensor& slot_mapping, int64_t dim = 1);
+
+// Every slot is negative, which means padding, or lies in one of the blocks. Without tokens there is nothing to do.
+void check_slots(Call& call, const Slots& slots, const Blocks& blocks);
+void check_slots_of_layers(Call& call, const Slots& slots, const Blocks& blocks, int64_t num_layers);
+
+// The position of every token is from 0 to num_positions - 1.
 void check_positions(const Call& call, const Indices& positions, int64_t num_tokens, int64_t num_positions);
 
-// Sequences of rows in a cache [blocks, block_size, ...]. Their bounds and num_tokens are set by the op.
-Sequences make_sequences(Call& call, std::string_view cache_name, const Tensor& cache, const Tensor& block_table,
-                         const std::optional<Tensor>& seq_starts);
-// As make_sequences found it.
-void check_batch_size(const Call& call, const Sequences& sequences, int64_t batch_size);
-// Bounds of all sequences and an end.
-void set_cu_seq_lens(Call& call, Sequences& sequences, const Tensor& cu_seq_lens);
+// Whether this call checks the values of indices.
+bool checks_indices(const Call& call);
 
-// Bounds are not negative and do not decrease; the block ids that a row needs exist. No rows: nothing to do.
-struct BoundsRule {
-  std::string_view argument = "cu_seq_lens";
-  bool may_pass_the_end = false;  // of the output: rows past it are nobody's
+// The values of an index tensor, readable by the host: the caller's own memory, or a copy of a GPU's.
+class HostIndices {
+ public:
+  HostIndices(const Call& call, const Indices& indices, int64_t rows, int64_t columns);
+
+  const Indices& view() const { return view_; }
+  bool is_given() const { return view_.is_given(); }
+  int64_t operator[](int64_t i) const { return view_.at(i); }
+  int64_t at(int64_t row, int64_t column) const { return view_.at(row, column); }
+
+ private:
+  Indices view_;
+  std::vector<char> copy_;
 };
-// Where each row of the logical blocks lies; see CpGatherAndUpconvertFp8KvCacheParams.
-struct RowIds {
-  Indices host, device;
-  int64_t num_host_rows, num_device_rows;
-};
-void check_sequences(Call& call, const Sequences& sequences, const BoundsRule& rule = {},
-                     const RowIds* row_ids = nullptr);
 
 }  // namespace multikv

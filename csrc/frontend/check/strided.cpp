@@ -1,5 +1,7 @@
 #include "frontend/check/strided.h"
 
+#include "frontend/check/shapes.h"
+
 namespace multikv {
 
 namespace {
@@ -8,20 +10,40 @@ struct Dim {
   int64_t size, src_stride, dst_stride;
 };
 
-// Adds the next dimension outwards to what has been merged; false: one too many.
-bool add(Rows& rows, const Dim& dim) {
+// The dimensions of more than one element, ordered by the stride of dst.
+class OrderedDims {
+ public:
+  // Keeps the order by insertion: the dimensions of most tensors come in order. Returns false if there are too many.
+  bool insert(const Dim& dim) {
+    if (count_ == kMaxDims) return false;
+    int at = count_++;
+    for (; at > 0 && dims_[at - 1].dst_stride > dim.dst_stride; --at) dims_[at] = dims_[at - 1];
+    dims_[at] = dim;
+    return true;
+  }
+  const Dim* begin() const { return dims_; }
+  const Dim* end() const { return dims_ + count_; }
+
+ private:
+  static constexpr int kMaxDims = 64;  // sizes are at least 2: 64 of them are more elements than there are addresses
+  Dim dims_[kMaxDims];
+  int count_ = 0;
+};
+
+// Adds the next dimension outwards to the rows merged so far. Returns false if no dimension is left for it.
+bool add(StridedRows& rows, const Dim& dim) {
   const int outer = rows.num_dims - 1;
   if (outer < 0 && dim.src_stride == rows.row_size && dim.dst_stride == rows.row_size) {
-    rows.row_size *= dim.size;
+    rows.row_size = wrapping_product(rows.row_size, dim.size);
     return true;
   }
-  rows.num_rows *= dim.size;
-  if (outer >= 0 && dim.src_stride == rows.src_stride[outer] * rows.size[outer] &&
-      dim.dst_stride == rows.dst_stride[outer] * rows.size[outer]) {
-    rows.size[outer] *= dim.size;
+  rows.num_rows = wrapping_product(rows.num_rows, dim.size);
+  if (outer >= 0 && dim.src_stride == wrapping_product(rows.src_stride[outer], rows.size[outer]) &&
+      dim.dst_stride == wrapping_product(rows.dst_stride[outer], rows.size[outer])) {
+    rows.size[outer] = wrapping_product(rows.size[outer], dim.size);
     return true;
   }
-  if (rows.num_dims == Rows::kMaxDims) return false;
+  if (rows.num_dims == StridedRows::kMaxDims) return false;
   rows.size[rows.num_dims] = dim.size;
   rows.src_stride[rows.num_dims] = dim.src_stride;
   rows.dst_stride[rows.num_dims] = dim.dst_stride;
@@ -29,33 +51,31 @@ bool add(Rows& rows, const Dim& dim) {
   return true;
 }
 
+bool merge(StridedRows& rows, StridedSide src, StridedSide dst, int64_t unit) {
+  OrderedDims dims;
+  for (int64_t d = dst.tensor.dim() - 1; d >= dst.first_dim; --d) {  // from the innermost outwards
+    const int64_t size = dst.tensor.size(d);
+    if (size == 1) continue;
+    const int64_t src_stride = src.tensor.stride(d - dst.first_dim + src.first_dim);
+    const Dim dim{size, wrapping_product(src_stride, unit), wrapping_product(dst.tensor.stride(d), unit)};
+    if (!dims.insert(dim)) return false;
+  }
+  for (const Dim& dim : dims) {
+    if (!add(rows, dim)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
-Rows merge_rows(const Call& call, std::string_view src_name, const Tensor& src, int64_t src_dim, const Tensor& dst,
-                int64_t dst_dim, int64_t unit, std::string_view what) {
-  constexpr int kMost = 64;  // that an element could be found through: their sizes are at least 2
-  Dim dims[kMost];
-  int count = 0;
-  bool fits = true;
-  for (int64_t d = dst.dim() - 1; d >= dst_dim; --d) {
-    if (dst.size(d) == 1) continue;
-    if (count == kMost) {
-      fits = false;
-      break;
-    }
-    // In memory from the innermost outwards; most tensors are.
-    const Dim dim{dst.size(d), src.stride(d - dst_dim + src_dim) * unit, dst.stride(d) * unit};
-    int at = count++;
-    for (; at > 0 && dims[at - 1].dst_stride > dim.dst_stride; --at) dims[at] = dims[at - 1];
-    dims[at] = dim;
-  }
-  Rows rows{};
+StridedRows strided_rows(const Call& call, std::string_view src_name, StridedSide src, StridedSide dst, int64_t unit,
+                         std::string_view what) {
+  StridedRows rows{};
   rows.row_size = unit;
   rows.num_rows = 1;
-  for (int i = 0; fits && i < count; ++i) fits = add(rows, dims[i]);
-  if (!fits) {
-    call.fail(src_name, join({what, "at most ", std::to_string(Rows::kMaxDims), " strided dimensions"}),
-              join({"shape ", shape_text(src)}));
+  if (!merge(rows, src, dst, unit)) {
+    call.fail(src_name, join({what, "at most ", text(StridedRows::kMaxDims), " strided dimensions"}),
+              shape_text(src.tensor));
   }
   return rows;
 }

@@ -2,8 +2,10 @@
 #include <cmath>
 #include <limits>
 
+#include "frontend/check/formats.h"
+#include "frontend/check/shapes.h"
 #include "frontend/check/strided.h"
-#include "frontend/ops/ops.h"
+#include "ops.h"
 
 namespace multikv {
 
@@ -13,7 +15,7 @@ bool is_float(const Tensor& tensor) {
   return tensor.dtype() == Dtype::kFloat32 || tensor.dtype() == Dtype::kFloat16 || tensor.dtype() == Dtype::kBFloat16;
 }
 
-// Rounded to nearest even, also where the caller's thread flushes subnormal numbers to zero (torch.set_flush_denormal).
+// Rounds to nearest even, even if the caller's thread flushes subnormal numbers to zero (torch.set_flush_denormal).
 float rounded(double scale) {
   if (!(std::fabs(scale) < std::numeric_limits<float>::min())) return static_cast<float>(scale);
   const auto bits = static_cast<uint32_t>(std::nearbyint(std::fabs(scale) * 0x1p149));
@@ -26,28 +28,28 @@ ConvertFp8Params make_convert_fp8_params(Call& call, const MutableTensor& dst_ca
                                          double scale, const FormatName& kv_cache_dtype) {
   ConvertFp8Params p{};
   call.check_device("dst_cache", dst_cache);
-  call.check_device_and_dim("src_cache", src_cache, dst_cache.dim());
+  check_device_and_dim(call, "src_cache", src_cache, dst_cache.dim());
   for (int64_t d = 0; d < dst_cache.dim(); ++d) {
-    call.check_size("src_cache", src_cache, d, dst_cache.size(d), "dst_cache");
+    check_size(call, "src_cache", src_cache, d, dst_cache.size(d), "dst_cache");
   }
-  call.check_not_expanded("dst_cache", dst_cache);
-  call.check_name(kv_cache_dtype, FormatNames::kFp8);
+  check_not_expanded(call, "dst_cache", dst_cache);
+  const CacheFormat& format = cache_format(call, kv_cache_dtype, FormatFamily::kConvert);
   p.to_fp8 = !is_float(dst_cache);
   if (p.to_fp8) {
-    p.format = call.fp8_format(kv_cache_dtype, "dst_cache", dst_cache);
-    p.dtype = call.float_dtype("src_cache", src_cache);
+    p.element = fp8_element(call, format, "dst_cache", dst_cache);
+    p.dtype = float_dtype(call, "src_cache", src_cache);
   } else {
-    p.format = call.fp8_format(kv_cache_dtype, "src_cache", src_cache);
-    p.dtype = call.float_dtype("dst_cache", dst_cache);
+    p.element = fp8_element(call, format, "src_cache", src_cache);
+    p.dtype = float_dtype(call, "dst_cache", dst_cache);
   }
   p.scale = rounded(scale);
   if (dst_cache.numel() == 0) {
     call.set_nothing_to_do();
     return p;
   }
-  p.rows = merge_rows(call, "src_cache", src_cache, 0, dst_cache, 0, 1, "");
-  p.src = call.data("src_cache", src_cache);
-  p.dst = call.mutable_data("dst_cache", dst_cache);
+  p.rows = strided_rows(call, "src_cache", {src_cache}, {dst_cache}, 1);
+  p.src = data(call, "src_cache", src_cache);
+  p.dst = mutable_data(call, "dst_cache", dst_cache);
   return p;
 }
 

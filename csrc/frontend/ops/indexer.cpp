@@ -1,27 +1,78 @@
-#include "frontend/check/indices.h"
-#include "frontend/ops/ops.h"
+#include "frontend/check/formats.h"
+#include "frontend/check/sequences.h"
+#include "frontend/check/shapes.h"
+#include "ops.h"
 
 namespace multikv {
 
 namespace {
 
-// A cache uint8 [blocks, block_size, bytes per token], whose blocks are dense inside: they hold the codes of all their
-// tokens, and then the scales.
+constexpr int64_t kScaleBytes = 4;
+
+// Checks a cache uint8 [blocks, block_size, bytes per token] whose blocks are contiguous: a block holds the codes of
+// all its tokens, and then their scales.
 void check_cache(Call& call, const Tensor& kv_cache) {
-  call.check_device_and_dim("kv_cache", kv_cache, 3);
-  call.check_dtype("kv_cache", kv_cache, Dtype::kUInt8, "");
-  const bool is_dense = (kv_cache.size(2) <= 1 || kv_cache.stride(2) == 1) &&
-                        (kv_cache.size(1) <= 1 || kv_cache.stride(1) == kv_cache.size(2));
-  if (is_dense) return;
-  call.fail("kv_cache", "blocks that are dense in memory (dimensions 1 and 2)", layout_text(kv_cache));
+  check_device_and_dim(call, "kv_cache", kv_cache, 3);
+  check_dtype(call, "kv_cache", kv_cache, Dtype::kUInt8);
+  const bool are_contiguous = (kv_cache.size(2) <= 1 || kv_cache.stride(2) == 1) &&
+                              (kv_cache.size(1) <= 1 || kv_cache.stride(1) == kv_cache.size(2));
+  if (!are_contiguous) call.fail("kv_cache", "contiguous blocks (dimensions 1 and 2)", layout_text(kv_cache));
 }
 
-ScaleFormat scale_format(const FormatName& name) {
-  switch (name.kind) {
-    case FormatName::Kind::kPowerOfTwo: return ScaleFormat::kPowerOfTwo;
-    case FormatName::Kind::kExponentBytes: return ScaleFormat::kExponentBytes;
-    default: return ScaleFormat::kFloat32;
+void check_tiles(const Call& call, int64_t head_size, int64_t quant_block_size, const Codec& codec) {
+  check_at_least(call, "quant_block_size", quant_block_size, 1);
+  if (head_size % quant_block_size != 0) {
+    call.fail("quant_block_size", join({"a divisor of ", text(head_size), " (head size of k)"}),
+              text(quant_block_size));
   }
+  if (codec.scale_type == ScaleType::kExponentBytes && (head_size != 128 || quant_block_size != 128)) {
+    call.fail("quant_block_size", "128 with head size 128 (mxfp8)",
+              join({text(quant_block_size), " with head size ", text(head_size)}));
+  }
+}
+
+// Checks that a token's bytes are its codes and scales, and that blocks do not overlap, which a stride of 0 between
+// them would do, too.
+void check_bytes_per_token(const Call& call, const Tensor& kv_cache, int64_t head_size, int64_t num_scales) {
+  const int64_t scale_bytes = kv_cache.size(2) - head_size;
+  if (scale_bytes % kScaleBytes != 0 || scale_bytes / kScaleBytes != num_scales) {
+    const std::string codes = count_text(head_size, "code"), scales = count_text(num_scales, "scale");
+    call.fail("kv_cache", join({"the bytes of ", codes, " and ", scales, " of 4 bytes in dimension 2"}),
+              shape_text(kv_cache));
+  }
+  if (kv_cache.size(0) > 1 && kv_cache.stride(0) < kv_cache.size(1) * kv_cache.size(2)) {
+    call.fail("kv_cache", kWithoutOverlaps, layout_text(kv_cache));
+  }
+}
+
+// The outputs of a gather: dst_k [tokens, code bytes], and dst_scale [tokens, scales] of float32 or of bytes.
+void set_outputs(Call& call, CpGatherIndexerKQuantCacheParams& p, const Tensor& dst_k, const Tensor& dst_scale) {
+  check_device_and_dim(call, "dst_k", dst_k, 2);
+  static_cast<void>(e4m3_element(call, "dst_k", dst_k));  // codes are copied: it does not matter which e4m3 they are
+  check_device_and_dim(call, "dst_scale", dst_scale, 2);
+  if (dst_scale.dtype() != Dtype::kUInt8 && dst_scale.dtype() != Dtype::kFloat32) {
+    call.fail("dst_scale", "dtype uint8 or float32", dtype_text(dst_scale));
+  }
+  check_size(call, "dst_scale", dst_scale, 0, dst_k.size(0), "rows of dst_k");
+  check_writable(call, "dst_k", dst_k);
+  check_writable(call, "dst_scale", dst_scale);
+  p.dst_k = token_rows(dst_k);
+  p.dst_scale = token_rows(dst_scale);
+  const int64_t k_bytes = p.dst_k.row_bytes, scale_bytes = p.dst_scale.row_bytes;
+  const int64_t num_scales = scale_bytes / kScaleBytes;
+  if (scale_bytes % kScaleBytes != 0 || (k_bytes > 0 && (num_scales <= 0 || k_bytes % num_scales != 0))) {
+    call.fail("dst_scale", join({"scales of 4 bytes whose number divides ", text(k_bytes), " (size of dst_k)"}),
+              join({shape_text(dst_scale), " of ", dtype_text(dst_scale)}));
+  }
+}
+
+IndexerCache indexer_cache(const Tensor& kv_cache, const Blocks& blocks, int64_t code_bytes, int64_t scale_bytes) {
+  IndexerCache view{};
+  view.blocks = blocks;
+  view.stride_block_bytes = kv_cache.stride(0);
+  view.code_bytes = code_bytes;
+  view.scale_bytes = scale_bytes;
+  return view;
 }
 
 }  // namespace
@@ -31,45 +82,29 @@ IndexerKQuantAndCacheParams make_indexer_k_quant_and_cache_params(Call& call, co
                                                                   const Tensor& slot_mapping, int64_t quant_block_size,
                                                                   const FormatName& kv_cache_dtype) {
   IndexerKQuantAndCacheParams p{};
-  call.check_device_and_dim("k", k, 2);
-  p.dtype = call.float_dtype("k", k);
+  check_device_and_dim(call, "k", k, 2);
+  p.dtype = float_dtype(call, "k", k);
   check_cache(call, kv_cache);
   p.slots = make_slots(call, slot_mapping);
-  set_blocks(call, p.slots, "kv_cache", kv_cache);
-  call.check_min_size("k", k, 0, p.slots.num_tokens, "slots in slot_mapping");
-  call.check_inner_stride("k", k);
+  const Blocks blocks = blocks_of(call, "kv_cache", kv_cache);
+  check_min_size(call, "k", k, 0, p.slots.num_tokens, "slots in slot_mapping");
+  check_inner_stride(call, "k", k);
+  p.k = token_rows(k);
   p.head_size = k.size(1);
-  p.k_stride_token = k.stride(0);
-
-  call.check_name(kv_cache_dtype, FormatNames::kIndexer);
-  p.format = call.fp8_format_of_bytes(kv_cache_dtype);
-  p.scale_format = scale_format(kv_cache_dtype);
-  call.check_at_least("quant_block_size", quant_block_size, 1);
   p.quant_block_size = quant_block_size;
-  if (p.head_size % quant_block_size != 0) {
-    call.fail("quant_block_size", join({"a divisor of ", std::to_string(p.head_size), " (head size of k)"}),
-              std::to_string(quant_block_size));
-  }
-  if (p.scale_format == ScaleFormat::kExponentBytes && (p.head_size != 128 || quant_block_size != 128)) {
-    call.fail("quant_block_size", "128, and a head size of 128, for mxfp8",
-              join({std::to_string(quant_block_size), ", and ", std::to_string(p.head_size)}));
-  }
-  const int64_t scale_bytes = kv_cache.size(2) - p.head_size, num_scales = p.head_size / quant_block_size;
-  if (scale_bytes % 4 != 0 || scale_bytes / 4 != num_scales) {
-    const std::string parts = join({std::to_string(p.head_size), " codes and ", std::to_string(num_scales)});
-    call.fail("kv_cache", join({"the bytes of ", parts, " scales of 4 bytes in dimension 2"}),
-              join({"shape ", shape_text(kv_cache)}));
-  }
-  // Expanded ones too.
-  if (kv_cache.size(0) > 1 && kv_cache.stride(0) < kv_cache.size(1) * kv_cache.size(2)) {
-    call.fail("kv_cache", "a tensor to write to, each element in a place of its own", layout_text(kv_cache));
-  }
-  p.kv_cache_stride_block_bytes = kv_cache.stride(0);
+
+  const CacheFormat& format = cache_format(call, kv_cache_dtype, FormatFamily::kIndexer);
+  const Codec codec = with_element(format.codec, fp8_element_of_bytes(call, format));
+  check_tiles(call, p.head_size, quant_block_size, codec);
+  const int64_t num_scales = p.head_size / quant_block_size;
+  check_bytes_per_token(call, kv_cache, p.head_size, num_scales);
+  p.cache = indexer_cache(kv_cache, blocks, p.head_size, wrapping_product(num_scales, kScaleBytes));
+  p.cache.codec = codec;
   if (p.head_size == 0) call.set_nothing_to_do();
-  check_slots(call, p.slots);
+  check_slots(call, p.slots, p.blocks());
   if (call.nothing_to_do()) return p;
-  p.k = call.data("k", k);
-  p.kv_cache = call.mutable_data("kv_cache", kv_cache);
+  p.k.data = data(call, "k", k);
+  p.cache.data = mutable_data(call, "kv_cache", kv_cache);
   return p;
 }
 
@@ -80,37 +115,19 @@ CpGatherIndexerKQuantCacheParams make_cp_gather_indexer_k_quant_cache_params(Cal
                                                                              const Tensor& cu_seq_lens) {
   CpGatherIndexerKQuantCacheParams p{};
   check_cache(call, kv_cache);
-  call.check_device_and_dim("dst_k", dst_k, 2);
-  static_cast<void>(call.e4m3_format("dst_k", dst_k));  // either: codes are copied as they are
-  call.check_device_and_dim("dst_scale", dst_scale, 2);
-  if (dst_scale.dtype() != Dtype::kUInt8 && dst_scale.dtype() != Dtype::kFloat32) {
-    call.fail("dst_scale", "dtype uint8 or float32", dtype_text(dst_scale));
-  }
-  call.check_size("dst_scale", dst_scale, 0, dst_k.size(0), "rows of dst_k");
-  call.check_writable("dst_k", dst_k);
-  call.check_writable("dst_scale", dst_scale);
-  p.k_bytes = dst_k.size(1);
-  p.scale_bytes = wrapping_product(dst_scale.size(1), dst_scale.element_bytes());
-  const int64_t num_scales = p.scale_bytes / 4;
-  if (p.scale_bytes % 4 != 0 || (p.k_bytes > 0 && (num_scales <= 0 || p.k_bytes % num_scales != 0))) {
-    call.fail("dst_scale",
-              join({"scales of 4 bytes, in a number that divides ", std::to_string(p.k_bytes), " (size of dst_k)"}),
-              join({"shape ", shape_text(dst_scale), " of ", dtype_text(dst_scale)}));
-  }
-  call.check_size("kv_cache", kv_cache, 2, wrapping_sum(p.k_bytes, p.scale_bytes), "bytes per row of both outputs");
-  p.kv_cache_stride_block_bytes = kv_cache.stride(0);
-  p.dst_k_stride_token_bytes = dst_k.stride(0);
-  p.dst_scale_stride_token_bytes = dst_scale.stride(0) * dst_scale.element_bytes();
-
-  p.sequences = make_sequences(call, "kv_cache", kv_cache, block_table, std::nullopt);
+  set_outputs(call, p, dst_k, dst_scale);
+  const int64_t k_bytes = p.dst_k.row_bytes, scale_bytes = p.dst_scale.row_bytes;
+  check_size(call, "kv_cache", kv_cache, 2, wrapping_sum(k_bytes, scale_bytes), "bytes per row of both outputs");
+  p.cache = indexer_cache(kv_cache, blocks_of(call, "kv_cache", kv_cache), k_bytes, scale_bytes);
+  p.sequences = make_sequences(call, p.cache.blocks, block_table, std::nullopt);
   set_cu_seq_lens(call, p.sequences, cu_seq_lens);
   p.sequences.num_tokens = dst_k.size(0);
   if (kv_cache.size(2) == 0) call.set_nothing_to_do();
   check_sequences(call, p.sequences);
   if (call.nothing_to_do()) return p;
-  p.kv_cache = call.data("kv_cache", kv_cache);
-  p.dst_k = call.mutable_data("dst_k", dst_k);
-  p.dst_scale = call.mutable_data("dst_scale", dst_scale);
+  p.cache.data = data(call, "kv_cache", kv_cache);
+  p.dst_k.data = mutable_data(call, "dst_k", dst_k);
+  p.dst_scale.data = mutable_data(call, "dst_scale", dst_scale);
   return p;
 }
 

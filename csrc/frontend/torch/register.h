@@ -1,8 +1,12 @@
-// Joins a schema, the function that checks its arguments, and a backend into a kernel that the dispatcher can call.
+// Makes a kernel for the dispatcher from a schema, the function that checks the arguments, and a backend.
 #pragma once
 
+#include <array>
+#include <type_traits>
+
+#include "frontend/check/arguments.h"
 #include "frontend/check/call.h"
-#include "frontend/torch/arguments.h"
+#include "frontend/torch/boxing.h"
 #include "frontend/torch/schema_check.h"
 
 namespace multikv {
@@ -17,7 +21,8 @@ struct Kernel<Backend, schema, make_params> {
   static_assert(schema_matches<Args...>(schema), "the schema and the parameters of its make_<op>_params differ");
 
   static void call(Args... args) {
-    Call call{op_name(schema), Backend::traits()};
+    const ArgumentsOf<schema, std::remove_cvref_t<Args>...> arguments(args...);
+    Call call{op_name(schema), Backend::traits(), arguments};
     const Params params = make_params(call, args...);
     if (!call.nothing_to_do()) Backend::run(params, call);
   }

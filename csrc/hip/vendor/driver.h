@@ -1,4 +1,4 @@
-// All that is AMD-specific on the host. ../cuda/vendor.h is its twin for NVIDIA.
+// Everything on the host that is specific to AMD. cuda/vendor/driver.h has the same interface for NVIDIA.
 #pragma once
 
 #include <hip/hip_runtime_api.h>
@@ -9,36 +9,38 @@
 #include <optional>
 #include <string_view>
 
-#include "params/params.h"
+#include "core/format.h"
 
 namespace multikv::gpu {
 
 inline constexpr const char* kVendor = "HIP";
 inline constexpr const char* kTorchLibrary = "libtorch_hip.so";
 
-// gfx940 to gfx942 compute with the fnuz formats. A device that cannot be asked fails in the call that follows.
-inline CacheFormat e4m3_of_bytes(int32_t device_index) {
+// The e4m3 element that this device computes with: gfx940 to gfx942 have instructions for fnuz. If the device's name
+// cannot be read, the op's next call of the runtime reports the error.
+inline Element e4m3_of_bytes(int32_t device_index) {
   constexpr int kMaxDevices = 128;
-  static std::atomic<CacheFormat> known[kMaxDevices];  // kSame: not asked yet
-  if (device_index < 0 || device_index >= kMaxDevices) return CacheFormat::kE4M3FN;
-  CacheFormat format = known[device_index].load(std::memory_order_relaxed);
-  if (format == CacheFormat::kSame) {
+  enum class Known : uint8_t { kNothing, kE4M3FN, kE4M3FNUZ };
+  static std::atomic<Known> known[kMaxDevices];
+  if (device_index < 0 || device_index >= kMaxDevices) return Element::kE4M3FN;
+  Known e4m3 = known[device_index].load(std::memory_order_relaxed);
+  if (e4m3 == Known::kNothing) {
     hipDeviceProp_t properties;
-    if (hipGetDeviceProperties(&properties, device_index) != hipSuccess) return CacheFormat::kE4M3FN;
+    if (hipGetDeviceProperties(&properties, device_index) != hipSuccess) return Element::kE4M3FN;
     const std::string_view name = properties.gcnArchName;  // such as gfx942:sramecc+:xnack-
     const std::string_view architecture = name.substr(0, name.find(':'));
     const bool is_fnuz = architecture == "gfx940" || architecture == "gfx941" || architecture == "gfx942";
-    format = is_fnuz ? CacheFormat::kE4M3FNUZ : CacheFormat::kE4M3FN;
-    known[device_index].store(format, std::memory_order_relaxed);
+    e4m3 = is_fnuz ? Known::kE4M3FNUZ : Known::kE4M3FN;
+    known[device_index].store(e4m3, std::memory_order_relaxed);
   }
-  return format;
+  return e4m3 == Known::kE4M3FNUZ ? Element::kE4M3FNUZ : Element::kE4M3FN;
 }
 
-// What a kernel may be given by value, at most.
+// The most bytes of parameters that a kernel takes.
 inline constexpr int kMaxParameterBytes = 4'000;
 inline bool has_large_parameters() { return false; }
 
-// Whether this process has used that GPU.
+// Whether this process has used the GPU.
 inline bool has_context(int32_t device_index) {
   unsigned flags = 0;
   int is_active = 0;
@@ -48,11 +50,11 @@ inline bool has_context(int32_t device_index) {
 // A range of memory that the runtime knows.
 struct Memory {
   uintptr_t begin, end;
-  intptr_t view;   // from an address of it to where a GPU finds that byte
-  int32_t device;  // -1: the host's
+  intptr_t view;   // what to add to an address of the range to get the address that a GPU uses
+  int32_t device;  // -1: the host
 };
 
-// That of an address. Nothing: memory that no GPU can read.
+// The range of memory that holds an address; nothing if no GPU can read the address.
 inline std::optional<Memory> memory_at(const void* address) {
   const auto at = reinterpret_cast<uintptr_t>(address);
   hipPointerAttribute_t attributes{};
@@ -72,8 +74,8 @@ inline std::optional<Memory> memory_at(const void* address) {
   return Memory{first, first + size, static_cast<intptr_t>(view - at), is_host ? -1 : attributes.device};
 }
 
-// hipMemcpyBatchAsync is not used: up to ROCm 7.2 it is a loop over single copies, with attributes it fails there, and
-// above 8192 copies later versions have crashed.
+// Batches of copies are not used: up to ROCm 7.2 hipMemcpyBatchAsync is a loop over single copies and fails with
+// attributes, and later versions have crashed above 8192 copies.
 inline constexpr int kMaxBatch = 1;
 inline bool is_legacy_default(hipStream_t stream) { return stream == nullptr; }
 inline hipStream_t thread_stream() { return hipStreamPerThread; }  // the calling thread's own default stream

@@ -1,4 +1,4 @@
-// All that is AMD-specific in kernels. ../cuda/gpu.cuh offers the same interface for NVIDIA.
+// Everything in kernels that is specific to AMD. cuda/vendor/gpu.cuh has the same interface for NVIDIA.
 #pragma once
 
 #include <hip/hip_runtime.h>
@@ -9,15 +9,16 @@
 
 namespace multikv::gpu {
 
-// Kernel parameters are in constant memory as they are.
+// Kernel parameters are in constant memory without it.
 #define MULTIKV_GRID_CONSTANT
-// Threads of a block at most, and how many blocks a compute unit should have registers for: HIP asks for waves (of 64)
-// on each of its four SIMD units.
+// The most threads of a thread block, and the number of thread blocks that a compute unit should have registers for.
+// HIP takes the latter as waves (of 64 threads) on each of the compute unit's four SIMD units.
 #define MULTIKV_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, (threads) * (blocks) / 256)
 
-// Threads cooperate in groups of 32 on every GPU. The mask of the lanes of the caller's group for which `predicate`
-// holds; all 32 must call. A wave of 64 holds two groups: the caller's is one half of the wave's mask, whatever the
-// other does.
+// A warp is 32 neighbouring threads on every GPU; its threads are called lanes. A wave of 64 threads holds two warps.
+
+// The mask of the lanes of the caller's warp for which `predicate` holds. All lanes must call. The mask is one half of
+// the wave's mask, and does not depend on the other half.
 __device__ inline uint32_t ballot(bool predicate) {
   const uint64_t wave = __ballot(predicate);
   return static_cast<uint32_t>(wave >> (__lane_id() & 32));
@@ -26,7 +27,7 @@ __device__ inline uint32_t ballot(bool predicate) {
 __device__ inline uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 __device__ inline uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
-// Accesses, of 8 or 16 bytes, to memory that is touched once: it gives way to other memory in the caches.
+// Streaming loads and stores of 8 or 16 bytes, for memory that is touched once: caches evict it first.
 template <class Vec>
 using Words = uint32_t __attribute__((ext_vector_type(sizeof(Vec) / 4)));
 template <class Vec>
@@ -38,7 +39,7 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
   __builtin_nontemporal_store(__builtin_bit_cast(Words<Vec>, vec), reinterpret_cast<Words<Vec>*>(to));
 }
 
-// A value of another lane of the group, whose lanes must all call.
+// The value of another lane of the warp. All lanes must call.
 template <class T>
 __device__ inline T shuffle(T value, int lane) {
   return __shfl(value, lane, 32);
@@ -46,7 +47,7 @@ __device__ inline T shuffle(T value, int lane) {
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor(value, mask, 32); }
 
 __device__ inline float half_to_float(uint16_t bits) { return static_cast<float>(__builtin_bit_cast(_Float16, bits)); }
-// Two floats, rounded, side by side; `low` in the low half.
+// Rounds two floats; `low` goes to the low half of the word.
 __device__ inline uint32_t floats_to_half(float low, float high) {
   return __builtin_bit_cast(uint16_t, static_cast<_Float16>(low)) |
          static_cast<uint32_t>(__builtin_bit_cast(uint16_t, static_cast<_Float16>(high))) << 16;
@@ -55,28 +56,29 @@ __device__ inline uint32_t floats_to_bfloat16(float low, float high) {
   return bfloat16_from_float(low) | static_cast<uint32_t>(bfloat16_from_float(high)) << 16;
 }
 
-// GPUs with instructions that convert to fp8 have them for one kind of it.
+// A GPU that has instructions for fp8 has them either for the fnuz elements or for the others.
 #if defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__)
 #define MULTIKV_CONVERTS_TO_FNUZ true
 #elif defined(__gfx950__) || defined(__gfx1200__) || defined(__gfx1201__)
 #define MULTIKV_CONVERTS_TO_FNUZ false
 #endif
 
-// Whether this GPU has an instruction for the format; where it has none, fp8.h computes the code.
-template <CacheFormat kFormat>
+// Whether this GPU has an instruction that converts to and from the fp8 element. Without one, core/fp8.h computes
+// codes.
+template <Element kElement>
 __device__ constexpr bool has_fp8_instruction() {
 #ifdef MULTIKV_CONVERTS_TO_FNUZ
-  return layout_of(kFormat).fnuz == MULTIKV_CONVERTS_TO_FNUZ;
+  return layout_of(kElement).fnuz == MULTIKV_CONVERTS_TO_FNUZ;
 #else
   return false;
 #endif
 }
 
-// The floats of two codes by that instruction, the low byte's in x.
-template <CacheFormat kFormat>
+// Decodes two codes by that instruction; x is the float of the low byte.
+template <Element kElement>
 __device__ inline float2 convert_from_fp8([[maybe_unused]] uint16_t codes) {
 #ifdef MULTIKV_CONVERTS_TO_FNUZ
-  if constexpr (layout_of(kFormat).mantissa_bits == 3) {
+  if constexpr (layout_of(kElement).mantissa_bits == 3) {
     const auto floats = __builtin_amdgcn_cvt_pk_f32_fp8(codes, false);
     return {floats[0], floats[1]};
   } else {
@@ -88,15 +90,15 @@ __device__ inline float2 convert_from_fp8([[maybe_unused]] uint16_t codes) {
 #endif
 }
 
-// The codes of two floats by that instruction, `low` in the low byte.
+// Encodes two floats by that instruction, `low` in the low byte.
 //
-// As AMD documents it, it rounds to nearest even, to subnormals too, and fnuz has no -0. What becomes of overflow
-// depends on a mode, and of NaN on the GPU: neither is left to it. (Never run on such a GPU so far; tests/test_fp8.py
-// tries every rounding there.)
-template <CacheFormat kFormat>
+// AMD documents that the instruction rounds to nearest even, also to subnormals, and never returns a fnuz -0. Its
+// result for an overflow depends on a mode and for a NaN on the GPU, so that both are handled here. No such GPU has run
+// this code yet; the tests of fp8 try every rounding there.
+template <Element kElement>
 __device__ inline uint32_t convert_to_fp8([[maybe_unused]] float low, [[maybe_unused]] float high) {
 #ifdef MULTIKV_CONVERTS_TO_FNUZ
-  constexpr Fp8Layout layout = layout_of(kFormat);
+  constexpr Fp8Layout layout = layout_of(kElement);
   constexpr float kMax = std::bit_cast<float>(layout.max_bits);
   constexpr uint32_t kNan = layout.fnuz ? 0x80 : 0x7f;
   const float low_clamped = __builtin_amdgcn_fmed3f(low, -kMax, kMax);

@@ -1,15 +1,15 @@
-// Strided rows, one after the other.
+// Walking over StridedRows (core/strided.h).
 #pragma once
 
-#include "params/params.h"
+#include "core/strided.h"
 
 namespace multikv::cpu {
 namespace {
 
-// A row's place on both sides, from any row on.
+// The offsets of a row in both tensors; starts at any row.
 class RowWalker {
  public:
-  RowWalker(const Rows& rows, int64_t row) : rows_(rows) {
+  RowWalker(const StridedRows& rows, int64_t row) : rows_(rows) {
     for (int d = 0; d < rows.num_dims; ++d) {
       index_[d] = row % rows.size[d];
       row /= rows.size[d];
@@ -33,36 +33,36 @@ class RowWalker {
   }
 
  private:
-  const Rows& rows_;
-  int64_t index_[Rows::kMaxDims] = {};
+  const StridedRows& rows_;
+  int64_t index_[StridedRows::kMaxDims] = {};
   int64_t src_ = 0, dst_ = 0;
 };
 
-// The same for elements of which each row has rows.row_size: pieces of rows, from any element on.
+// Pieces of rows; starts at any element.
 class PieceWalker {
  public:
   struct Piece {
-    int64_t src, dst, count;
+    int64_t src, dst, count;  // offsets and count in the unit of the StridedRows
   };
 
-  PieceWalker(const Rows& rows, int64_t element)
-      : row_size_(rows.row_size), column_(element % rows.row_size), place_(rows, element / rows.row_size) {}
+  PieceWalker(const StridedRows& rows, int64_t element)
+      : row_size_(rows.row_size), column_(element % rows.row_size), row_(rows, element / rows.row_size) {}
 
-  // The next elements of one row, at most `most`.
+  // The next elements of the current row, `most` of them at most.
   Piece next(int64_t most) {
     const int64_t left = row_size_ - column_;
-    const Piece piece{place_.src() + column_, place_.dst() + column_, left < most ? left : most};
+    const Piece piece{row_.src() + column_, row_.dst() + column_, left < most ? left : most};
     column_ += piece.count;
     if (column_ == row_size_) {
       column_ = 0;
-      place_.next();
+      row_.next();
     }
     return piece;
   }
 
  private:
   int64_t row_size_, column_;
-  RowWalker place_;
+  RowWalker row_;
 };
 
 }  // namespace

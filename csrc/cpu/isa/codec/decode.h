@@ -1,33 +1,33 @@
-// fp8 to floats in vectors: what decode_fp8 (../../fp8.h) gives, times a scale, rounded to the output's type.
+// fp8 codes to floats in vectors: decode_fp8(code) * scale (core/fp8.h), rounded to the type of the output.
 #pragma once
 
-#include <type_traits>
-
 #include "core/fp8.h"
-#include "cpu/isa/codec/numbers.h"
-#include "cpu/isa/simd/lanes.h"
+#include "cpu/isa/codec/elements.h"
+#include "cpu/isa/simd/ops.h"
 
-#ifdef MULTIKV_HAS_LANES
+#ifdef MULTIKV_HAS_SIMD
 
 namespace multikv::cpu {
 namespace {
 
-// A float32 with a bfloat16's rounding in its upper 16 bits. NaN stays one if it has zeros below.
-inline Bytes rounded(Floats x) {
+// Rounds float32 to nearest even at bit 16, so that the high word is a bfloat16. A NaN must have zeros in its low word:
+// otherwise the addition could carry out of its significand.
+inline Bytes rounded_at_high_word(Floats x) {
   const Bytes bits = as_ints(x);
   const Bytes odd = bit_and(shift_ints_right<16>(bits), all_ints(1));
   return add_ints(add_ints(bits, all_ints(0x7fff)), odd);
 }
 
-// Turns sizeof(Bytes) codes at a time into sizeof(Output) vectors.
+// Decodes sizeof(Bytes) codes at a time, by way of float16, which represents every fp8 number exactly:
 //
-// A code becomes the float16 with the same exponent and mantissa bits, which is the number times an exact power of
-// two (and all of fp8's numbers are exact in float16, subnormal ones too); the inverse of that power goes into the
-// scale.
-template <CacheFormat kFormat, class Output>
+//   e4m3 code     s eeee mmm                      the same exponent and mantissa bits, in another format, are the same
+//   float16       s 0eeee mmm0000000              number times a power of two (biases 7 and 15): the scale makes up for
+//                                                 it. This holds for subnormal numbers, too.
+template <Element kElement, FloatElement Output>
+  requires(is_fp8(kElement))
 class Decoder {
  public:
-  // Scales that stay finite when they take the power of two. (NaN is none of them.)
+  // Scales that stay finite when they are multiplied by kUnit. NaN is not one of them.
   static bool takes(float scale) { return scale >= -0x1p100f && scale <= 0x1p100f; }
 
   explicit Decoder(float scale) : factor_(all(scale * kUnit)) {}
@@ -39,59 +39,72 @@ class Decoder {
   }
 
  private:
-  static constexpr Fp8Layout kLayout = layout_of(kFormat);
-  // What a number is more than the float16 that stands for it. e5m2fnuz: see below.
+  static constexpr Fp8Layout kLayout = layout_of(kElement);
+  // fp8 number = float16 number * 2^kExponent. e5m2 has the exponent of float16; float16s_of_codes() gives e5m2fnuz the
+  // same.
   static constexpr int kExponent = kLayout.mantissa_bits == 2 ? 0 : 15 - kLayout.bias;
   static constexpr float kUnit = std::bit_cast<float>((127 + kExponent) << 23);
 
   [[gnu::always_inline]] Vectors<sizeof(Output) / 2> decode(const uint8_t* from) const {
-    const Bytes halves = halves_of_codes(words_of_signed_bytes(from));
-    const Floats low = product(floats_of_low_halves(halves), factor_);
-    const Floats high = product(floats_of_high_halves(halves), factor_);
-    if constexpr (std::is_same_v<Output, float>) return {{as_ints(low), as_ints(high)}};
-    else if constexpr (std::is_same_v<Output, Half>) return {{halves_of(low, high)}};
-    else return {{high_words(rounded(low), rounded(high))}};
+    const Bytes float16s = float16s_of_codes(words_of_signed_bytes(from));
+    const Floats low = product(widen_low_float16s(float16s), factor_);
+    const Floats high = product(widen_high_float16s(float16s), factor_);
+    if constexpr (std::same_as<Output, float>) return {{as_ints(low), as_ints(high)}};
+    else if constexpr (std::same_as<Output, Float16>) return {{narrow_to_float16s(low, high)}};
+    else return {{high_words(rounded_at_high_word(low), rounded_at_high_word(high))}};
   }
 
-  // Codes come as words, the upper byte filled with the sign.
-  static Bytes halves_of_codes(Bytes codes) {
-    if constexpr (kFormat == CacheFormat::kE5M2) return shift_words_left<8>(codes);
-    Bytes halves;
+  // `codes` are words: a code in the low byte, copies of its sign in the high byte.
+  static Bytes float16s_of_codes(Bytes codes) {
+    if constexpr (kElement == Element::kE5M2) return shift_words_left<8>(codes);
+    Bytes float16s;
     if constexpr (kLayout.mantissa_bits == 3) {
-      halves = bit_and(shift_words_left<7>(codes), all_words(0xbfff));
+      float16s = bit_and(shift_words_left<7>(codes), all_words(0xbfff));
     } else {
-      // e5m2fnuz: the exponent is one less than that of a float16 with these bits. Where it has no room to be, the
-      // result is subnormal, and shifting by one place less gives it. The larger of both is the right one.
-      const Bytes magnitudes = bit_and(codes, all_words(0x7f));
-      const Bytes normal = add_words(shift_words_left<8>(magnitudes), all_words(-0x400));
-      halves = bit_or(larger_word(normal, shift_words_left<7>(magnitudes)), bit_and(codes, all_words(0x8000)));
+      float16s = float16s_of_e5m2fnuz(codes);
     }
-    if constexpr (kLayout.fnuz) return replace_equal_words(halves, 0x8000, 0x7e00);
-    // e4m3fn: only in its NaN are all bits ones; there an addition carries into the bit that is missing to float16's
-    // NaN.
-    return bit_or(halves, bit_and(add_words(halves, all_words(0x80)), all_words(0x4000)));
+    if constexpr (kLayout.fnuz) return replace_equal_words(float16s, 0x8000, 0x7e00);
+    // e4m3fn: 0x7f, the NaN, is the one code whose exponent and mantissa are all ones. Adding 1 to the mantissa carries
+    // into the exponent bit that e4m3fn lacks:  0 1111 111 0000000 + 1 0000000 = 1 0000 000 0000000.
+    return bit_or(float16s, bit_and(add_words(float16s, all_words(0x80)), all_words(0x4000)));
+  }
+
+  // The exponent of e5m2fnuz is biased by 16, that of float16 by 15, so the exponent field decreases by one. Where it
+  // is 0 or 1, the float16 is subnormal, and that is the code shifted by one bit less. The larger of both results is
+  // right.
+  static Bytes float16s_of_e5m2fnuz(Bytes codes) {
+    const Bytes magnitudes = bit_and(codes, all_words(0x7f));
+    const Bytes normal = add_words(shift_words_left<8>(magnitudes), all_words(-0x400));
+    return bit_or(larger_word(normal, shift_words_left<7>(magnitudes)), bit_and(codes, all_words(0x8000)));
   }
 
   Floats factor_;
 };
 
-// e4m3 to bfloat16. What a code times the scale is rounded to depends on its mantissa only, apart from the exponent:
-// the 8 subnormal numbers and the 8 normal ones of one exponent are multiplied once, and all others found by adding
-// to the exponent.
-template <CacheFormat kFormat>
+// Decodes e4m3 to bfloat16, sizeof(Bytes) codes at a time, by a table of 16 products. How a code times the scale is
+// rounded depends on its mantissa alone, because bfloat16 has all exponents that can occur. So the table holds the
+// products of the codes 0 .. 7 (subnormal) and 8 .. 15 (the smallest normal exponent); the exponent of another code is
+// added to the product:
+//
+//   code           s eeee mmm
+//   table index           1mmm   if eeee > 0, otherwise 0mmm
+//   exponent       s 0000eeee 0000000   added to the product as a word
+template <Element kElement>
+  requires(is_e4m3(kElement))
 class BFloat16Decoder {
  public:
-  // Scales with which no product leaves bfloat16's normal numbers.
+  // Scales with which every product is a normal bfloat16.
   static bool takes(float scale) {
     const float magnitude = scale < 0 ? -scale : scale;
     return magnitude >= 0x1p-100f && magnitude <= 0x1p100f;
   }
 
   explicit BFloat16Decoder(float scale)
-      : tables_(tables_of_upper_words([&](Bytes codes) {
-          // Without the exponent of 1 of the normal numbers, which 1 << kBits below adds again.
+      : tables_(tables_of_high_words([&](Bytes codes) {
+          // Products of normal codes are stored without the exponent 1, which sign_and_exponent() adds again.
           const Bytes exponents = bit_and(shift_ints_left<23 - kBits>(codes), all_ints(1 << 23));
-          return subtract_ints(rounded(product(floats_of_ints(codes), all(scale * kSmallest))), exponents);
+          const Floats products = product(floats_of_ints(codes), all(scale * kSmallest));
+          return subtract_ints(rounded_at_high_word(products), exponents);
         })) {}
 
   [[gnu::always_inline]] Vectors<2> operator()(const uint8_t* from) const {
@@ -100,19 +113,19 @@ class BFloat16Decoder {
     const Bytes normal = bit_or(bit_and(codes, all_bytes((1 << kBits) - 1)), all_bytes(1 << kBits));
     const Bytes indices = smaller_byte(magnitudes, normal);
     const ByteMask is_number = kLayout.fnuz ? differ(codes, all_bytes(0x80)) : differ(magnitudes, all_bytes(0x7f));
-    const Bytes lower = else_ones(is_number, look_up(tables_.lower, indices));
-    const Bytes upper = else_ones(is_number, look_up(tables_.upper, indices));
+    const Bytes low = else_ones(is_number, look_up(tables_.low, indices));
+    const Bytes high = else_ones(is_number, look_up(tables_.high, indices));
     const Bytes rest = else_zeros(is_number, codes), zeros = all_ints(0);
-    return {{add_words(low_pairs(lower, upper), sign_and_exponent(low_pairs(zeros, rest))),
-             add_words(high_pairs(lower, upper), sign_and_exponent(high_pairs(zeros, rest)))}};
+    return {{add_words(low_pairs(low, high), sign_and_exponent(low_pairs(zeros, rest))),
+             add_words(high_pairs(low, high), sign_and_exponent(high_pairs(zeros, rest)))}};
   }
 
  private:
-  static constexpr Fp8Layout kLayout = layout_of(kFormat);
+  static constexpr Fp8Layout kLayout = layout_of(kElement);
   static constexpr int kBits = kLayout.mantissa_bits;
-  static constexpr float kSmallest = std::bit_cast<float>((128 - kLayout.bias - kBits) << 23);
+  static constexpr float kSmallest = std::bit_cast<float>((128 - kLayout.bias - kBits) << 23);  // the number of code 1
 
-  // Of codes in the upper bytes of words, where bfloat16 has them.
+  // From codes in the high bytes of words to the sign and the exponent where bfloat16 has them.
   static Bytes sign_and_exponent(Bytes codes) {
     constexpr int kExponents = ((1 << (7 - kBits)) - 1) << 7;
     return bit_and(shift_words_right_signed<1 + kBits>(codes), all_words(0x8000 | kExponents));

@@ -1,14 +1,18 @@
 // Output that reaches memory in whole cache lines.
 #pragma once
 
-#include "cpu/isa/simd/vec.h"
+#include "cpu/isa/simd/copy.h"
 
 namespace multikv::cpu {
 namespace {
 
-// Pieces of a kernel's output. Where stores bypass the caches, pieces at neighbouring addresses are collected here
-// first: a line that is streamed in two parts, or in part streamed and in part stored, costs several times as much as a
-// whole one.
+// Writes a kernel's output piece by piece. With ordinary stores a piece goes straight to its address. With streaming
+// stores, pieces at neighbouring addresses are collected in a buffer until whole cache lines can be streamed: a line
+// that is streamed in two parts, or partly streamed and partly stored, costs several times as much as a whole one.
+//
+//   address   to_          to_ + begin_        to_ + end_
+//              |-- unused --|#### collected ####|
+//   buffer    lines_                                        to_ is a multiple of a cache line
 class LineWriter {
  public:
   static constexpr int64_t kMaxPiece = 2048;
@@ -20,8 +24,8 @@ class LineWriter {
     finish(is_streaming_ ? Stores::kStreaming : Stores::kOrdinary);
   }
 
-  // Where to put the `num_bytes` <= kMaxPiece that belong at `to`, before the next call.
-  char* place(char* to, int64_t num_bytes) {
+  // Where the caller shall write the num_bytes <= kMaxPiece that belong at `to`, before its next call.
+  char* buffer_for(char* to, int64_t num_bytes) {
     if (!is_streaming_) return to;
     if (to != to_ + end_) {
       flush();
@@ -34,9 +38,9 @@ class LineWriter {
     return result;
   }
 
-  // True where the piece is whole lines, and the caller shall stream them to `to` itself.
-  bool is_streamed_by_caller(char* to, int64_t num_bytes) {
-    if (!is_streaming_ || ((reinterpret_cast<intptr_t>(to) | num_bytes) & (kLine - 1)) != 0) return false;
+  // Returns true if the piece is whole cache lines to be streamed: then the caller streams it to `to` itself, now.
+  bool leaves_to_caller(char* to, int64_t num_bytes) {
+    if (!is_streaming_ || !are_whole_cache_lines(reinterpret_cast<intptr_t>(to) | num_bytes)) return false;
     flush();
     start(to + num_bytes);
     return true;
@@ -51,9 +55,9 @@ class LineWriter {
       flush();
       start(to);
     }
-    if (end_ % kLine == 0) {
+    if (are_whole_cache_lines(end_)) {
       write_lines();
-      const int64_t whole = num_bytes & -kLine;
+      const int64_t whole = num_bytes & -kCacheLine;
       stream_lines(to, from, whole);
       if (whole > 0) start(to += whole);
       from += whole;
@@ -61,50 +65,54 @@ class LineWriter {
     }
     for (int64_t length; num_bytes > 0; to += length, from += length, num_bytes -= length) {
       length = num_bytes < kMaxPiece ? num_bytes : kMaxPiece;
-      copy(place(to, length), from, length, Stores::kOrdinary);
+      copy(buffer_for(to, length), from, length, Stores::kOrdinary);
     }
   }
 
-  // Writes what was collected: before anyone else writes there.
+  // Writes all that is collected. The caller flushes before anything else writes to the same cache lines.
   void flush() {
+    if (end_ > begin_) write_all();
+  }
+
+ private:
+  static constexpr int64_t kCapacity = 2 * kMaxPiece;
+
+  void write_all() {
     write_lines();
     if (end_ > begin_) std::memcpy(to_ + begin_, lines_ + begin_, end_ - begin_);
     begin_ = end_;
   }
 
- private:
-  static constexpr int64_t kLine = 64, kCapacity = 2 * kMaxPiece;
-
   static void stream_lines(char* to, const char* from, int64_t num_bytes) {
     constexpr int64_t kWidth = sizeof(Bytes);
-    for (int64_t i = 0; i < num_bytes; i += kLine) {
+    for (int64_t i = 0; i < num_bytes; i += kCacheLine) {
 #pragma GCC unroll 4
-      for (int64_t j = 0; j < kLine; j += kWidth) stream(to + i + j, load(from + i + j));
+      for (int64_t j = 0; j < kCacheLine; j += kWidth) stream(to + i + j, load(from + i + j));
     }
   }
 
   void start(char* to) {
-    begin_ = end_ = reinterpret_cast<intptr_t>(to) & (kLine - 1);
+    begin_ = end_ = reinterpret_cast<intptr_t>(to) & (kCacheLine - 1);
     to_ = to - begin_;
   }
 
-  // Writes all but an incomplete last line, which moves to the front.
+  // Writes all but an incomplete last line, which moves to the front of the buffer.
   void write_lines() {
-    const int64_t whole = end_ & -kLine;
+    const int64_t whole = end_ & -kCacheLine;
     if (whole == 0) return;
-    const int64_t head = (begin_ + kLine - 1) & -kLine;
+    const int64_t head = (begin_ + kCacheLine - 1) & -kCacheLine;
     std::memcpy(to_ + begin_, lines_ + begin_, head - begin_);
     stream_lines(to_ + head, lines_ + head, whole - head);
-    std::memcpy(lines_, lines_ + whole, kLine);
+    std::memcpy(lines_, lines_ + whole, kCacheLine);
     to_ += whole;
     end_ -= whole;
     begin_ = 0;
   }
 
   const bool is_streaming_;
-  char* to_ = nullptr;  // where lines_ begins; of the bytes [begin_, end_) of lines_
+  char* to_ = nullptr;
   int64_t begin_ = 0, end_ = 0;
-  alignas(kLine) char lines_[kCapacity + kLine];
+  alignas(kCacheLine) char lines_[kCapacity + kCacheLine];
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Transposing tiles in registers.
+// Transposing matrices in registers, whose vectors are sequences of 128-bit segments.
 #pragma once
 
 #include <type_traits>
@@ -9,56 +9,64 @@
 namespace multikv::cpu {
 namespace {
 
-// Vectors of elements of 1 to 16 bytes, in lanes of 16 bytes.
-template <class Element>
-struct Lanes {
-  static constexpr int kBytes = sizeof(Element);
-  static constexpr int kPerLane = 16 / kBytes;
-  using Word = std::conditional_t<kBytes == 16, uint64_t, Element>;
+constexpr int kSegmentBytes = 16;
+constexpr int kNumSegments = sizeof(Bytes) / kSegmentBytes;
+
+// Transposes units of 1 to 16 bytes: square matrices of kPerSegment x kPerSegment units, one in each segment. With
+// units of four bytes and the vectors a, b, c and d:
+//
+//          segment 0     segment 1               segment 0     segment 1
+//   from   a0 a1 a2 a3 | a4 a5 a6 a7 ..     to   a0 b0 c0 d0 | a4 b4 c4 d4 ..
+//          b0 b1 b2 b3 | b4 b5 b6 b7 ..          a1 b1 c1 d1 | a5 b5 c5 d5 ..
+//          c0 c1 c2 c3 | c4 c5 c6 c7 ..          a2 b2 c2 d2 | a6 b6 c6 d6 ..
+//          d0 d1 d2 d3 | d4 d5 d6 d7 ..          a3 b3 c3 d3 | a7 b7 c7 d7 ..
+template <class Unit>
+  requires(sizeof(Unit) <= kSegmentBytes && kSegmentBytes % sizeof(Unit) == 0)
+struct Segments {
+  static constexpr int kBytes = sizeof(Unit);
+  static constexpr int kPerSegment = kSegmentBytes / kBytes;
+  using Word = std::conditional_t<kBytes == kSegmentBytes, uint64_t, Unit>;
   static constexpr int kWords = sizeof(Bytes) / sizeof(Word);
   typedef Word Vector __attribute__((vector_size(sizeof(Bytes))));
 
-  // Lane by lane, the first (or last) halves of a and b, element by element in turn.
+  // In each segment, the units of the first (or last) half of a's segment alternate with those of b's.
   template <bool kLast, int... kIndex>
   static Vector interleave(Vector a, Vector b, std::integer_sequence<int, kIndex...>) {
-    return __builtin_shufflevector(
-        a, b,
-        (kIndex / kPerLane * kPerLane + (kLast ? kPerLane / 2 : 0) + kIndex % kPerLane / 2 + kIndex % 2 * kWords)...);
+    return __builtin_shufflevector(a, b,
+                                   (kIndex / kPerSegment * kPerSegment + (kLast ? kPerSegment / 2 : 0) +
+                                    kIndex % kPerSegment / 2 + kIndex % 2 * kWords)...);
   }
   template <bool kLast>
   static Vector interleave(Vector a, Vector b) {
     return interleave<kLast>(a, b, std::make_integer_sequence<int, kWords>());
   }
 
-  // to[j], lane l: elements l * kPerLane + j of all of from[0 .. kPerLane).
-  [[gnu::always_inline]] static void transpose(Vector (&to)[kPerLane], const char* const (&from)[kPerLane]) {
+  [[gnu::always_inline]] static void transpose(Vector (&to)[kPerSegment], const char* const (&from)[kPerSegment]) {
 #pragma GCC unroll 16
-    for (int j = 0; j < kPerLane; ++j) std::memcpy(&to[j], from[j], sizeof to[j]);
-    // Each step doubles the number of elements from different vectors that lie together.
+    for (int j = 0; j < kPerSegment; ++j) std::memcpy(&to[j], from[j], sizeof to[j]);
+    // Each step doubles the number of neighbouring units that come from different vectors.
 #pragma GCC unroll 4
-    for (int step = 1; step < kPerLane; step *= 2) {
-      Vector next[kPerLane];
+    for (int step = 1; step < kPerSegment; step *= 2) {
+      Vector next[kPerSegment];
 #pragma GCC unroll 8
-      for (int j = 0; j < kPerLane / 2; ++j) {
-        next[2 * j] = interleave<false>(to[j], to[j + kPerLane / 2]);
-        next[2 * j + 1] = interleave<true>(to[j], to[j + kPerLane / 2]);
+      for (int j = 0; j < kPerSegment / 2; ++j) {
+        next[2 * j] = interleave<false>(to[j], to[j + kPerSegment / 2]);
+        next[2 * j + 1] = interleave<true>(to[j], to[j + kPerSegment / 2]);
       }
 #pragma GCC unroll 16
-      for (int j = 0; j < kPerLane; ++j) to[j] = next[j];
+      for (int j = 0; j < kPerSegment; ++j) to[j] = next[j];
     }
   }
 };
 
-constexpr int kNumLanes = sizeof(Bytes) / 16;
-
 template <int kCount>
-struct OfLanes {
-  typedef uint64_t Vector __attribute__((vector_size(16 * kCount)));
+struct SegmentVector {
+  typedef uint64_t Type __attribute__((vector_size(kSegmentBytes * kCount)));
 };
 
-// Lane i of vector j becomes lane j of vector i.
-template <int kCount, class Vector = typename OfLanes<kCount>::Vector>
-[[gnu::always_inline]] inline void transpose_lanes(Vector (&v)[kCount]) {
+// Transposes whole segments: segment i of vector j becomes segment j of vector i. kCount: 1, 2 or 4.
+template <int kCount, class Vector = typename SegmentVector<kCount>::Type>
+[[gnu::always_inline]] inline void transpose_segments(Vector (&v)[kCount]) {
   if constexpr (kCount == 2) {
     const Vector a = v[0], b = v[1];
     v[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);

@@ -1,0 +1,24 @@
+// Index tensors as the caller keeps them.
+#pragma once
+
+#include <cstdint>
+
+namespace multikv {
+
+// A tensor of int32 or int64 with rows `stride` elements apart. data == nullptr: the argument was not given.
+struct Indices {
+  const void* data;
+  int64_t stride;
+  bool is_int64;
+
+  constexpr bool is_given() const { return data != nullptr; }
+  constexpr int64_t at(int64_t i) const {
+    return is_int64 ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+  }
+  constexpr int64_t at(int64_t row, int64_t column) const { return at(row * stride + column); }
+  constexpr Indices row(int64_t i) const {
+    return {static_cast<const char*>(data) + i * stride * (is_int64 ? 8 : 4), 0, is_int64};
+  }
+};
+
+}  // namespace multikv

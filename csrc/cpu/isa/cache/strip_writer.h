@@ -1,0 +1,171 @@
+// Writing columns of units into the strips of a packed cache (packed_strips.h): a transposition.
+#pragma once
+
+#include <bit>
+
+#include "cpu/isa/cache/packed_strips.h"
+#include "cpu/isa/simd/transpose.h"
+
+namespace multikv::cpu {
+namespace {
+
+// A unit of 16 bytes.
+struct Bytes16 {
+  uint64_t words[2];
+};
+
+// Transposes tokens x units into strips x slots, kStrips strips at a time.
+class StripWriter {
+ public:
+  static constexpr int64_t kMaxTokens = 64;
+
+  StripWriter(const PackedStrips& strips, Stores stores)
+      : strip_stride_(strips.strip_stride_bytes), is_streaming_(stores == Stores::kStreaming),
+        write_(strips.slot_stride_bytes == strips.unit_bytes ? write_for(strips.unit_bytes) : nullptr) {}
+
+  // False for layouts that it does not take: slots with gaps between them, units of other sizes.
+  explicit operator bool() const { return write_ != nullptr; }
+
+  // Writes num_units units of each of num_tokens <= kMaxTokens tokens, whose sources are source_stride bytes apart.
+  void operator()(char* cache, const char* source, int64_t source_stride, int64_t num_tokens, int64_t num_units) {
+    (this->*write_)(cache, source, source_stride, num_tokens, num_units);
+  }
+
+ private:
+  using Write = void (StripWriter::*)(char* cache, const char* source, int64_t source_stride, int64_t num_tokens,
+                                      int64_t num_units);
+
+  // A vector holds kTokens units, of as many tokens, in each of its segments.
+  template <class Unit> static constexpr int64_t kTokens = kSegmentBytes / sizeof(Unit);
+  template <class Unit> static constexpr int64_t kStrips = kTokens<Unit> * kNumSegments;
+
+  template <class Unit>
+  static int64_t num_groups(int64_t num_tokens) {
+    return (num_tokens + kTokens<Unit> - 1) / kTokens<Unit>;
+  }
+
+  static Write write_for(int64_t unit_bytes) {
+    switch (unit_bytes) {
+      case 1: return &StripWriter::write_units<uint8_t>;
+      case 2: return &StripWriter::write_units<uint16_t>;
+      case 4: return &StripWriter::write_units<uint32_t>;
+      case 8: return &StripWriter::write_units<uint64_t>;
+      case 16: return &StripWriter::write_units<Bytes16>;
+      default: return nullptr;
+    }
+  }
+
+  template <class Unit>
+  void write_units(char* cache, const char* source, int64_t source_stride, int64_t num_tokens, int64_t num_units) {
+    if (num_tokens < kTokens<Unit> || num_units < kStrips<Unit>) {
+      write_unit_by_unit<Unit>(cache, source, source_stride, num_tokens, num_units);
+      return;
+    }
+    for (int64_t unit = 0; unit < num_units; unit += kStrips<Unit>) {
+      // The last strips overlap those before them, which are written twice with the same bytes.
+      const int64_t first = unit < num_units - kStrips<Unit> ? unit : num_units - kStrips<Unit>;
+      read_units<Unit>(source + first * static_cast<int64_t>(sizeof(Unit)), source_stride, num_tokens);
+      write_strips<Unit>(cache + first * strip_stride_, num_tokens);
+    }
+  }
+
+  template <class Unit>
+  void write_unit_by_unit(char* cache, const char* source, int64_t source_stride, int64_t num_tokens,
+                          int64_t num_units) const {
+    constexpr int64_t kBytes = sizeof(Unit);
+    const int64_t strip_stride = strip_stride_;  // a local: the compiler must assume that a store changes a member
+    for (int64_t i = 0; i < num_tokens; ++i, cache += kBytes, source += source_stride) {
+#pragma GCC unroll 4
+      for (int64_t unit = 0; unit < num_units; ++unit) {
+        std::memcpy(cache + unit * strip_stride, source + unit * kBytes, kBytes);
+      }
+    }
+  }
+
+  // Fills tile_ with kStrips units of each token. Vector tile_[j * groups + g] holds, in segment s, the units of strip
+  // s * kTokens + j of the tokens from g * kTokens on:
+  //
+  //                     segment 0                      segment 1
+  //   tile_[g]          strip 0, tokens of group g   | strip kTokens, tokens of group g       ..
+  //   tile_[groups + g] strip 1, tokens of group g   | strip kTokens + 1, tokens of group g   ..
+  template <class Unit>
+  void read_units(const char* source, int64_t source_stride, int64_t num_tokens) {
+    using UnitSegments = Segments<Unit>;
+    const int64_t groups = num_groups<Unit>(num_tokens);
+    for (int64_t group = 0; group < groups; ++group) {
+      const char* from[kTokens<Unit>];
+      for (int64_t i = 0; i < kTokens<Unit>; ++i) {
+        const int64_t token = group * kTokens<Unit> + i;
+        from[i] = source + (token < num_tokens ? token : num_tokens - 1) * source_stride;
+      }
+      typename UnitSegments::Vector vectors[kTokens<Unit>];
+      UnitSegments::transpose(vectors, from);
+      for (int64_t j = 0; j < kTokens<Unit>; ++j) std::memcpy(&tile_[j * groups + group], &vectors[j], sizeof(Bytes));
+    }
+  }
+
+  template <class Unit>
+  void write_strips(char* cache, int64_t num_tokens) {
+    constexpr int64_t kBytes = sizeof(Unit);
+    // The segments of a strip are contiguous in the cache; if strips follow each other, so are those of kTokens strips.
+    const bool is_dense = num_tokens * kBytes == strip_stride_;
+    const int64_t num_pieces = is_dense ? 1 : kTokens<Unit>;
+    const int64_t segments = kTokens<Unit> * num_groups<Unit>(num_tokens) / num_pieces;
+    if (num_tokens % kTokens<Unit> != 0 || segments % kNumSegments != 0) {
+      write_segments<Unit>(cache, num_tokens);
+      return;
+    }
+    const int64_t segment_stride = kTokens<Unit> * strip_stride_;
+    const int64_t strides = segment_stride | (is_dense ? 0 : strip_stride_) | segments * kSegmentBytes;
+    const bool has_lines = are_whole_cache_lines(reinterpret_cast<intptr_t>(cache) | strides);
+    if (is_streaming_ && has_lines) write_vectors(cache, segment_stride, num_pieces, segments, stream);
+    else write_vectors(cache, segment_stride, num_pieces, segments, store);
+  }
+
+  // Writes tile_ in whole vectors, each of kNumSegments segments that are contiguous in the cache.
+  template <class Put>
+    requires(requires(const Put& put, char* to, Bytes value) { put(to, value); })
+  [[gnu::always_inline]] void write_vectors(char* cache, int64_t segment_stride, int64_t num_pieces, int64_t segments,
+                                            const Put& put) const {
+    using Vector = SegmentVector<kNumSegments>::Type;
+    for (int64_t j = 0; j < num_pieces; ++j) {
+      for (int64_t i = 0; i < segments; i += kNumSegments) {
+        Vector vectors[kNumSegments];
+#pragma GCC unroll 4
+        for (int k = 0; k < kNumSegments; ++k) vectors[k] = std::bit_cast<Vector>(tile_[j * segments + i + k]);
+        transpose_segments<kNumSegments>(vectors);
+#pragma GCC unroll 4
+        for (int k = 0; k < kNumSegments; ++k) {
+          put(cache + k * segment_stride + j * strip_stride_ + i * kSegmentBytes, std::bit_cast<Bytes>(vectors[k]));
+        }
+      }
+    }
+  }
+
+  // Writes tile_ segment by segment, and the last units of a strip one by one.
+  template <class Unit>
+  void write_segments(char* cache, int64_t num_tokens) const {
+    constexpr int64_t kBytes = sizeof(Unit);
+    const int64_t groups = num_groups<Unit>(num_tokens);
+    for (int64_t strip = 0; strip < kStrips<Unit>; ++strip) {
+      char* to = cache + strip * strip_stride_;
+      const char* from =
+          reinterpret_cast<const char*>(&tile_[strip % kTokens<Unit> * groups]) + strip / kTokens<Unit> * kSegmentBytes;
+      for (int64_t token = 0; token < num_tokens; token += kTokens<Unit>, to += kSegmentBytes, from += sizeof(Bytes)) {
+        if (num_tokens - token >= kTokens<Unit>) {
+          std::memcpy(to, from, kSegmentBytes);
+        } else {
+          for (int64_t i = 0; i < (num_tokens - token) * kBytes; i += kBytes) std::memcpy(to + i, from + i, kBytes);
+        }
+      }
+    }
+  }
+
+  const int64_t strip_stride_;
+  const bool is_streaming_;
+  const Write write_;
+  alignas(64) Bytes tile_[kMaxTokens];
+};
+
+}  // namespace
+}  // namespace multikv::cpu

@@ -1,0 +1,63 @@
+// The arithmetic of rotary position embedding: that of eager PyTorch. A result that has a dtype is rounded to it, and
+// no operations are fused.
+#pragma once
+
+#include "cpu/isa/codec/elements.h"
+#include "cpu/isa/simd/vec.h"
+
+namespace multikv::cpu {
+namespace {
+
+template <class Value>
+inline Value load_as(const char* from, int64_t i) {
+  Value value;
+  std::memcpy(&value, from + i * static_cast<int64_t>(sizeof value), sizeof value);
+  return value;
+}
+template <class Value>
+inline void store_as(char* to, int64_t i, Value value) {
+  std::memcpy(to + i * static_cast<int64_t>(sizeof value), &value, sizeof value);
+}
+
+// Rounds to Rounded and widens again.
+template <FloatElement Rounded>
+inline float rounded(float x) {
+  return widen(narrow<Rounded>(x));
+}
+// x is the result of an operation on bfloat16 values, so that a NaN has zeros in its low word: no test for NaN.
+template <>
+inline float rounded<BFloat16>(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  return std::bit_cast<float>((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u);
+}
+
+// How a table stores the cosines (or sines) of pairs 0, 1, 2, 3, ...:
+//
+//   kInOrder       [0] holds pairs 0, 1, 2, 3, ...
+//   kAlternating   [0] holds pairs 0, 2, ... and [1] holds pairs 1, 3, ...: for words that hold elements of two pairs,
+//                  whose low and high elements are rotated apart from each other
+enum class RopeOrder : uint8_t { kInOrder, kAlternating };
+
+// Cosines and sines of some pairs, as float32.
+struct RopeTable {
+  static constexpr int64_t kMaxPairs = 128;
+  using Values = float[2][kMaxPairs];
+  alignas(64) Values cos;
+  alignas(64) Values sin;
+};
+
+template <FloatElement Table>
+[[gnu::always_inline]] inline void fill(RopeTable::Values& to, const char* from, int64_t num_pairs, RopeOrder order) {
+  if (order == RopeOrder::kInOrder) {
+    for (int64_t i = 0; i < num_pairs; ++i) to[0][i] = widen(load_as<Table>(from, i));
+    return;
+  }
+  for (int64_t i = 0; i < num_pairs / 2; ++i) {
+    to[0][i] = widen(load_as<Table>(from, 2 * i));
+    to[1][i] = widen(load_as<Table>(from, 2 * i + 1));
+  }
+  if (num_pairs % 2 != 0) to[0][num_pairs / 2] = widen(load_as<Table>(from, num_pairs - 1));
+}
+
+}  // namespace
+}  // namespace multikv::cpu

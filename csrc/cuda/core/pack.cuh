@@ -1,0 +1,115 @@
+// Vectors: loads and stores of 1 to 16 bytes, and the floats that they hold.
+#pragma once
+
+#include "core/format.h"
+#include "vendor/gpu.cuh"
+
+namespace multikv::gpu {
+
+// What one instruction loads or stores.
+template <int kBytes>
+struct alignas(kBytes) Vec {
+  uint8_t bytes[kBytes];
+};
+template <>
+struct alignas(16) Vec<16> {
+  uint32_t x, y, z, w;
+};
+template <>
+struct alignas(8) Vec<8> {
+  uint32_t x, y;
+};
+template <>
+struct Vec<4> {
+  uint32_t x;
+};
+template <>
+struct Vec<2> {
+  uint16_t x;
+};
+
+// kBytes of contiguous elements, moved by accesses of up to 16 bytes. kOnce: the memory is touched once, so that
+// accesses of 8 and 16 bytes are streaming ones (load_once, store_once).
+template <int kBytes>
+struct Pack {
+  static constexpr int kAccess = kBytes < 16 ? kBytes : 16;
+  using Access = Vec<kAccess>;
+  union {
+    Access accesses[kBytes / kAccess];
+    uint32_t words[(kBytes + 3) / 4];
+  };
+
+  template <bool kOnce = false>
+  __device__ static Pack read(const char* from) {
+    Pack pack;
+#pragma unroll
+    for (int i = 0; i < kBytes / kAccess; ++i) {
+      const auto* access = reinterpret_cast<const Access*>(from) + i;
+      if constexpr (kOnce && kAccess >= 8) pack.accesses[i] = load_once(access);
+      else pack.accesses[i] = *access;
+    }
+    return pack;
+  }
+  template <bool kOnce = false>
+  __device__ void write(char* to) const {
+#pragma unroll
+    for (int i = 0; i < kBytes / kAccess; ++i) {
+      auto* access = reinterpret_cast<Access*>(to) + i;
+      if constexpr (kOnce && kAccess >= 8) store_once(access, accesses[i]);
+      else *access = accesses[i];
+    }
+  }
+};
+
+// kCount elements of type kDtype.
+template <Float kDtype, int kCount>
+using FloatPack = Pack<kCount* static_cast<int>(num_bytes(kDtype))>;
+
+// Four bytes at any address.
+__device__ inline uint32_t load_word(const char* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 4 == 0) return *reinterpret_cast<const uint32_t*>(from);
+  const auto* bytes = reinterpret_cast<const uint8_t*>(from);
+  return bytes[0] | bytes[1] << 8 | bytes[2] << 16 | static_cast<uint32_t>(bytes[3]) << 24;
+}
+__device__ inline void store_word(char* to, uint32_t word) {
+  if (reinterpret_cast<uintptr_t>(to) % 4 == 0) {
+    *reinterpret_cast<uint32_t*>(to) = word;
+  } else {
+    for (int i = 0; i < 4; ++i) to[i] = static_cast<char>(word >> (8 * i));
+  }
+}
+
+// Element i of 32-bit words that hold contiguous elements of type kDtype.
+template <Float kDtype>
+__device__ inline float element(const uint32_t* words, int i) {
+  if constexpr (kDtype == Float::kFloat32) {
+    return __uint_as_float(words[i]);
+  } else if constexpr (kDtype == Float::kBFloat16) {
+    return __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u);
+  } else {
+    return half_to_float(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16)));
+  }
+}
+
+// Two floats, rounded to a 16-bit type, in the low and the high half of a word.
+template <Float kDtype>
+__device__ inline uint32_t rounded(float low, float high) {
+  return kDtype == Float::kBFloat16 ? floats_to_bfloat16(low, high) : floats_to_half(low, high);
+}
+
+// Rounds the floats value(0), value(1), ... to elements of type kDtype.
+template <Float kDtype, int kCount, class Value>
+__device__ inline FloatPack<kDtype, kCount> pack_floats(Value value) {
+  FloatPack<kDtype, kCount> out;
+  if constexpr (kDtype == Float::kFloat32) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) out.words[i] = __float_as_uint(value(i));
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2)
+      out.words[i / 2] = rounded<kDtype>(value(i), i + 1 < kCount ? value(i + 1) : 0.0f);
+  }
+  return out;
+}
+
+}  // namespace multikv::gpu

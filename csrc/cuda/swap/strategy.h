@@ -1,0 +1,67 @@
+// What copies the blocks of a swap: a kernel or the copy engines. docs/swap.md says what each costs.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <limits>
+
+namespace multikv::gpu {
+
+enum class Strategy : int32_t { kAuto, kCopyEngine, kKernel };
+inline std::atomic<Strategy> strategy{Strategy::kAuto};
+
+enum class Direction : int32_t { kToHost, kFromHost, kWithinDevice };
+inline constexpr int kNumDirections = 3;
+
+// Devices are numbered as in params/swap.h: -1 is the host.
+inline Direction direction_of(int32_t src_device, int32_t dst_device) {
+  return dst_device < 0 ? Direction::kToHost : src_device < 0 ? Direction::kFromHost : Direction::kWithinDevice;
+}
+
+inline constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+
+// From how many bytes of a run on a copy engine pays: it gains more time on the device than its submission costs on the
+// host. A submission costs less in batches than one by one.
+struct Crossover {
+  std::atomic<int64_t> in_batches, one_by_one;
+  std::atomic<int32_t> kernel_threads;  // threads that saturate the link; 0: as many as there is work for
+
+  void set(int64_t batches, int64_t singles, int32_t threads) {
+    in_batches.store(batches, std::memory_order_relaxed);
+    one_by_one.store(singles, std::memory_order_relaxed);
+    kernel_threads.store(threads, std::memory_order_relaxed);
+  }
+};
+
+// The crossovers of all devices. Until multikv.calibrate_swaps() measures a device, they are those of an H200.
+class Crossovers {
+ public:
+  Crossovers() {
+    for (int32_t device = 0; device < kMaxDevices; ++device) {
+      of(device, Direction::kToHost).set(448 << 10, 4 << 20, 1024);
+      of(device, Direction::kFromHost).set(320 << 10, 3 << 20, 2048);
+      of(device, Direction::kWithinDevice).set(kNever, kNever, 0);
+    }
+  }
+  Crossover& of(int32_t device, Direction direction) {
+    return all_[std::clamp(device, 0, kMaxDevices - 1)][static_cast<int>(direction)];
+  }
+
+ private:
+  static constexpr int32_t kMaxDevices = 64;
+  Crossover all_[kMaxDevices][kNumDirections];
+};
+inline Crossovers crossovers;
+
+// From how many bytes on a copy engine copies a run that a kernel could copy.
+inline int64_t copy_engine_from(const Crossover& crossover, bool may_batch) {
+  switch (strategy.load(std::memory_order_relaxed)) {
+    case Strategy::kCopyEngine: return 0;
+    case Strategy::kKernel: return kNever;
+    case Strategy::kAuto: break;
+  }
+  return (may_batch ? crossover.in_batches : crossover.one_by_one).load(std::memory_order_relaxed);
+}
+
+}  // namespace multikv::gpu

@@ -1,0 +1,206 @@
+#include "cuda/swap/swap_kernel.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/alignment.h"
+#include "cuda/core/divide.cuh"
+#include "cuda/core/grid.h"
+#include "cuda/core/pack.cuh"
+#include "vendor/driver.h"
+
+namespace multikv::gpu {
+
+// A block is copied in pieces, each by a group of threads.
+struct SwapHead {
+  int64_t unit_bytes, block_bytes;
+  int64_t num_pieces;  // of all blocks of all layers
+  Divisor pieces_per_block;
+  Divisor num_pairs;
+  int32_t num_layers;
+  int32_t lanes_log2;  // of the number of threads in a group
+  int32_t piece_bytes;
+};
+
+namespace {
+
+// The parameters of a launch, kBytes of them.
+template <int kBytes>
+struct SwapLaunch {
+  static constexpr int kPayload = (kBytes - static_cast<int>(sizeof(SwapHead))) / 16 * 16;
+  SwapHead head;
+  alignas(16) unsigned char payload[kPayload];  // SwapLayer[num_layers], then BlockPair[num_pairs]
+
+  __host__ __device__ const SwapLayer* layers() const { return reinterpret_cast<const SwapLayer*>(payload); }
+  __host__ __device__ const BlockPair* pairs() const {
+    return reinterpret_cast<const BlockPair*>(layers() + head.num_layers);
+  }
+};
+
+// The driver copies all parameters of a launch, so that they have several sizes. The medium one holds 2,048 pairs in 32
+// layers.
+constexpr int kSmall = 4'000, kMedium = std::min(17'024, kMaxParameterBytes), kLarge = kMaxParameterBytes;
+
+// Over a link few threads have many vectors in flight; within a device there are many threads.
+constexpr int kMostThreads = 1024, kThreadsWithin = 128, kUnrollWithin = 2;
+
+// A piece, and the bytes from its begin to the end of its block.
+struct SwapPiece {
+  const char* src;
+  char* dst;
+  int64_t left;
+};
+
+template <int kBytes>
+__device__ SwapPiece piece_of(const SwapLaunch<kBytes>& launch, int64_t i) {
+  const SwapHead& h = launch.head;
+  uint64_t block = i, layer = 0;
+  if (h.pieces_per_block.value != 1) block = quotient_of(i, h.pieces_per_block);
+  const int64_t begin = (i - static_cast<int64_t>(block * h.pieces_per_block.value)) * h.piece_bytes;
+  if (h.num_layers != 1) {
+    layer = quotient_of(block, h.num_pairs);
+    block -= layer * h.num_pairs.value;
+  }
+  const BlockPair pair = launch.pairs()[block];
+  const SwapLayer tensors = launch.layers()[layer];
+  return {static_cast<const char*>(tensors.src) + pair.src * h.unit_bytes + begin,
+          static_cast<char*>(tensors.dst) + pair.dst * h.unit_bytes + begin, h.block_bytes - begin};
+}
+
+// A group of threads copies a piece, kUnroll vectors each, all of which are in flight before the first is written.
+// Groups take turns over the pieces of each block, of each pair, of each layer. Over a link a thread computes where the
+// next piece is while it waits for this one: the sooner the next piece is in flight, the fewer threads saturate the
+// link. Within a device most threads have no next piece, and those with 16-byte vectors do not look ahead.
+template <int kWidth, int kUnroll, int kBytes>
+__global__ void __launch_bounds__(kMostThreads)
+    swap_blocks_kernel(const MULTIKV_GRID_CONSTANT SwapLaunch<kBytes> launch) {
+  constexpr bool kLooksAhead = kUnroll != kUnrollWithin;
+  const SwapHead& h = launch.head;
+  const int lanes = 1 << h.lanes_log2, lane = threadIdx.x & (lanes - 1);
+  const int64_t groups_per_block = blockDim.x >> h.lanes_log2;
+  const int64_t step = gridDim.x * groups_per_block;
+  int64_t i = blockIdx.x * groups_per_block + (threadIdx.x >> h.lanes_log2);
+  SwapPiece next;
+  // The launch is an argument and not a capture: HIP's compiler would copy captured parameters to scratch memory.
+  const auto look_ahead = [&i, &next](const SwapLaunch<kBytes>& from) {
+    if (kLooksAhead && i < from.head.num_pieces) next = piece_of(from, i);
+  };
+  look_ahead(launch);
+  while (i < h.num_pieces) {
+    const SwapPiece piece = kLooksAhead ? next : piece_of(launch, i);
+    i += step;
+    if (piece.left >= h.piece_bytes) {
+      Pack<kWidth> values[kUnroll];
+#pragma unroll
+      for (int k = 0; k < kUnroll; ++k) values[k] = Pack<kWidth>::read(piece.src + (k * lanes + lane) * kWidth);
+      look_ahead(launch);
+#pragma unroll
+      for (int k = 0; k < kUnroll; ++k) values[k].write(piece.dst + (k * lanes + lane) * kWidth);
+    } else {
+      look_ahead(launch);
+      for (int64_t at = lane * kWidth; at < piece.left; at += lanes * kWidth) {
+        Pack<kWidth>::read(piece.src + at).write(piece.dst + at);
+      }
+    }
+  }
+}
+
+template <int kBytes>
+SwapLaunch<kBytes>& parameters() {
+  static thread_local SwapLaunch<kBytes> launch;
+  return launch;
+}
+
+// The bytes of a vector: the widest accesses that all addresses allow, of 16, 4 or 1 bytes.
+int vector_width(const SwapKernelWork& work) {
+  AlignmentBits bits(work.unit_bytes | work.block_bytes);
+  for (int64_t i = 0; i < work.num_layers; ++i) {
+    bits = bits | AlignmentBits(work.layers[i].src) | AlignmentBits(work.layers[i].dst);
+  }
+  const int widest = bits.widest(16);
+  return widest == 16 ? 16 : widest >= 4 ? 4 : 1;
+}
+
+}  // namespace
+
+SwapKernel::SwapKernel(const SwapKernelWork& work, cudaStream_t stream) : work_(work), stream_(stream) {
+  choose_parameters();
+  divide_blocks();
+}
+
+template <int kBytes>
+void SwapKernel::use_parameters() {
+  head_ = &parameters<kBytes>().head;
+  payload_ = parameters<kBytes>().payload;
+  payload_bytes_ = SwapLaunch<kBytes>::kPayload;
+  launch_ = &SwapKernel::launch<kBytes>;
+}
+
+void SwapKernel::choose_parameters() {
+  const int64_t most_bytes = work_.most_pairs * sizeof(BlockPair) + work_.num_layers * sizeof(SwapLayer);
+  if (most_bytes <= SwapLaunch<kSmall>::kPayload || !has_large_parameters()) use_parameters<kSmall>();
+  else if (most_bytes <= SwapLaunch<kMedium>::kPayload) use_parameters<kMedium>();
+  else use_parameters<kLarge>();
+  // The layers of a launch leave at least half of the payload to pairs.
+  layers_per_launch_ =
+      std::min<int64_t>(work_.num_layers, payload_bytes_ / 2 / static_cast<int64_t>(sizeof(SwapLayer)));
+  pairs_ = reinterpret_cast<BlockPair*>(payload_ + layers_per_launch_ * sizeof(SwapLayer));
+  max_pairs_ = (payload_bytes_ - layers_per_launch_ * sizeof(SwapLayer)) / sizeof(BlockPair);
+}
+
+// Divides blocks into pieces.
+void SwapKernel::divide_blocks() {
+  SwapHead& h = *head_;
+  h = {};
+  h.unit_bytes = work_.unit_bytes;
+  h.block_bytes = work_.block_bytes;
+  width_ = vector_width(work_);
+  unroll_ = work_.link_threads == 0 && width_ == 16 ? kUnrollWithin : 4;
+  const int64_t vectors = ceil_div<int64_t>(work_.block_bytes, width_);
+  while ((1 << h.lanes_log2) < vectors && h.lanes_log2 < 5) ++h.lanes_log2;
+  h.piece_bytes = width_ * unroll_ << h.lanes_log2;
+  h.pieces_per_block = Divisor::of(ceil_div<int64_t>(work_.block_bytes, h.piece_bytes));
+}
+
+cudaError_t SwapKernel::submit() {
+  if (count_ == 0) return cudaSuccess;
+  for (int64_t begin = 0; begin < work_.num_layers; begin += layers_per_launch_) {
+    const int64_t layers = std::min(layers_per_launch_, work_.num_layers - begin);
+    if (layers != layers_per_launch_) {  // the last launch: the pairs move up behind its layers
+      std::memmove(payload_ + layers * sizeof(SwapLayer), pairs_, count_ * sizeof(BlockPair));
+    }
+    std::memcpy(payload_, work_.layers + begin, layers * sizeof(SwapLayer));
+    SwapHead& h = *head_;
+    h.num_layers = static_cast<int32_t>(layers);
+    h.num_pairs = Divisor::of(count_);
+    h.num_pieces = layers * count_ * h.pieces_per_block.signed_value();
+    (this->*launch_)();
+  }
+  count_ = 0;
+  return cudaGetLastError();
+}
+
+template <int kBytes>
+void SwapKernel::launch() {
+  if (width_ == 16 && unroll_ == kUnrollWithin) launch_as<16, kUnrollWithin, kBytes>();
+  else if (width_ == 16) launch_as<16, 4, kBytes>();
+  else if (width_ == 4) launch_as<4, 4, kBytes>();
+  else launch_as<1, 4, kBytes>();
+}
+
+template <int kWidth, int kUnroll, int kBytes>
+void SwapKernel::launch_as() {
+  const SwapLaunch<kBytes>& filled = parameters<kBytes>();
+  constexpr int64_t kMostBlocks = 1 << 30;
+  const int link_threads = work_.link_threads;
+  // One multiprocessor cannot saturate a link, two can.
+  const int link_blocks = std::max(2, link_threads / kMostThreads);
+  const int threads =
+      link_threads == 0 ? kThreadsWithin : std::clamp(link_threads / link_blocks / 32 * 32, 32, kMostThreads);
+  const int64_t groups = threads >> filled.head.lanes_log2;
+  const int64_t needed = ceil_div(filled.head.num_pieces, groups);
+  const int64_t blocks = std::min<int64_t>(needed, link_threads == 0 ? kMostBlocks : link_blocks);
+  swap_blocks_kernel<kWidth, kUnroll, kBytes><<<static_cast<unsigned>(blocks), threads, 0, stream_>>>(filled);
+}
+
+}  // namespace multikv::gpu

@@ -1,0 +1,69 @@
+// A kernel that copies blocks between any memory that a GPU reads and writes. Which blocks it copies are parameters of
+// its launch: nothing is uploaded or allocated, and a CUDA graph can hold the launch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "params/swap.h"
+
+namespace multikv::gpu {
+
+// What the kernel copies: pairs of blocks, each of them in every layer.
+struct SwapKernelWork {
+  const SwapLayer* layers;
+  int64_t num_layers;
+  int64_t unit_bytes;   // block ids count units
+  int64_t block_bytes;  // bytes that are copied for each pair
+  int64_t most_pairs;
+  // How many threads copy in all; 0: as many as there is work for. The bytes that few threads have in flight saturate a
+  // link, and more threads would only hinder other kernels: docs/swap.md.
+  int32_t link_threads;
+};
+
+// Ids of the two blocks of a pair, in units.
+struct BlockPair {
+  uint32_t src, dst;
+};
+
+struct SwapHead;
+
+// Collects pairs, and launches the kernel whenever its parameters are full.
+class SwapKernel {
+ public:
+  SwapKernel(const SwapKernelWork& work, cudaStream_t stream);
+  SwapKernel(const SwapKernel&) = delete;
+
+  cudaError_t add(int64_t src_block, int64_t dst_block) {
+    pairs_[count_++] = {static_cast<uint32_t>(src_block), static_cast<uint32_t>(dst_block)};
+    return count_ == max_pairs_ ? submit() : cudaSuccess;
+  }
+
+  // Launches the kernel for the pairs that add() has not launched it for.
+  cudaError_t submit();
+
+ private:
+  template <int kBytes>
+  void use_parameters();
+  void choose_parameters();
+  void divide_blocks();
+
+  template <int kBytes>
+  void launch();
+  template <int kWidth, int kUnroll, int kBytes>
+  void launch_as();
+
+  SwapKernelWork work_;
+  cudaStream_t stream_;
+  // The parameters of the launch, which are the thread's.
+  SwapHead* head_;
+  unsigned char* payload_;
+  BlockPair* pairs_;
+  int64_t payload_bytes_;
+  void (SwapKernel::*launch_)();
+  int64_t layers_per_launch_ = 1, max_pairs_ = 0, count_ = 0;
+  int width_ = 1, unroll_ = 4;  // bytes of a vector, and vectors that a thread has in flight
+};
+
+}  // namespace multikv::gpu

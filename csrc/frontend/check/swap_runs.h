@@ -1,0 +1,24 @@
+// Reads the mapping of a swap from blocks to blocks, checks it, and joins neighbouring blocks to runs.
+#pragma once
+
+#include <vector>
+
+#include "frontend/check/swap_pairs.h"
+#include "params/swap.h"
+
+namespace multikv {
+
+// Runs in the order of dst, because memory is written faster in order. They live until the thread's next call.
+struct SwapRuns {
+  const SwapRun* runs;
+  int64_t num_runs;
+  int64_t longest;           // in blocks
+  int64_t src_end, dst_end;  // one past the last block that is read, and the last that is written
+};
+
+// block_mapping [pairs, 2] holds at least one pair. Its blocks lie inside the tensors of every layer, no block is
+// written twice, and no block is both read and written.
+SwapRuns find_swap_runs(const Call& call, const std::vector<SwapSides>& layers, int64_t block_bytes,
+                        const Tensor& block_mapping);
+
+}  // namespace multikv

@@ -1,0 +1,76 @@
+// How TORCH_BOX reads arguments of our types from the dispatcher's stack.
+//
+// These conversions never throw: the dispatcher hands over the ownership of every argument, and an exception in one
+// conversion would leak the arguments after it. The checks run when all arguments are owned, and find what is wrong.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+
+#include "frontend/torch/format_name.h"
+#include "frontend/torch/list.h"
+#include "frontend/torch/tensor.h"
+
+HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
+
+template <>
+struct ToImpl<multikv::Tensor> {
+  static multikv::Tensor call(StableIValue value, uint64_t, bool) {
+    return multikv::Tensor(to<AtenTensorHandle>(value));
+  }
+};
+
+template <>
+struct ToImpl<multikv::MutableTensor> {
+  static multikv::MutableTensor call(StableIValue value, uint64_t, bool) {
+    return multikv::MutableTensor(to<AtenTensorHandle>(value));
+  }
+};
+
+template <>
+struct ToImpl<std::optional<multikv::Tensor>> {
+  static std::optional<multikv::Tensor> call(StableIValue value, uint64_t, bool) {
+    auto* inner = to<StableIValue*>(value);
+    if (inner == nullptr) return std::nullopt;
+    std::optional<multikv::Tensor> tensor(std::in_place, to<AtenTensorHandle>(*inner));
+    delete inner;
+    return tensor;
+  }
+};
+
+// Each item of a stable list is a handle, whose ownership passes to the tensor that is made of it.
+template <class Item>
+struct ToImpl<multikv::ListOf<Item>> {
+  static multikv::ListOf<Item> call(StableIValue value, uint64_t, bool) {
+    auto handle = to<StableListHandle>(value);
+    multikv::ListOf<Item> list;
+    size_t size = 0;
+    torch_list_size(handle, &size);
+    list.items.reserve(size);
+    for (size_t i = 0; i < size; ++i) {
+      StableIValue item{};
+      torch_list_get_item(handle, i, &item);
+      list.items.emplace_back(to<AtenTensorHandle>(item));
+    }
+    torch_delete_list(handle);
+    return list;
+  }
+};
+
+// Torch 2.13's own conversion of a str to std::string leaks the string's handle in every call.
+template <>
+struct ToImpl<multikv::FormatName> {
+  static multikv::FormatName call(StableIValue value, uint64_t, bool) {
+    auto handle = to<StringHandle>(value);
+    const char* data = "";
+    size_t length = 0;
+    torch_string_length(handle, &length);
+    torch_string_c_str(handle, &data);
+    auto name = multikv::FormatName::parse({data, length});
+    torch_delete_string(handle);
+    return name;
+  }
+};
+
+HIDDEN_NAMESPACE_END(torch, stable, detail)

@@ -1,0 +1,66 @@
+// Tensor arguments of ops, as the stable ABI hands them over.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+
+#include "frontend/torch/dtype.h"
+
+namespace multikv {
+
+struct Device {
+  int32_t type;  // torch's number of the device type
+  int32_t index;
+  bool operator==(const Device&) const = default;
+};
+
+// A tensor argument. It owns its handle, and reads the metadata once. Sizes and strides live as long as the handle.
+class Tensor {
+ public:
+  explicit Tensor(AtenTensorHandle handle) noexcept;
+  Tensor(Tensor&& other) noexcept { *this = std::move(other); }
+  Tensor& operator=(Tensor&& other) noexcept;
+  ~Tensor();
+
+  // The argument is Python's None. A None has no other properties: check_device() rejects it first.
+  bool is_none() const { return dim_ < 0; }
+  int64_t dim() const { return dim_; }
+  int64_t size(int64_t i) const { return sizes_[i]; }
+  int64_t stride(int64_t i) const { return strides_[i]; }
+  int64_t numel() const;
+  bool is_contiguous() const;
+  Dtype dtype() const { return dtype_; }
+  int32_t dtype_number() const { return dtype_number_; }
+  int64_t element_bytes() const { return element_bytes_; }
+  Device device() const { return device_; }
+  // The address for reading. Asking for it leaves a copy-on-write tensor shared.
+  const void* data() const;
+
+ protected:
+  AtenTensorHandle handle_ = nullptr;
+
+ private:
+  int64_t dim_ = -1;
+  const int64_t* sizes_ = nullptr;
+  const int64_t* strides_ = nullptr;
+  Device device_{};
+  int32_t dtype_number_ = 0;
+  int32_t element_bytes_ = 0;
+  Dtype dtype_ = Dtype::kOther;
+};
+
+// A tensor that the op writes: `Tensor(a!)` in the schema.
+class MutableTensor : public Tensor {
+ public:
+  using Tensor::Tensor;
+  // The address for writing. Asking for it makes torch copy a copy-on-write tensor.
+  void* mutable_data() const;
+};
+
+// `Tensor?` in the schema.
+using OptionalTensor = std::optional<Tensor>;
+
+}  // namespace multikv

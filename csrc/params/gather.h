@@ -1,0 +1,49 @@
+// What the front end hands to a backend for the ops of family gather.
+#pragma once
+
+#include "core/cache_view.h"
+#include "core/sequences.h"
+#include "core/strided.h"
+#include "core/work.h"
+#include "params/launch_params.h"
+
+namespace multikv {
+
+struct CpGatherCacheParams {
+  EntryCache cache;
+  TokenRows dst;      // [tokens, entry]; written
+  StridedRows entry;  // in bytes: src is an entry of the cache, dst a row of dst
+  Sequences sequences;
+
+  constexpr Work work() const { return {sequences.num_tokens, entry.num_elements(), entry.num_elements()}; }
+};
+static_assert(LaunchParams<CpGatherCacheParams>);
+
+struct GatherAndMaybeDequantCacheParams {
+  CpGatherCacheParams gather;  // entry: one row of the cache's bytes
+  int64_t entry_size;          // elements
+  Float dtype;                 // of dst
+
+  constexpr const Codec& codec() const { return gather.cache.codec; }
+  constexpr Work work() const {
+    return {gather.sequences.num_tokens, codec().num_bytes(entry_size), entry_size * num_bytes(dtype)};
+  }
+};
+static_assert(LaunchParams<GatherAndMaybeDequantCacheParams>);
+
+struct CpGatherAndUpconvertFp8KvCacheParams {
+  EntryCache cache;     // [device_blocks, block_size, DsMlaEntry]
+  TokenRows dst;        // [tokens, 576], bfloat16; written
+  Sequences sequences;  // its blocks are logical ones
+  // Entries that lie elsewhere. host_row_ids is not given: every logical block is one of the cache.
+  const char* host_cache;  // [host_rows, DsMlaEntry]
+  int64_t host_stride_row_bytes, num_host_rows;
+  Indices host_row_ids, device_row_ids;  // [logical blocks * block_size]
+
+  constexpr Work work() const {
+    return {sequences.num_tokens, DsMlaEntry::kBytes, (DsMlaEntry::kLatentSize + DsMlaEntry::kRopeSize) * 2};
+  }
+};
+static_assert(LaunchParams<CpGatherAndUpconvertFp8KvCacheParams>);
+
+}  // namespace multikv
