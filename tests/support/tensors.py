@@ -11,7 +11,8 @@ from multikv import reference
 
 
 def random_bytes(count: int, device: torch.device | str = "cpu") -> Tensor:
-    return torch.randint(0, 256, (count,), dtype=torch.uint8).to(device)
+    words = torch.randint(-(2**63), 2**63 - 1, (count // 8 + 1,))  # eight bytes at a time
+    return words.view(torch.uint8)[:count].clone().to(device)
 
 
 def embed(

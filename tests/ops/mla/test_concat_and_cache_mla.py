@@ -80,9 +80,9 @@ def test_tokens_and_block_sizes(device, tokens, block_size):
 
 @pytest.mark.parametrize("inputs", ["dense", "unaligned"])
 @pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn", DS_MLA])
-def test_many_tokens(device, format, inputs):
+def test_many_tokens(any_device, format, inputs):
     """So many that a thread of a GPU moves several vectors: more than 16 thread blocks for each multiprocessor."""
-    check_mla(device, format=format, inputs=inputs, tokens=12000, share_of_padding=0.1)
+    check_mla(any_device, format=format, inputs=inputs, tokens=12000, share_of_padding=0.1)
 
 
 @pytest.mark.parametrize("name", ["auto", "float32", "float16", "bfloat16"])
