@@ -7,7 +7,7 @@ import torch
 
 from multikv import reference
 from tests.support.arguments import copy_of, overwrite
-from tests.support.calls import CALLS, GPU_CALLS
+from tests.support.calls import CALLS, GPU_CALLS, ONE_OF_EACH
 from tests.support.calls.reshape_and_cache import flash_arguments
 from tests.support.comparison import assert_same_bytes, check, run
 
@@ -62,6 +62,29 @@ def test_current_stream(call, gpu):
         overwrite(arguments, late)
         run(call.op, arguments)
     assert_same_bytes(arguments, expected, call.nan_outputs)
+
+
+@pytest.mark.parametrize("op", ONE_OF_EACH)
+def test_not_on_the_default_stream(gpu, op):
+    """While the default stream is busy, another stream does all the work of the call, on inputs that arrive late."""
+    call = ONE_OF_EACH[op]
+    arguments = call.arguments(gpu)
+    run(op, copy_of(arguments, None))  # whatever is done the first time
+    late = copy_of(arguments, None)
+    call.vary(late)
+    expected = expected_of(op, late)
+    torch.cuda.synchronize()
+    side, default = torch.cuda.Stream(), torch.cuda.default_stream()
+    torch.cuda._sleep(1_000_000_000)
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        overwrite(arguments, late)
+        run(op, arguments)
+        seen = copy_of(arguments, None)
+    side.synchronize()
+    assert not default.query()
+    torch.cuda.synchronize()
+    assert_same_bytes(seen, expected, call.nan_outputs)
 
 
 def test_no_allocation(call, gpu):

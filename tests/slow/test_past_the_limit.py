@@ -221,6 +221,19 @@ def test_converting_more_than_the_limit(gpu, to_fp8):
         assert_equal_bits(some, row["dst_cache"].expand(len(some), columns))
 
 
+def test_converting_more_than_32_bits_count(gpu):
+    """With a gap after each row: the row of an element is a quotient of 33 bits."""
+    columns, gap = 2**16 + 1, 1
+    rows = 2 * LIMIT // columns + 100
+    row = convert_arguments(gpu, shape=(columns,))
+    dst = torch.zeros(rows, columns + gap, dtype=torch.uint8, device=gpu)
+    run("convert_fp8", row | {"src_cache": row["src_cache"].expand(rows, columns), "dst_cache": dst[:, :columns]})
+    reference.convert_fp8(**row)
+    for some in dst.split(2000):
+        assert_equal_bits(some[:, :columns], row["dst_cache"].expand(len(some), columns))
+        assert not some[:, columns:].any()
+
+
 def test_swapping_more_than_the_limit_at_once(gpu):
     """All blocks but one, in order: one run, or nearly."""
     block_bytes = 2**20 + 3

@@ -146,6 +146,23 @@ def test_runs_of_slots(device, name, format):
                 check(OP, slots_of(device, packed_arguments(device, tokens=len(slots), **options), slots))
 
 
+@pytest.mark.parametrize("heads", [2, 80])
+@pytest.mark.parametrize("other", ["elsewhere", "padding"])
+@pytest.mark.parametrize("format, dtype", PAIRS[:3], ids=short)
+def test_one_token_of_a_run_is_no_neighbour(any_device, format, dtype, other, heads):
+    """16 runs of 16 tokens, in each of which another token goes elsewhere; in the last run, the last one.
+
+    A GPU takes 16 tokens at a time, and of many heads 64.
+    """
+    slots = torch.arange(256).view(16, 16)
+    if other == "elsewhere":
+        slots.diagonal().add_(256)
+    else:
+        slots.diagonal().fill_(-1)
+    call = packed_arguments(any_device, tokens=256, heads=heads, head_size=16, blocks=32, format=format, dtype=dtype)
+    check(OP, slots_of(any_device, call, slots.flatten().tolist()))
+
+
 @pytest.mark.parametrize("index_dtype", INDEX_DTYPES, ids=short)
 @pytest.mark.parametrize("format", FORMATS)
 def test_negative_slots_are_padding(device, format, index_dtype):
