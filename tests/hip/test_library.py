@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import multikv
 from multikv import platforms
+from tests.support.processes import ROOT, run_program
 
-ROOT = Path(__file__).parents[1]
 LIBRARY = next(library for library in platforms.libraries() if library.name == "rocm")
 
 built = pytest.mark.skipif(not LIBRARY.path.exists(), reason="the HIP library is not built")
@@ -30,13 +29,7 @@ has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 has = {name: has_kernel(f"multikv::{name}", "CUDA") for name in platforms.op_names()}
 print(json.dumps([platforms.platform(), platforms.report(), has]))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"MULTIKV_PLATFORM": "rocm"},
-        cwd=Path(multikv.__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
+    run = run_program("-c", script, MULTIKV_PLATFORM="rocm")
     assert run.returncode == 0, run.stderr
     platform, report, has = json.loads(run.stdout)
     assert platform == "rocm", report

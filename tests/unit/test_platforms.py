@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,30 +12,9 @@ from multikv import _hosts, platforms
 from tests.support.calls.reshape_and_cache import flash_arguments
 from tests.support.comparison import check
 from tests.support.devices import serves_gpu
+from tests.support.processes import import_error, output_of
 
 ISAS = ("baseline", "avx2", "avx512")
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """A fresh interpreter, for what is decided on import."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MULTIKV_")}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True, timeout=300
-    )
-
-
-def output_of(code: str, **environment: str) -> str:
-    result = run_python(code, **environment)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
-
-
-def import_error(**environment: str) -> str:
-    result = run_python("import multikv", **environment)
-    assert result.returncode == 1
-    last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: ")
-    return last.removeprefix("ImportError: ")
 
 
 def test_libraries():

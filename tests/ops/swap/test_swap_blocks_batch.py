@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -13,7 +10,7 @@ from multikv import platforms
 from tests.support.arguments import copy_of
 from tests.support.calls.swap import batch_arguments
 from tests.support.comparison import assert_same_bytes, check, run
-from tests.support.processes import ROOT
+from tests.support.processes import run_program
 from tests.support.tensors import random_bytes
 
 OP = "swap_blocks_batch"
@@ -147,7 +144,7 @@ print("works after it:", torch.equal(a, b))
 
 @pytest.mark.parametrize("what", ["freed", "unregistered", "never"])
 def test_bad_addresses_are_raised(gpu, what):
-    run = subprocess.run([sys.executable, "-c", BAD_ADDRESSES, what], cwd=ROOT, capture_output=True, text=True)
+    run = run_program("-c", BAD_ADDRESSES, what)
     lines = run.stdout.splitlines()
     assert len(lines) == 3, run.stdout + run.stderr
     assert all(line.startswith("swap_blocks_batch: ") for line in lines[:2]), run.stdout
@@ -173,7 +170,7 @@ for call in (lambda: multikv.swap_blocks(x, x, 16, torch.tensor([[0, 1]])),
 
 @pytest.mark.skipif(platforms.platform() == "rocm", reason="asserts on the device, which HIP may not report")
 def test_a_lost_context_is_said_to_be_lost(gpu):
-    run = subprocess.run([sys.executable, "-c", LOST], cwd=ROOT, capture_output=True, text=True)
+    run = run_program("-c", LOST)
     lines = run.stdout.splitlines()
     assert len(lines) == 2, run.stdout + run.stderr
     for op, line in zip(("swap_blocks", "swap_blocks_batch"), lines, strict=True):
@@ -189,7 +186,7 @@ a, b = torch.arange(100), torch.zeros(100, dtype=torch.int64)
 multikv.swap_blocks_batch(*(torch.tensor([n]) for n in (a.data_ptr(), b.data_ptr(), 800)))
 print(torch.equal(a, b), torch.cuda.is_initialized())
 """
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    run = run_program("-c", script)
     assert run.stdout.split() == ["True", "False"], run.stdout + run.stderr
 
 
