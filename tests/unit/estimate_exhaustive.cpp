@@ -1,26 +1,27 @@
 // Where estimate_suffices says that a quotient needs no correction, all codes without a correction are those with one:
 // for every significand of a scale, or every n-th with the argument n, and every significand of a number. Powers of two
-// only shift both, up to subnormal codes; numbers of these exponents have codes of all kinds. Exit code 0: no difference.
+// only shift both, up to subnormal codes; numbers of these exponents have codes of all kinds. Exit code 0: no
+// difference.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
-#include "cpu/isa/convert.h"
+#include "cpu/isa/codec/convert.h"
 
 namespace {
 
 using namespace multikv;
 using namespace multikv::cpu;
 
-constexpr CacheFormat kFormat = CacheFormat::kE4M3FN;
+constexpr Element kElement = Element::kE4M3FN;
 
-template <int kSteps, class Input>
+template <int kSteps, FloatElement Input>
 void encode(std::vector<uint8_t>& codes, const std::vector<Input>& numbers, float scale) {
-  convert_with(Encoder<kFormat, Input, kSteps>(scale), codes.data(), numbers.data(),
+  convert_with(Encoder<kElement, Input, kSteps>(scale), codes.data(), numbers.data(),
                static_cast<int64_t>(numbers.size()), Stores::kOrdinary);
 }
 
-template <class Input, int kSignificantBits>
+template <FloatElement Input, int kSignificantBits>
 void count(const char* name, uint32_t step) {
   std::vector<Input> numbers;
   for (uint32_t exponent = 127 - 11; exponent <= 127 - 5; ++exponent) {
@@ -48,5 +49,5 @@ void count(const char* name, uint32_t step) {
 int main(int argc, char** argv) {
   const auto step = static_cast<uint32_t>(argc > 1 ? std::atoi(argv[1]) : 1);
   count<BFloat16, 8>("bfloat16", step);
-  count<Half, 11>("float16", step);
+  count<Float16, 11>("float16", step);
 }

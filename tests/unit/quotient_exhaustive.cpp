@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <random>
 
-#include "quotient.h"
+#include "core/quotient.h"
 
 namespace {
 

@@ -85,7 +85,7 @@ def test_gpu_tensors_are_refused_with_a_reason():
 
 TRANSLATION_UNIT = """
 #include "ops.h"
-#include "frontend/register.h"
+#include "frontend/torch/register.h"
 namespace multikv {{
 struct Params {{}};
 struct Backend {{
