@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import multikv
-from multikv import offload, platforms, reference
+from multikv import platforms, reference
+from multikv.offload import costs
 from tests.support.arguments import copy_of, overwrite
 from tests.support.calls.swap import layers_arguments, random_pairs, swap_arguments
 from tests.support.comparison import assert_same_bytes, check, run
@@ -61,10 +62,11 @@ def mixed_pairs(blocks):
 @pytest.mark.parametrize("size", [3 * 512 - 1, 3 * 512, 3 * 512 + 1])
 def test_runs_at_the_crossover(gpu, stream, route, size):
     """Each run is copied by one of the two: blocks of 512 bytes, in runs of 1 to 4; and without those of 4."""
-    device = torch.device("cuda", torch.cuda.current_device())
     name = "to_host" if route[0] == "device" else "from_host"
-    before = offload._current(device, name)
-    offload._set(device, name, dataclasses.replace(before, in_batches=size, one_by_one=size))
+    library, device = costs.gpu("swap_costs", gpu)
+    before = costs.read_costs(library, device)
+    changed = dataclasses.replace(before[name], in_batches=size, one_by_one=size)
+    costs.write_costs(library, device, {name: changed})
     try:
         runs = [1, 3, 2, 1, 4, 3, 2]
         for lengths in (runs, [n for n in runs if n != 4]):
@@ -74,7 +76,7 @@ def test_runs_at_the_crossover(gpu, stream, route, size):
             for op, make in OPS.items():
                 check(op, make(gpu, src=route[0], dst=route[1], pairs=pairs, **options))
     finally:
-        offload._set(device, name, before)
+        costs.write_costs(library, device, before)
 
 
 @pytest.mark.parametrize("route", ROUTES, ids="_to_".join)

@@ -6,6 +6,7 @@ import gc
 
 import pytest
 import torch
+from multikv.offload.calibration import first_that_is_enough
 
 import multikv
 from multikv import offload, platforms
@@ -75,7 +76,7 @@ def test_calibration(gpu, swap_strategy):
     ],
 )
 def test_fewest_threads(times, chosen):
-    assert offload._first_that_is_enough(times) == chosen
+    assert first_that_is_enough(times) == chosen
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

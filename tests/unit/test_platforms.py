@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from multikv.runtime import detection, hosts
+from multikv.runtime.libraries import Library
 
-from multikv import _hosts, platforms
+from multikv import platforms
 from tests.support.calls.reshape_and_cache import flash_arguments
 from tests.support.comparison import check
 from tests.support.devices import serves_gpu
@@ -155,7 +157,7 @@ for _ in range(2):
     ],
 )
 def test_which_gpus_code_runs_on(architectures, capability, runs):
-    assert platforms._has_code_for(architectures, capability) is runs
+    assert detection.has_code_for(architectures, capability) is runs
 
 
 @pytest.mark.parametrize("name", ["cuda", "rocm"])
@@ -176,6 +178,25 @@ except ImportError as error:
     assert output_of(code, MULTIKV_PLATFORM=name) == expected
 
 
+def test_two_copies_in_one_process(tmp_path):
+    """An ImportError that names both paths, where both would register the same schemas."""
+    package = Path(platforms.__file__).parent
+    shutil.copytree(package, tmp_path / "multikv", ignore=shutil.ignore_patterns("__pycache__", "*_cuda.*", "*_rocm.*"))
+    code = f"""
+import sys
+import multikv
+for name in [name for name in sys.modules if name.partition(".")[0] == "multikv"]:
+    del sys.modules[name]
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import multikv
+except ImportError as error:
+    print(error)
+"""
+    text = output_of(code)
+    assert str(package.resolve()) in text and str(tmp_path / "multikv") in text
+
+
 # What a host says of its GPUs: CUDA version of the driver, compute capabilities (None: no NVML), a device file.
 @pytest.mark.parametrize(
     "driver, capabilities, device_file, refusal",
@@ -190,12 +211,13 @@ except ImportError as error:
     ],
 )
 def test_why_a_cuda_library_is_refused(monkeypatch, driver, capabilities, device_file, refusal):
-    monkeypatch.setattr(_hosts, "nvidia_driver_cuda_version", lambda: driver)
-    monkeypatch.setattr(_hosts, "nvidia_compute_capabilities", lambda: capabilities)
-    monkeypatch.setattr(_hosts, "has_nvidia_device", lambda: device_file)
-    library = platforms.Library("cuda", platforms.libraries()[0].path, toolkit="13.0.88", architectures=["80", "90"])
-    assert platforms._cuda_refusal(library) == refusal
-    assert bool(library.reason) == (refusal == "")
+    monkeypatch.setattr(hosts, "nvidia_driver_cuda_version", lambda: driver)
+    monkeypatch.setattr(hosts, "nvidia_compute_capabilities", lambda: capabilities)
+    monkeypatch.setattr(hosts, "has_nvidia_device", lambda: device_file)
+    library = Library("cuda", platforms.libraries()[0].path, toolkit="13.0.88", architectures=["80", "90"])
+    verdict = detection.judge_cuda(library)
+    assert verdict.serves == (refusal == "")
+    assert verdict.reason == refusal or verdict.serves and verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -212,17 +234,43 @@ def test_why_a_rocm_library_is_refused(monkeypatch, tmp_path, nodes, names, refu
     for number, version in enumerate(nodes):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "properties").write_text(f"cpu_cores_count 8\ngfx_target_version {version}\n")
-    found = _hosts.amd_architectures(tmp_path)
+    found = hosts.amd_architectures(tmp_path)
     assert found == names
-    monkeypatch.setattr(_hosts, "amd_architectures", lambda: found)
-    library = platforms.Library("rocm", platforms.libraries()[0].path, architectures=["gfx90a", "gfx1030"])
-    assert platforms._rocm_refusal(library) == refusal
+    monkeypatch.setattr(hosts, "amd_architectures", lambda: found)
+    library = Library("rocm", platforms.libraries()[0].path, architectures=["gfx90a", "gfx1030"])
+    verdict = detection.judge_rocm(library)
+    assert verdict.serves == (refusal == "")
+    assert verdict.reason == refusal or verdict.serves and verdict.reason
 
 
 def test_a_library_without_its_manifest_is_refused(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    library = platforms.Library("cuda", platforms.libraries()[0].path)
-    assert platforms._refusal(library) == "multikv_cuda.json is missing beside it"
+    library = Library("cuda", platforms.libraries()[0].path)
+    assert detection.judge(library, "a build") == (False, "multikv_cuda.json is missing beside it")
+
+
+@pytest.mark.parametrize(
+    "abi_version, build_id, refusal",
+    [
+        (detection.ABI_VERSION, "ours", ""),
+        (None, "ours", f"built with no ABI version, expected {detection.ABI_VERSION}: reinstall multikv"),
+        (10**6, "ours", f"built with ABI version {10**6}, expected {detection.ABI_VERSION}: reinstall multikv"),
+        (
+            detection.ABI_VERSION,
+            "theirs",
+            "built from other sources than libmultikv_cpu.so (build theirs, expected ours): reinstall multikv",
+        ),
+        (
+            detection.ABI_VERSION,
+            "",
+            "built from other sources than libmultikv_cpu.so (build unknown, expected ours): reinstall multikv",
+        ),
+    ],
+)
+def test_a_library_of_another_build_is_refused(abi_version, build_id, refusal):
+    path = platforms.libraries()[0].path
+    library = Library("cuda", path, architectures=["80"], abi_version=abi_version, build_id=build_id)
+    assert detection.build_refusal(library, "ours") == refusal
 
 
 def test_platform_cpu_loads_no_gpu_library():
