@@ -41,13 +41,15 @@ def untested() -> list[str]:
     names, lines = device_names(), []
     for isa in platforms.libraries()[0].architectures:
         if f"cpu-{isa}" not in names:
-            reason = "the CPU is not among the tested devices" if isa in platforms.cpu_isas() else "this CPU lacks it"
-            lines.append(f"{isa}: {reason}: the {isa} kernels went untested")
-    if "cuda" not in names:
-        reason = "the GPU is not among the tested devices" if torch.cuda.is_available() else "no GPU"
-        lines.append(f"{reason}: the CUDA kernels went untested")
-    if "cuda" not in names or not torch.version.hip:
-        lines.append("no AMD GPU: the HIP kernels went untested")
+            lacking = isa not in platforms.cpu_isas()
+            reason = f"this CPU lacks {isa}" if lacking else "cpu is not in MULTIKV_TEST_DEVICES"
+            lines.append(f"{reason}: the {isa} kernels went untested")
+    tested = None if "cuda" not in names else "HIP" if torch.version.hip else "CUDA"
+    for kernels, vendor in (("CUDA", "NVIDIA"), ("HIP", "AMD")):
+        if kernels != tested:
+            left_out = tested is None and torch.cuda.is_available()
+            reason = "cuda is not in MULTIKV_TEST_DEVICES" if left_out else f"no {vendor} GPU"
+            lines.append(f"{reason}: the {kernels} kernels went untested")
     return lines
 
 
