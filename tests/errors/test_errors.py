@@ -87,7 +87,7 @@ def test_gpu_skips_bad_indices(gpu, bad, check_indices):
 
 @pytest.mark.parametrize("bad", BAD_BOUNDS, ids=str)
 def test_gpu_stays_inside_with_bad_bounds(gpu, bad, check_indices):
-    """Which rows are then written is not said; all that is not the output stays as it was."""
+    """After bad bounds any row of the output may be written, and nothing else."""
     check_indices(False)
     call = bad.call(gpu)
     before = copy_of(call)
@@ -105,7 +105,7 @@ def test_bad_pairs(any_device, bad, check_indices):
 
 @pytest.mark.parametrize("op", GOOD_CALLS)
 def test_wrong_number_and_kind_of_arguments(any_device, op):
-    """What the dispatcher checks itself, by the schema."""
+    """The dispatcher itself checks these, by the schema."""
     call = list(GOOD_CALLS[op].arguments(any_device).values())
     for wrong in (call[:1], [*call, 1], [1, *call[1:]], [*call[:-1], object()]):
         with pytest.raises(RuntimeError, match=rf"multikv::{op}\(\) "):
@@ -128,7 +128,7 @@ def test_reference_rejects_the_same_indices():
 
 @pytest.mark.parametrize("op", GOOD_CALLS)
 def test_one_meta_tensor_among_others(any_device, op):
-    """Dispatched to the fake kernels, which write nothing: it must not pass in silence."""
+    """Such a call is dispatched to the fake kernels, which write nothing, so it must be an error."""
     call = GOOD_CALLS[op].arguments(any_device)
     for name, x in call.items():
         if not isinstance(x, torch.Tensor):
@@ -142,7 +142,7 @@ def test_one_meta_tensor_among_others(any_device, op):
 
 @pytest.mark.parametrize("op", GOOD_CALLS)
 def test_address_between_two_elements(op):
-    """As tensors of other libraries may have: GPUs cannot read there, so it is an error on every device."""
+    """Tensors of other libraries may have such an address. GPUs cannot read there, so it is an error on all devices."""
     call = GOOD_CALLS[op].arguments()
     for name, x in call.items():
         if not isinstance(x, torch.Tensor) or x.element_size() == 1:

@@ -17,7 +17,7 @@ def scattered(blocks):
 
 
 def some_runs(blocks):
-    """In each 64 tokens one run of 16 that is written in wide pieces, the others one by one."""
+    """Each 64 tokens hold one run of 16, which is written in wide pieces; the others are written one by one."""
     slots = torch.randperm(blocks * BLOCK_SIZE // 4)[:TOKENS] + blocks * BLOCK_SIZE // 2
     runs = torch.randperm(blocks // 2)[: TOKENS // 64, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)
     slots.view(-1, 64)[:, 16:32] = runs
@@ -25,7 +25,7 @@ def some_runs(blocks):
 
 
 def runs_and_padding(blocks):
-    """In each 64 tokens one run of 16: most threads have nothing to write."""
+    """Each 64 tokens hold one run of 16 and padding: most threads have nothing to write."""
     slots = some_runs(blocks)
     slots.view(-1, 64)[:, :16] = -1
     slots.view(-1, 64)[:, 32:] = -1
@@ -33,7 +33,7 @@ def runs_and_padding(blocks):
 
 
 def one_token(blocks):
-    """In each 64 tokens one that is written."""
+    """Of each 64 tokens one is written."""
     slots = scattered(blocks)
     slots.view(-1, 64)[:, 1:] = -1
     return slots

@@ -50,7 +50,7 @@ def test_graph_replays_with_new_contents(queued_call, gpu, check_indices, checke
 
 
 def test_current_stream(call, gpu):
-    """Inputs that arrive late, on a stream of their own: work on another stream would read what was there before."""
+    """The inputs arrive late, on a side stream: work on another stream would read the old contents."""
     arguments = call.arguments(gpu)
     late = copy_of(arguments, None)
     call.vary(late)

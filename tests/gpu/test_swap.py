@@ -37,7 +37,7 @@ def strategy(request, gpu, swap_strategy):
 
 @pytest.fixture(params=["default_stream", "side_stream"])
 def stream(request, gpu):
-    """The driver refuses batches of copies on the one, and takes them on the other."""
+    """The driver refuses batches of copies on the default stream, and takes them on other streams."""
     if request.param == "default_stream":
         yield torch.cuda.default_stream()
     else:
@@ -49,7 +49,7 @@ def stream(request, gpu):
 
 
 def mixed_pairs(blocks):
-    """Single blocks, and runs of up to a third of all."""
+    """Pairs of single blocks and of runs of up to a third of all blocks."""
     sizes, pairs, at = [1, blocks // 3, 1, 1, blocks // 4, 2, 1, 5], [], 0
     starts = [blocks - sum(sizes[: i + 1]) for i in range(len(sizes))]
     for size, start in zip(sizes, starts, strict=True):
@@ -61,7 +61,7 @@ def mixed_pairs(blocks):
 @pytest.mark.parametrize("route", [("device", "pinned"), ("pinned", "device")], ids="_to_".join)
 @pytest.mark.parametrize("size", [3 * 512 - 1, 3 * 512, 3 * 512 + 1])
 def test_runs_at_the_crossover(gpu, stream, route, size):
-    """Each run is copied by one of the two: blocks of 512 bytes, in runs of 1 to 4; and without those of 4."""
+    """Runs of 1 to 4 blocks of 512 bytes lie on both sides of the crossover; without those of 4, fewer do."""
     name = "to_host" if route[0] == "device" else "from_host"
     library, device = costs.gpu("swap_costs", gpu)
     before = costs.read_costs(library, device)
@@ -81,7 +81,7 @@ def test_runs_at_the_crossover(gpu, stream, route, size):
 
 @pytest.mark.parametrize("route", ROUTES, ids="_to_".join)
 def test_strategies(gpu, strategy, stream, route):
-    """Blocks of all sizes and alignments; runs that a copy engine takes beside blocks that it does not."""
+    """Blocks have many sizes and alignments, and calls mix runs for a copy engine with blocks for the kernel."""
     src, dst = route
     shapes = ((4096,), torch.uint8), ((16, 33), torch.bfloat16), ((1001,), torch.uint8), ((3,), torch.uint8)
     for block_shape, dtype in shapes:
@@ -182,7 +182,7 @@ def test_memory_that_is_registered_in_part(gpu, strategy):
 
 
 def test_threads(gpu, strategy):
-    """What a thread keeps between calls is its own."""
+    """Threads share nothing that a call keeps for the next one."""
     calls = [
         swap_arguments(gpu, src=src, dst=dst, src_blocks=500, dst_blocks=500, pairs=random_pairs(400, 500, 500))
         for src, dst in QUEUED * 2
@@ -233,7 +233,7 @@ def test_between_two_gpus(two_gpus, strategy, current):
 
 @pytest.mark.parametrize("streams", ["default", "side"])
 def test_between_two_gpus_in_order(two_gpus, strategy, streams):
-    """After what both streams were given before, and before what the second is given next."""
+    """The copy comes after the earlier work of both streams, and before the later work of the second."""
     for source, target in (two_gpus, two_gpus[::-1]):
         src, dst = (torch.zeros(1 << 20, dtype=torch.uint8, device=device) for device in (source, target))
         new, seen = random_bytes(1 << 20, source), torch.zeros_like(dst)

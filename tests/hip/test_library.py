@@ -75,7 +75,7 @@ def test_holds_code_for_each_architecture_of_its_manifest():
 
 @built
 def test_no_kernel_needs_scratch_memory():
-    """Where a thread's registers go that do not fit, and parameters that the compiler did not see are only read."""
+    """Scratch memory would hold registers that do not fit, or parameters that the compiler copies."""
     for architecture, objects in code_by_architecture(LIBRARY.path).items():
         if architecture not in ("gfx90a", "gfx1030"):
             continue  # others may have fewer registers

@@ -18,7 +18,7 @@ BLOCKS, COLUMNS = 13, 12
 @pytest.mark.parametrize("num_sequences", [1, 3])
 @pytest.mark.parametrize("op", ["cp_gather_cache", "gather_and_maybe_dequant_cache"])
 def test_positions(device, op, num_sequences, block_size):
-    """All slots of a block lie in one place, so that blocks of any size take little memory."""
+    """All slots of a block share their memory (stride 0), so that blocks of any size take little."""
     options = {"lengths": (4,) * num_sequences, "index_dtype": torch.int64}
     if op == "cp_gather_cache":
         call = gather_arguments(device, entry=(8,), **options)
@@ -32,7 +32,7 @@ def test_positions(device, op, num_sequences, block_size):
 
 
 def test_slots(device):
-    """Blocks of 16 slots with a gap after each; of one byte, so that there are more than 2^32 of them."""
+    """Slots are one byte, so that a cache can have more than 2^32; after each block of 16 slots comes a gap."""
     block_size, stride, blocks = 16, 17, 2**28 + 100
     slots = torch.tensor([2**32 - 1, 2**32, 2**32 + 33, 5, blocks * block_size - 1])
     memory = torch.empty(blocks * stride, dtype=torch.uint8, device=device)

@@ -28,7 +28,7 @@ def assert_equal_bits(a: torch.Tensor, b: torch.Tensor) -> None:
 @pytest.mark.parametrize("head_size, x", [(128, 8), (20, 4), (33, 11)])
 @pytest.mark.parametrize("format", FORMATS)
 def test_more_tokens_than_the_cpu_cache_holds(device, format, head_size, x):
-    """Nearly all of them padding, and each token's input starts one element after the one before."""
+    """Nearly all tokens are padding, and the inputs of neighbouring tokens overlap: each starts one element later."""
     heads = 16
     tokens = last_level_cache_bytes() // (2 * heads * head_size) + 1000
     slots = torch.full((tokens,), -1, device=device)
@@ -51,7 +51,7 @@ def test_more_tokens_than_the_cpu_cache_holds(device, format, head_size, x):
     ids=short,
 )
 def test_converting_more_than_the_cpu_cache_holds(device, format, dtype, to_fp8):
-    """The same row again and again, so that it is the same result, from an odd start; without gaps, and with."""
+    """One row is repeated, so that one result is expected; dst starts at an odd element, with and without gaps."""
     columns = 100_003
     row = convert_arguments("cpu", to_fp8=to_fp8, dtype=dtype, format=format, shape=(columns,))
     once = copy_of(row)
@@ -83,7 +83,7 @@ def test_swapping_more_than_the_cpu_cache_holds(device):
 @pytest.mark.parametrize("entry", [656, 1152, 512, 100, 33, 7])
 @pytest.mark.parametrize("padding", [0, 3])
 def test_more_rows_than_the_cpu_cache_holds(device, entry, padding):
-    """Of which the first few hundred are written."""
+    """Only the first few hundred rows are written."""
     rows = last_level_cache_bytes() // entry + 1000
     cache = random_bytes(30 * 16 * entry, device).view(30, 16, entry)
     output = torch.empty(rows, entry + padding, dtype=torch.uint8, device=device)

@@ -48,7 +48,7 @@ def test_table_with_ops_that_are_wrong(run_module, monkeypatch):
 
 
 def test_json_of_one_wrong_byte(run_module, monkeypatch):
-    """And of ops that raise: their errors are part of the report."""
+    """One op writes another byte than the reference, and the reference raises for all others: both are reported."""
 
     def flip(dst_cache, *others):
         right(dst_cache, *others)

@@ -57,7 +57,7 @@ def test_cache_past_the_limit(device, layout, format, dtype):
 
 
 def spread(x: torch.Tensor) -> torch.Tensor:
-    """The same values, the last of the first dimension more than the limit after the first."""
+    """The same values, with more than LIMIT elements between the first and the last of the first dimension."""
     stride = LIMIT // (len(x) - 1) + 64
     memory = torch.empty(stride * (len(x) - 1) + x[0].numel(), dtype=x.dtype, device=x.device)
     inner = torch.empty(x.shape[1:], dtype=x.dtype, device="meta").stride()
@@ -80,7 +80,7 @@ SPREAD = [
 
 @pytest.mark.parametrize("name", SPREAD)
 def test_each_tensor_past_the_limit(device, name):
-    """One at a time: inputs, outputs, tables of indices; not what must be in pinned memory."""
+    """One tensor of the call at a time, of inputs, outputs and index tables, is spread; pinned tensors are not."""
     op, good = CALLS[name].op, CALLS[name].arguments(device)
     expected = copy_of(good)
     getattr(reference, op)(**expected)
@@ -100,7 +100,7 @@ def test_each_tensor_past_the_limit(device, name):
 
 
 def test_caches_of_layers_past_the_limit(device):
-    """Known by their addresses: far apart, and with blocks far apart."""
+    """The caches are given by address, far from each other, and their blocks are far apart."""
     layers, blocks, block_size, columns = 2, 3, 4, 40
     call = grouped_arguments(device, layers=layers, blocks=blocks, block_size=block_size, latent_size=32, rope_size=8)
     block_stride = LIMIT // 2 + 64
@@ -130,7 +130,7 @@ def test_swapped_blocks_past_the_limit(device):
 
 @pytest.mark.parametrize("blocks", [2**32 - 1, 2**32, 2**32 + 100])
 def test_swapped_blocks_that_32_bits_number_just_so(device, blocks):
-    """Of one byte each. After block 2^32 - 1 comes no block 0."""
+    """Blocks have one byte. Block 0 does not follow block 2^32 - 1."""
     src, dst = (torch.empty(blocks, dtype=torch.uint8, device=device) for _ in range(2))
     reads, writes = (blocks - 1 - torch.randperm(100) for _ in range(2))
     ends = torch.tensor([(min(blocks, 2**32) - 1, 7), (0, 8)])
@@ -155,7 +155,7 @@ def test_gather_from_past_the_limit(device):
 
 
 def test_gather_to_past_the_limit(device):
-    """Three sequences: the middle one lies past its table, and leaves its rows, nearly all, without memory."""
+    """The middle one of three sequences lies past its table, so that nearly all rows are never written."""
     entry, block_size, columns = 656, 16, 3
     middle, rows = LIMIT // entry, LIMIT // entry + 5000
     cache = random_bytes(9 * block_size * entry, device).view(9, block_size, entry)
@@ -222,7 +222,7 @@ def test_converting_more_than_the_limit(gpu, to_fp8):
 
 
 def test_converting_more_than_32_bits_count(gpu):
-    """With a gap after each row: the row of an element is a quotient of 33 bits."""
+    """After each row comes a gap, so that the row of an element is a quotient of 33 bits."""
     columns, gap = 2**16 + 1, 1
     rows = 2 * LIMIT // columns + 100
     row = convert_arguments(gpu, shape=(columns,))
@@ -235,7 +235,7 @@ def test_converting_more_than_32_bits_count(gpu):
 
 
 def test_swapping_more_than_the_limit_at_once(gpu):
-    """All blocks but one, in order: one run, or nearly."""
+    """All blocks but one are copied in order, as one run."""
     block_bytes = 2**20 + 3
     blocks = 2 * LIMIT // block_bytes + 10
     src = torch.randint(256, (blocks, block_bytes), dtype=torch.uint8, device=gpu)

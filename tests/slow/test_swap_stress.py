@@ -23,7 +23,7 @@ BLOCK_BYTES = BLOCK_SIZE * HEADS * HEAD_SIZE * 2
 
 
 class Lane:
-    """A part of all blocks, with a stream on each GPU to itself, and a model of what the blocks hold: a number each."""
+    """A part of all blocks, with its own stream on each GPU, and a model of the number that each block holds."""
 
     def __init__(self, caches, pools, first, count, seed):
         self.caches, self.pools = caches, pools
@@ -35,7 +35,7 @@ class Lane:
         self.steps = 0
 
     def _mapping(self, sources, targets):
-        """Some blocks, some of them in runs."""
+        """Pairs of some blocks, some of them in runs."""
         count = self.random.randint(1, len(sources))
         start, runs = self.random.randrange(len(sources)), self.random.random() < 0.5
         chosen = [(start + i) % len(sources) for i in range(count)]
@@ -46,7 +46,7 @@ class Lane:
         return [(source[s], target[t]) for s, t in zip(chosen, places, strict=True)]
 
     def write(self):
-        """The op that writes tokens: every one of a block's, in each layer's K."""
+        """Writes all tokens of some blocks, in each layer's K."""
         blocks = self.random.sample(sorted(self.on_device), self.random.randint(1, 20))
         tokens = torch.empty(len(blocks), BLOCK_SIZE, HEADS, HEAD_SIZE, dtype=torch.bfloat16, device="cuda")
         numbers = torch.arange(self.next, self.next + len(blocks), device="cuda")
@@ -75,7 +75,7 @@ class Lane:
         held[1].update(zip((t for _, t in pairs), values, strict=True))
 
     def move(self):
-        """Within the device, from one half of the blocks to the other."""
+        """Copies within the device, from one half of the blocks to the other."""
         blocks = sorted(self.on_device)
         self.random.shuffle(blocks)
         half = len(blocks) // 2
@@ -91,7 +91,7 @@ class Lane:
         self.steps += 1
 
     def wrong(self):
-        """Blocks that do not hold their number, all over, in every layer."""
+        """Counts the blocks of all layers that do not hold their number."""
         count = 0
         for tensors, held in ((self.caches, self.on_device), (self.pools, self.in_pools)):
             blocks = torch.tensor(list(held))

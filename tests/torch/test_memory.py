@@ -32,7 +32,7 @@ def tiny_gather(starts: tuple[int, ...] | None = (0,), **changes: object) -> Arg
 
 
 def with_none(call: calls.Call) -> Arguments:
-    """Instead of the second tensor; those beside it have to be given back."""
+    """The second argument is None; the handles of the arguments around it have to be given back."""
     arguments = call.arguments()
     return arguments | {list(arguments)[1]: None}
 
@@ -61,7 +61,7 @@ def resident_bytes() -> int:
 
 
 def growth(name: str) -> int:
-    """By how many bytes this process grows while it makes all the calls of that name."""
+    """Bytes by which this process grows while it makes all the calls of that name."""
     op, make, times = (CALLS | FAILING_CALLS)[name]
     function, arguments = getattr(torch.ops.multikv, op).default, tuple(make().values())
 

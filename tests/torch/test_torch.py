@@ -45,7 +45,7 @@ def test_inference_mode(any_device, name):
 
 @pytest.mark.parametrize("op", ONE_OF_EACH)
 def test_keyword_arguments(any_device, op):
-    """In any order; and those that have their default may be left out."""
+    """Keyword arguments come in any order, and those that have their default value may be left out."""
     for function in (getattr(multikv, op), getattr(torch.ops.multikv, op)):
         call = ONE_OF_EACH[op].arguments(any_device)
         expected = copy_of(call)
@@ -103,7 +103,7 @@ def write_arguments(function: Callable, device: torch.device, tokens: int) -> di
 
 
 def allocations(code: list[str]) -> list[str]:
-    """What compiled code allocates: a copy of the cache would be among it."""
+    """The allocations of compiled code; a copy of the cache would be one of them."""
     return re.findall(r"^ *(buf\d+ = (?!reinterpret_tensor|buf\d+;).*)", "\n".join(code), re.MULTILINE)
 
 
@@ -147,7 +147,7 @@ def test_compiled_without_a_copy_of_the_cache(any_device, function, dynamic, buf
 @pytest.mark.parametrize("op", ONE_OF_EACH)
 @torch.fx.experimental._config.patch(use_duck_shape=False)  # by default, sizes that are equal once must always be
 def test_compiled(any_device, op, dynamic):
-    """Without a copy of anything; with dynamic shapes, once for all sizes."""
+    """Compiled code copies nothing, and with dynamic shapes it is compiled once for all sizes."""
     torch._dynamo.reset()
     compiled = torch.compile(getattr(multikv, op), fullgraph=True, dynamic=dynamic)
     make = ONE_OF_EACH[op].arguments
@@ -170,7 +170,7 @@ def test_compiled(any_device, op, dynamic):
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiled_between_other_work(any_device, dynamic):
-    """What the op reads was just computed, and what it writes is used after."""
+    """The compiled function computes what the op reads, and uses what the op writes."""
 
     def gather(src_cache, dst, block_table, cu_seq_lens):
         multikv.cp_gather_cache(src_cache, dst, block_table - 1, cu_seq_lens, block_table.shape[0])

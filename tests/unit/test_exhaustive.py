@@ -16,7 +16,7 @@ FLAGS = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fno-trappi
 
 
 def compiled(source: str, directory: Path, needed: set[str]) -> Path:
-    """The program, where the CPU has the instructions that it takes minutes without."""
+    """Compiles a program; skips the test where the CPU lacks instructions without which the program takes minutes."""
     compiler, info = shutil.which("g++"), Path("/proc/cpuinfo")
     if compiler is None or not info.exists() or not needed <= set(info.read_text().split()):
         pytest.skip(f"needs g++ and a CPU with {', '.join(sorted(needed))}")
@@ -38,7 +38,7 @@ def test_every_quotient_is_that_of_ieee_division(tmp_path):
 
 @pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.slow)], ids=["every_61st_scale", "every_scale"])
 def test_the_encoder_without_corrections_gives_the_same_codes(tmp_path, step):
-    """All scales take minutes."""
+    """The run over all scales takes minutes."""
     program = compiled("estimate_exhaustive.cpp", tmp_path, {"avx2", "fma", "f16c"})
     lines = output_of(program, step).splitlines()
     assert len(lines) == 2

@@ -161,7 +161,7 @@ def test_each_head_by_its_own_scale(device, format):
 
 @pytest.mark.parametrize("head_size", [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65])
 def test_ends_of_vectors(device, head_size):
-    """Lengths that no vector divides: the leftover elements go by the same arithmetic."""
+    """Lengths are no multiple of a vector, and the remaining elements are computed the same way."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for format in FP8_FORMATS:
             key = nearby(boundaries(format) * 0.3).flatten()[: 4 * 3 * head_size].reshape(4, 3, head_size).to(dtype)
@@ -184,7 +184,7 @@ def test_flushed_subnormals(device):
 
 @pytest.mark.parametrize("scale", [1e-37, 1e-40])
 def test_flushed_subnormals_of_convert_fp8(device, scale):
-    """In either direction; the scale too may be one."""
+    """Numbers and scales are subnormal, in both directions."""
     codes = torch.arange(0x70, dtype=torch.uint8)
     calls = [
         convert_arguments(device, to_fp8=False, dtype=dtype, shape=codes.shape, scale=scale)

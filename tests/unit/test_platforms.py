@@ -162,7 +162,7 @@ def test_which_gpus_code_runs_on(architectures, capability, runs):
 
 @pytest.mark.parametrize("name", ["cuda", "rocm"])
 def test_a_forced_library_that_cannot_be_loaded(name, tmp_path):
-    """A copy of the package that has the CPU's library alone."""
+    """A copy of the package has the CPU's library alone."""
     package = Path(platforms.__file__).parent
     others = shutil.ignore_patterns("__pycache__", "*_cuda.*", "*_rocm.*")
     shutil.copytree(package, tmp_path / "multikv", ignore=others)
@@ -179,7 +179,7 @@ except ImportError as error:
 
 
 def test_two_copies_in_one_process(tmp_path):
-    """An ImportError that names both paths, where both would register the same schemas."""
+    """The second import is an ImportError that names both paths: both copies would register the same schemas."""
     package = Path(platforms.__file__).parent
     shutil.copytree(package, tmp_path / "multikv", ignore=shutil.ignore_patterns("__pycache__", "*_cuda.*", "*_rocm.*"))
     code = f"""

@@ -37,7 +37,7 @@ def test_dequant_by_hand(num_tokens):
 
 @pytest.mark.parametrize("num_tokens, expected", [(0, [-1, -1]), (1, [-1, -1]), (2, [-1, 6])])
 def test_dequant_truncates_by_hand(num_tokens, expected):
-    """Bounds past the output are then no error, nor is a bad block that only later rows need."""
+    """With a smaller num_tokens neither bounds past the output nor bad blocks of later rows are errors."""
     cache = torch.arange(8).reshape(4, 2, 1)
     output = torch.full((2, 1), -1)
     assert dequant(cache, output, num_tokens, "auto", bounds=torch.tensor([1, 7, 9])) == expected
@@ -103,7 +103,7 @@ def test_upconvert_host_rows_by_hand():
 
 
 def indexer_blocks(format, k, q, **options):
-    """The bytes of two blocks of three tokens, when the rows of k go to the slots 4 and 1."""
+    """The bytes of two blocks of three tokens, after the rows of k went to the slots 4 and 1."""
     k = torch.tensor(k)
     cache = torch.full((2, 3, k.shape[1] * (q + 4) // q), 0xAA, dtype=torch.uint8)
     reference.indexer_k_quant_and_cache(k, cache, torch.tensor([4, 1]), q, format, **options)

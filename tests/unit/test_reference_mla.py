@@ -116,7 +116,7 @@ def rope(x, table, positions, is_neox):
 
 
 def rope_by_steps(x, table, positions, is_neox, *, products, sums, multiply_add):
-    """Every number in float64, in which products are exact, and rounded where it says."""
+    """Computes in float64, in which products are exact, and rounds where the arguments say."""
 
     def rounded(x, dtype):
         return x.to(dtype or torch.float64).double()

@@ -31,7 +31,7 @@ def test_these_tests_know_all_ops():
 @pytest.mark.parametrize("key", ["CPU", "Meta", "CUDA"])
 @pytest.mark.parametrize("op", ALL_OPS)
 def test_kernels(op, key):
-    """CUDA: where no library serves a GPU, a kernel that says why."""
+    """Where no library serves a GPU, the CUDA key has a kernel that says why."""
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"multikv::{op}", key)
 
 
@@ -71,7 +71,7 @@ def test_exported_and_documented(op):
 
 @pytest.mark.skipif(serves_gpu(), reason="a library serves GPU tensors here")
 def test_gpu_tensors_are_refused_with_a_reason():
-    """Called as the dispatcher would with GPU tensors, which this host has none of."""
+    """Calls the op as the dispatcher would for GPU tensors, which this host cannot make."""
     op = torch.ops.multikv.reshape_and_cache_flash.default
     with pytest.raises(RuntimeError) as caught:
         op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *flash_arguments().values())

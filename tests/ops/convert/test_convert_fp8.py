@@ -36,7 +36,7 @@ def test_formats_and_dtypes(device, format, dtype, to_fp8):
 @EACH_FORMAT
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000, 4099])
 def test_sizes_and_starts(device, count, format, dtype, to_fp8):
-    """One-dimensional slices that begin and end anywhere."""
+    """The tensors are one-dimensional slices that begin and end at any element."""
     for starts in ((0, 0), (1, 0), (0, 1), (3, 5), (8, 4)):
         places = {f"{end}_options": {"offset": start} for end, start in zip(("src", "dst"), starts, strict=True)}
         check(OP, convert_arguments(device, format=format, dtype=dtype, to_fp8=to_fp8, shape=(count,), **places))
@@ -81,7 +81,7 @@ def test_layouts(device, layout, to_fp8):
 
 @BOTH_WAYS
 def test_one_block_of_a_cache_of_two(device, to_fp8):
-    """K of a tensor that holds K and V; every element of the other half stays."""
+    """The call converts K of a tensor that holds K and V, and leaves every element of V."""
     call = convert_arguments(device, shape=(4, 2, 16, 8), to_fp8=to_fp8)
     for name in ("dst_cache", "src_cache"):
         call[name] = call[name][:, 1]

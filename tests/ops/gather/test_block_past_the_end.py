@@ -56,7 +56,7 @@ def test_block_past_the_end(device, check_indices, name, lengths):
 @pytest.mark.parametrize("what", ["block", "device_row", "host_row"])
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_rows_of_two_caches_past_the_end(device, check_indices, lengths, what):
-    """A logical block, a row of the cache on the device, and a row of the cache on the host."""
+    """One past the end is a logical block, a row of the cache on the device, or a row of the cache on the host."""
     call = make("upconvert-host", device, LENGTHS[lengths], host_rows=50)
     num_blocks, block_size = call["src_cache"].shape[:2]
     if what == "block":

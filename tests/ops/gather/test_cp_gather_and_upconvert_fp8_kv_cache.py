@@ -151,7 +151,7 @@ def test_many_empty_sequences_around_a_long_one(device):
 
 @pytest.mark.parametrize("offset", [0, 3])
 def test_more_rows_than_the_cpu_cache_holds(device, offset):
-    """Nearly all of them of a sequence's part past the table."""
+    """Nearly all rows belong to the part of a sequence that lies past the block table."""
     lengths = (5, 0, 16, last_level_cache_bytes() // 1152 + 1000)
     call = upconvert_arguments(device, lengths=lengths, starts=(1, 0, 17, 3), dst_options={"offset": offset})
     call["block_table"] = call["block_table"][:, :4].contiguous()
@@ -205,7 +205,7 @@ def test_one_table_row_for_all(device):
 @pytest.mark.parametrize("block_size", [1, 5, 16, 64])
 @pytest.mark.parametrize("host_rows, device_blocks", [(1, 1), (1000, 1), (1, 9), (50, 20)])
 def test_host_rows(device, host_rows, device_blocks, block_size):
-    """Fewer blocks on the device than logical ones, and more."""
+    """The device has fewer blocks than there are logical ones, or more."""
     options = {"host_rows": host_rows, "device_blocks": device_blocks, "block_size": block_size}
     compare(upconvert_arguments(device, **options))
 

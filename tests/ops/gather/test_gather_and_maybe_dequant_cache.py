@@ -164,7 +164,7 @@ def test_long_sequences(device, format):
 
 @pytest.mark.parametrize("format, entry", [("auto", 576), ("fp8_e4m3fn", 576), ("fp8_e4m3fn", 333)])
 def test_more_rows_than_the_cpu_cache_holds(device, format, entry):
-    """Nearly all of them of no sequence."""
+    """Nearly all rows of the output belong to no sequence."""
     extra_tokens = last_level_cache_bytes() // (2 * entry) + 1000
     check(OP, dequant_arguments(device, format=format, entry=entry, extra_tokens=extra_tokens, starts=(1, 0, 17, 3)))
 
@@ -174,7 +174,7 @@ def test_more_rows_than_the_cpu_cache_holds(device, format, entry):
 @pytest.mark.parametrize("surplus_rows", [0, 3])
 @pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
 def test_num_tokens_above_and_below_what_the_sequences_have(device, format, surplus_rows, extra_tokens):
-    """Above: an upper bound. Below: it truncates, and neither later bounds nor blocks of later rows are an error."""
+    """A larger num_tokens is an upper bound. A smaller one truncates: bad later bounds and blocks are no error."""
     for starts in (None, (1, 0, 17, 3)):
         options = {"extra_tokens": extra_tokens, "surplus_rows": surplus_rows, "starts": starts}
         check(OP, dequant_arguments(device, format=format, entry=64, **options))

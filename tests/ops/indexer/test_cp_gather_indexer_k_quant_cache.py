@@ -99,7 +99,7 @@ def test_long_sequences(device):
 
 @pytest.mark.parametrize("padding", [0, 3])
 def test_more_rows_than_the_cpu_cache_holds(device, padding):
-    """Nearly all of them of no sequence."""
+    """Nearly all rows of the output belong to no sequence."""
     surplus_rows = last_level_cache_bytes() // 128 + 1000
     check(OP, indexer_gather_arguments(device, surplus_rows=surplus_rows, dst_k_options={"padding": (0, padding)}))
 

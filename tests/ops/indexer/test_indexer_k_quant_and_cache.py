@@ -55,7 +55,7 @@ def test_sizes(device, format, sizes):
 
 
 def tiles_of(amax):
-    """A tile of 128 for each, that has it once, and elsewhere less."""
+    """For each number a row of 128 elements, of which it is the largest magnitude."""
     k = (torch.rand(len(amax), 128) * 2 - 1) * 0.99 * amax.float()[:, None]
     k[torch.arange(len(amax)), torch.randint(128, (len(amax),))] = amax.float() * (torch.randint(2, amax.shape) * 2 - 1)
     return k.to(amax.dtype)
@@ -88,7 +88,7 @@ def test_largest_values_around_the_least_scale(device, format, dtype):
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("format", FORMATS)
 def test_quotients_next_to_a_tie(device, format, dtype):
-    """Where a quotient that is off by its last place rounds to another code."""
+    """The quotients lie where an error in the last place gives another code."""
     name = "e4m3fnuz" if format == "fp8_e4m3fnuz" else e4m3_of_bytes(device)
     divisor = {"e4m3fn": 448.0, "e4m3fnuz": 224.0}[name]
     values = reference.decode_fp8(torch.arange(0x77), name)
@@ -128,7 +128,7 @@ SPECIAL_TILES = {
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("tile", SPECIAL_TILES)
 def test_special_tiles(device, tile, dtype):
-    """Between plain ones, so that nothing leaks from tile to tile."""
+    """Tiles with special values lie between plain tiles, so that a leak from tile to tile shows."""
     values = torch.tensor(SPECIAL_TILES[tile])
     for format in FORMATS:
         for q in (4, 128):
@@ -149,7 +149,7 @@ def test_every_place_of_a_tile_counts(device):
 
 @pytest.mark.parametrize("sizes", [(128, 128), (96, 32), (5000, 2500)], ids=short)
 def test_more_tokens_than_the_cpu_cache_holds(device, sizes):
-    """Nearly all of them padding, and each token's input starts one element after the one before."""
+    """Nearly all tokens are padding, and the inputs of neighbouring tokens overlap: each starts one element later."""
     head_size, q = sizes
     tokens = last_level_cache_bytes() // head_size + 1000
     call = indexer_write_arguments(device, head_size=head_size, quant_block_size=q)

@@ -81,7 +81,7 @@ def test_tokens_and_block_sizes(device, tokens, block_size):
 @pytest.mark.parametrize("inputs", ["dense", "unaligned"])
 @pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn", DS_MLA])
 def test_many_tokens(any_device, format, inputs):
-    """So many that a thread of a GPU moves several vectors: more than 16 thread blocks for each multiprocessor."""
+    """A thread of a GPU moves several vectors: there are over 16 thread blocks for each multiprocessor."""
     check_mla(any_device, format=format, inputs=inputs, tokens=12000, share_of_padding=0.1)
 
 
@@ -182,7 +182,7 @@ def test_last_of_tokens_with_one_slot_wins(device):
 
 @pytest.mark.parametrize("format", ["auto", "fp8_e5m2", DS_MLA])
 def test_bad_slots(device, format):
-    """A CPU refuses the call, and writes nothing; a GPU skips the token."""
+    """A CPU refuses the call and writes nothing, and a GPU skips the token."""
     for bad in (7 * 16, 7 * 16 + 1, 2**31 - 1, 2**62):
         call = mla_arguments(device, tokens=20, blocks=7, format=format)
         call["slot_mapping"][13] = bad
@@ -210,7 +210,7 @@ def test_bad_slots(device, format):
     ids=short,
 )
 def test_more_than_the_cpu_cache_holds(device, format, sizes, cache):
-    """Nearly all tokens are padding, and each token's input starts one element after the one before."""
+    """Nearly all tokens are padding, and the inputs of neighbouring tokens overlap: each starts one element later."""
     options = {"latent_size": sizes[0], "rope_size": sizes[1], "format": format, "cache": cache}
     call = mla_arguments(device, tokens=200, **options)
     tokens = last_level_cache_bytes() // sum(sizes) + 1000

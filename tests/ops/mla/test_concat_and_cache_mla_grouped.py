@@ -84,7 +84,7 @@ def test_input_layouts(device, format, inputs):
 @pytest.mark.parametrize("slot_padding", [0, 1, 16])
 @pytest.mark.parametrize("layer_padding", [0, 1, 7])
 def test_cache_strides(device, layer_padding, slot_padding, block_padding):
-    """With layer_padding the caches are aligned differently."""
+    """The padding between layers gives their caches different alignments."""
     for format in ("auto", "fp8_e4m3fn"):
         paddings = {"layer_padding": layer_padding, "slot_padding": slot_padding, "block_padding": block_padding}
         check_grouped(device, format=format, **paddings)
@@ -110,7 +110,7 @@ def test_layers_and_tokens(device, tokens, layers):
 @pytest.mark.parametrize("inputs", ["dense", "unaligned"])
 @pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
 def test_many_tokens(any_device, format, inputs, layer_padding):
-    """So many that a thread of a GPU moves several vectors: more than 16 thread blocks for each multiprocessor."""
+    """A thread of a GPU moves several vectors: there are over 16 thread blocks for each multiprocessor."""
     sizes = {"tokens": 6000, "blocks": 400, "layer_padding": layer_padding, "share_of_padding": 0.1}
     check(OP, grouped_arguments(any_device, format=format, inputs=inputs, **sizes))
 
@@ -166,7 +166,7 @@ def test_last_of_tokens_with_one_slot_wins(device):
 @pytest.mark.parametrize("one_slot_mapping", [False, True])
 @pytest.mark.parametrize("bad", [48, 49, 2**31 - 1, 2**62])
 def test_bad_slots(device, bad, one_slot_mapping):
-    """With num_blocks, a CPU refuses the call, and writes nothing; a GPU skips the token."""
+    """With num_blocks, a CPU refuses the call and writes nothing, and a GPU skips the token."""
     call = grouped_arguments(device, tokens=20, one_slot_mapping=one_slot_mapping)
     layer = 0 if one_slot_mapping else 2
     call["slot_mapping"][layer, 13] = bad
@@ -186,7 +186,7 @@ def test_no_blocks(device):
 
 @pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
 def test_more_than_the_cpu_cache_holds(device, format):
-    """Nearly all tokens are padding, and each token's input starts one element after the one before."""
+    """Nearly all tokens are padding, and the inputs of neighbouring tokens overlap: each starts one element later."""
     call = grouped_arguments(device, tokens=200, blocks=20, format=format, slot_padding=1)
     tokens = last_level_cache_bytes() // (3 * 576) + 1000
     slots = torch.full((3, tokens), -1, device=device)

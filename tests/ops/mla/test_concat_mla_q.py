@@ -88,7 +88,7 @@ def test_one_head_for_all(device):
     "sizes, heads, padding, offset", [((512, 64), 16, 0, 0), ((512, 64), 14, 3, 1), ((500, 63), 16, 0, 1)], ids=short
 )
 def test_more_than_the_cpu_cache_holds(device, sizes, heads, padding, offset):
-    """Each head's input starts one element after the one before."""
+    """The inputs of neighbouring heads overlap: each starts one element later."""
     tokens = last_level_cache_bytes() // (2 * heads * sum(sizes)) + 10
     call = {}
     for name, size in zip(("ql_nope", "q_pe"), sizes, strict=True):

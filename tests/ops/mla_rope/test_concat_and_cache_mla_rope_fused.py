@@ -65,7 +65,7 @@ def test_rope_sizes(device, rope_size, dtype, table_dtype, is_neox):
 @STYLES
 @pytest.mark.parametrize("dtype, table_dtype", DTYPES)
 def test_many_values(device, dtype, table_dtype, is_neox):
-    """Enough of them to meet every way of rounding."""
+    """There are enough elements to meet every way of rounding."""
     options = {"dtype": dtype, "table_dtype": table_dtype, "is_neox": is_neox}
     check_rope(device, tokens=200, heads=16, latent_size=8, num_positions=1000, **options)
 
@@ -73,7 +73,7 @@ def test_many_values(device, dtype, table_dtype, is_neox):
 @STYLES
 @pytest.mark.parametrize("dtype, table_dtype", DTYPES)
 def test_extreme_values(device, dtype, table_dtype, is_neox):
-    """Infinities, NaNs and subnormals in queries, keys and table; overflow."""
+    """Queries, keys and table hold infinities, NaNs and subnormals, and some products overflow."""
     options = {"dtype": dtype, "table_dtype": table_dtype, "is_neox": is_neox, "extreme": True}
     for format in ("auto", "fp8_e4m3fn", "fp8_e5m2fnuz"):
         nan_outputs = ROPE_OUTPUTS if format == "auto" else ROPE_OUTPUTS[:2]
@@ -173,7 +173,7 @@ def test_one_table_row_for_all_positions(device):
 
 
 def test_queries_and_key_in_one_tensor(device):
-    """What one projection gives: queries, the latent, and the rotary key."""
+    """The inputs are slices of the output of one projection: queries, the latent, and the rotary key."""
     for is_neox in (True, False):
         call = rope_arguments(device, is_neox=is_neox)
         both = embed((7, 3 * 192 + 576), torch.bfloat16, device)
@@ -221,7 +221,7 @@ def test_padding_with_bad_positions(gpu):
 
 
 def test_last_of_tokens_with_one_slot_wins(device):
-    """On a CPU, with several threads; on a GPU any of them, so there they are equal."""
+    """On a CPU the last token wins with any number of threads; on a GPU any token may, so equal tokens are written."""
     for _ in range(3):
         call = rope_arguments(device, tokens=16_000, heads=1, latent_size=64, rope_size=8, blocks=10)
         call["slot_mapping"].copy_(slots_used_twice(16_000, 160))
@@ -237,7 +237,7 @@ def test_last_of_tokens_with_one_slot_wins(device):
     ids=short,
 )
 def test_more_than_the_cpu_cache_holds(device, format, latent_size, cache):
-    """All tokens but a few hundred are padding, and each token's latent starts one element after the one before."""
+    """Nearly all tokens are padding, and the latents of neighbouring tokens overlap: each starts one element later."""
     tokens = last_level_cache_bytes() // (latent_size + 64) + 1000
     call = rope_arguments(device, latent_size=latent_size, blocks=30, format=format, cache=cache)
     slots = torch.full((tokens,), -1)

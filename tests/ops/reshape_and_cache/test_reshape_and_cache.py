@@ -76,7 +76,7 @@ def test_head_sizes(device, head_size, format, dtype):
 @each_pair
 @pytest.mark.parametrize("head_size", [136, 144, 200, 520])
 def test_head_sizes_with_long_runs(device, head_size, format, dtype):
-    """Rows of many slots, and numbers of rows that no vector divides."""
+    """Rows hold many slots, and the number of rows is no multiple of a vector."""
     for block_size in (32, 64):
         options = {"dtype": dtype, "format": format, "x": 8, "block_size": block_size, "runs": True}
         check(OP, packed_arguments(device, head_size=head_size, tokens=100, **options))
@@ -85,7 +85,7 @@ def test_head_sizes_with_long_runs(device, head_size, format, dtype):
 @pytest.mark.parametrize("heads, head_size", [(40, 128), (64, 128), (7, 600), (1, 6000), (513, 8), (600, 16)])
 @pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
 def test_many_vectors_of_a_token(device, format, heads, head_size):
-    """heads * head_size / x from a little to much more than 512."""
+    """heads * head_size / x goes from a little to much more than 512."""
     for value_x in VALUE_XS:
         for runs in (False, True):
             options = {"heads": heads, "head_size": head_size, "x": 8, "value_x": value_x, "runs": runs}
@@ -111,7 +111,7 @@ def test_many_tokens(any_device, format):
 @pytest.mark.parametrize("first", [0, 5])
 @pytest.mark.parametrize("format", FORMATS)
 def test_many_tokens_of_many_heads(any_device, format, first):
-    """Enough for the larger tiles of a GPU; runs that begin with a block, and within one."""
+    """There are enough tokens and heads for the larger tiles of a GPU; runs begin with a block or within one."""
     call = packed_arguments(any_device, tokens=200, heads=100, head_size=16, blocks=13, format=format)
     check(OP, slots_of(any_device, call, [*range(first, first + 200)]))
 

@@ -59,7 +59,7 @@ def test_tokens_and_block_sizes(device, tokens, block_size):
 @pytest.mark.parametrize("inputs", ["dense", "unaligned"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_many_tokens(any_device, format, inputs):
-    """So many that a thread of a GPU moves several vectors: more than 16 thread blocks for each multiprocessor."""
+    """A thread of a GPU moves several vectors: there are over 16 thread blocks for each multiprocessor."""
     sizes = {"tokens": 3000, "heads": 8, "head_size": 128, "share_of_padding": 0.1}
     check(OP, flash_arguments(any_device, format=format, inputs=inputs, **sizes))
 

@@ -43,7 +43,7 @@ def test_dtypes(device, dtype):
 
 @pytest.mark.parametrize("offset", [1, 3, 8])
 def test_unaligned_starts(device, offset):
-    """A byte is what an offset is counted in: nothing is a multiple of anything."""
+    """Offsets count bytes, so that neither starts nor sizes are aligned."""
     check_all_directions(device, dtype=torch.uint8, block_shape=(1001,), offset=offset)
 
 
@@ -53,7 +53,7 @@ def test_many_pairs(device):
 
 
 def test_many_pairs_of_large_blocks(device):
-    """Alone, and in runs of five, in order or not."""
+    """The pairs are single, or in runs of five, which are sorted or not."""
     runs = [(5 * i + k, 5 * j + k) for i, j in random_pairs(8, 10, 10) for k in range(5)]
     for pairs in (random_pairs(40, 50, 50), runs, sorted(runs, key=lambda pair: pair[1])):
         check_all_directions(
@@ -64,7 +64,7 @@ def test_many_pairs_of_large_blocks(device):
 @pytest.mark.parametrize("length", [1, 2, 7, 40])
 @pytest.mark.parametrize("blocks", [600, 1_200_000])
 def test_runs_in_any_order(device, blocks, length):
-    """Whole, but shuffled; with one pair, or with half of all pairs, somewhere else in the mapping."""
+    """The runs are whole but shuffled; one pair, or half of all pairs, may stand elsewhere in the mapping."""
     starts = torch.randperm(560 // length)[: 400 // length] * length
     runs = starts[:, None] + torch.arange(length)
     dst = runs[torch.randperm(len(runs))].flatten() + blocks - 600
@@ -79,7 +79,7 @@ def test_runs_in_any_order(device, blocks, length):
 
 @pytest.mark.parametrize("blocks", [300, 5000, 1_500_000])
 def test_a_block_that_is_written_twice_is_found_among_many_pairs(any_device, blocks):
-    """From memory that is written nowhere, where that is all that can be wrong."""
+    """The source is other memory, so that a destination of two pairs is all that can be wrong."""
     src, dst = (torch.zeros(blocks, dtype=torch.uint8, device=any_device) for _ in "sd")
     good = torch.stack([torch.randperm(blocks)[:290], torch.randperm(blocks)[:290]], 1)
     run(OP, {"src": src, "dst": dst, "block_size_in_bytes": 1, "block_mapping": good})
@@ -94,7 +94,7 @@ def test_a_block_that_is_written_twice_is_found_among_many_pairs(any_device, blo
 
 @pytest.mark.parametrize("blocks", [300, 5000, 5_000_000])
 def test_what_is_wrong_is_found_among_many_pairs(any_device, blocks):
-    """However the blocks are numbered, and in whatever order the pairs come."""
+    """Overlaps are found whatever the numbers of the blocks and the order of the pairs."""
     memory = torch.zeros(blocks, dtype=torch.uint8, device=any_device)
     numbers = torch.randint(blocks, (blocks if blocks < 10_000 else 10_000,)).unique()
     numbers = numbers[torch.randperm(len(numbers))][: len(numbers) // 2 * 2]
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_found_among_many_pairs(any_device, blocks):
 
 @pytest.mark.parametrize("pairs", [[(0, 0)], [(3, 1), (3, 2), (4, 0)], [(7, 6), (8, 5)], []], ids=str)
 def test_within_one_tensor(device, pairs):
-    """To blocks that no pair reads."""
+    """The copies within one tensor go to blocks that no pair reads."""
     for places in directions(device):
         if places["src"] == places["dst"]:
             check(OP, swap_arguments(device, **places, same_tensor=True, pairs=pairs))
@@ -132,7 +132,7 @@ def test_within_one_tensor_in_both_directions(device):
 
 
 def test_two_views_of_one_storage(device):
-    """The blocks of each are counted from its own start."""
+    """The blocks of each tensor are counted from its own start."""
     storage = random_bytes(1000, device)
     src, dst = storage[100:500].view(-1, 20), storage[403:903].view(-1, 20)  # they share 97 bytes
     for pairs in ([(0, 0), (3, 1)], [(14, 24)], [(0, 0), (19, 5), (18, 6)]):
@@ -140,7 +140,7 @@ def test_two_views_of_one_storage(device):
 
 
 def test_blocks_are_bytes(device):
-    """Not rows: of any size, from the tensor's start; what is left at its end is no block."""
+    """Blocks have any size and are counted from the start of the tensor; a remainder at its end is no block."""
     for places in directions(device):
         call = swap_arguments(device, **places, dtype=torch.float32, block_shape=(7,))  # 252 and 196 bytes
         for block_bytes in (1, 3, 5, 11, 27, 196):
@@ -149,7 +149,7 @@ def test_blocks_are_bytes(device):
 
 
 def test_tensors_of_different_dtypes_and_shapes(device):
-    """Bytes are bytes."""
+    """Tensors of two dtypes are copied as bytes."""
     src, dst = embed((3, 4, 5), torch.float32, device), embed((7, 2, 13), torch.uint8, device)  # 240 and 182 bytes
     pairs = torch.tensor([(5, 0), (2, 3), (4, 1)])
     for call in ({"src": src, "dst": dst}, {"src": dst, "dst": src}):
@@ -174,7 +174,7 @@ def test_empty_tensors(device):
 
 
 def test_host_to_host_beside_a_gpu(gpu):
-    """Copied when the call returns, whatever the GPU has still to do."""
+    """The copy is complete when the call returns, whatever work is queued on the GPU."""
     for src in ("pinned", "pageable"):
         for dst in ("pinned", "pageable"):
             call = swap_arguments(gpu, src=src, dst=dst)
@@ -194,7 +194,7 @@ def test_tensors_that_views_of_pinned_memory_are(gpu):
 
 @pytest.mark.parametrize("src, dst", [("pinned", "device"), ("device", "pinned"), ("device", "device")])
 def test_copies_from_and_to_pinned_memory_do_not_wait(gpu, src, dst):
-    """They take their turn in the stream: after the work before, which may be what writes src."""
+    """The copies are queued in the stream: they come after earlier work, which may write src."""
     call = swap_arguments(gpu, src=src, dst=dst)
     run(OP, call)  # whatever is done the first time
     late = torch.full_like(call["src"], 7) if src == "device" else call["src"]

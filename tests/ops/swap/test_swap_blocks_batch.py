@@ -22,7 +22,7 @@ def numbers(*values):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_any_copies(device, seed):
-    """Of any size, in any order; some side by side."""
+    """Copies have any size and order, and some are neighbours."""
     torch.manual_seed(seed)
     for count, longest in ((1, 5), (40, 3), (500, 700), (30, 200_000)):
         sizes = torch.randint(0, longest + 1, (count,)).tolist()
@@ -67,7 +67,7 @@ def test_memory_of_all_kinds(gpu, src, dst, strategy, swap_strategy):
 
 
 def test_takes_its_turn_in_the_stream(gpu):
-    """And its arguments may go as soon as it returns."""
+    """The call does not wait for the copies, and its arguments may be freed as soon as it returns."""
     source, target = (torch.zeros(1 << 20, dtype=torch.uint8, device=gpu) for _ in range(2))
     host = random_bytes(1 << 20).pin_memory()
     order = torch.randperm(256) * 4096
@@ -179,7 +179,7 @@ def test_a_lost_context_is_said_to_be_lost(gpu):
 
 
 def test_a_process_without_a_context_gets_none(gpu):
-    """Addresses of the host alone: by the CPU's kernel, and no GPU is touched."""
+    """With addresses of the host alone the CPU's kernel copies, and no GPU context is made."""
     script = """
 import torch, multikv
 a, b = torch.arange(100), torch.zeros(100, dtype=torch.int64)

@@ -24,18 +24,18 @@ def test_pairs(device, name):
 
 @pytest.mark.parametrize("layers", [1, 2, 70])
 def test_number_of_layers(device, layers):
-    """70: more than one launch of a kernel may take, where its parameters have 4 KB."""
+    """70 layers need several launches where the parameters of a kernel are limited to 4 KB."""
     check_all_directions(device, layers=layers, block_shape=(10, 8))
 
 
 def test_more_layers_than_one_launch_takes(gpu):
-    """However large its parameters, and the last launch has fewer."""
+    """1,100 layers need several launches on every GPU, and the last launch has fewer layers."""
     check(OP, layers_arguments(gpu, layers=1100, block_shape=(8,), pairs=PAIRS["two_runs"]))
 
 
 @pytest.mark.parametrize("offset", [1, 2, 8])
 def test_unaligned_starts(device, offset):
-    """Of the layers, each another."""
+    """Each layer starts at another offset."""
     check_all_directions(device, dtype=torch.uint8, block_shape=(1001,), offset=offset)
 
 
@@ -45,7 +45,7 @@ def test_layers_of_one_tensor(device):
 
 
 def test_many_pairs(device):
-    """Of a kernel, several launches."""
+    """The kernel is launched several times."""
     for pairs in (random_pairs(9000, 10_000, 9_500), [(i, i) for i in range(9000)]):
         options = {"pairs": pairs, "src_blocks": 10_000, "dst_blocks": 9_500, "block_shape": (8,), "layers": 2}
         places = directions(device)[0]
@@ -53,7 +53,7 @@ def test_many_pairs(device):
 
 
 def test_tensors_of_different_sizes(device):
-    """Each layer as large as it likes, as long as all blocks are in it."""
+    """Layers may differ in size, as long as all blocks lie within each."""
     call = layers_arguments(device, pairs=PAIRS["two_runs"])
     call["src"][1] = embed((4, 9, 16, 33), torch.bfloat16, device)
     call["dst"][2] = embed((5000,), torch.float32, device)
@@ -61,7 +61,7 @@ def test_tensors_of_different_sizes(device):
 
 
 def test_one_source_for_all_layers(device):
-    """What is read may be read twice."""
+    """Two layers may read one tensor."""
     call = layers_arguments(device, pairs=PAIRS["two_runs"])
     call["src"] = [call["src"][0]] * 3
     check(OP, call)
@@ -70,14 +70,14 @@ def test_one_source_for_all_layers(device):
 
 
 def test_within_the_layers(device):
-    """Each from and to one tensor."""
+    """Each layer copies within one tensor."""
     call = layers_arguments(device, src_blocks=12, dst_blocks=12)
     for pairs in ([(5, 0), (6, 1)], [(0, 11), (11, 3)][:1], [(0, 8), (7, 1), (2, 4), (2, 3)]):
         check(OP, call | {"dst": call["src"], "block_mapping": torch.tensor(pairs)})
 
 
 def test_from_one_layer_to_the_next(device):
-    """src[1] is dst[0], and so on; other blocks are written than are read."""
+    """src[i + 1] is dst[i], and no block that is read is written."""
     tensors = layers_arguments(device, layers=4, src_blocks=12)["src"]
     mapping = torch.tensor([(0, 6), (5, 7), (2, 11)])
     check(OP, {"src": tensors[:3], "dst": tensors[1:], "block_size_in_bytes": 1056, "block_mapping": mapping})
