@@ -84,24 +84,35 @@ def test_no_kernel_needs_scratch_memory():
         assert sizes and set(sizes) == {b"\0"}, architecture
 
 
-def hipify(directory: Path, *sources: Path) -> None:
-    subprocess.run([sys.executable, ROOT / "cmake" / "hipify.py", directory, *sources], check=True)
-
-
 def test_hipify_translates_and_leaves_what_is_the_same(tmp_path):
-    kernel, header = tmp_path / "kernel.cu", tmp_path / "launch.h"
-    kernel.write_text('#include "launch.h"\nlong larger(long a, long b) { return std::max(a, b); }\n')
-    header.write_text("#include <cuda_runtime.h>\nusing Stream = cudaStream_t;\n")
+    """Paths are kept, so that two files in different folders may have one name; an equal output keeps its time."""
+    header, kernel, other = "core/launch.h", "ops/kernel.cu", "swap/kernel.cu"
+    sources = {
+        header: "#include <cuda_runtime.h>\nusing Stream = cudaStream_t;\n",
+        kernel: '#include "core/launch.h"\nlong larger(long a, long b) { return std::max(a, b); }\n',
+        other: "cudaError_t last() { return cudaGetLastError(); }\n",
+    }
     out = tmp_path / "out"
-    hipify(out, kernel, header)
-    assert "hipStream_t" in (out / "launch.h").read_text()
-    assert "<hip/hip_runtime.h>" in (out / "launch.h").read_text()
-    # ::max, on HIP's host side, is one of int.
-    assert "return std::max(a, b)" in (out / "kernel.cu").read_text()
 
-    os.utime(out / "launch.h", (0, 0))
-    os.utime(out / "kernel.cu", (0, 0))
-    kernel.write_text(kernel.read_text() + "// changed\n")
-    hipify(out, kernel, header)
-    assert (out / "launch.h").stat().st_mtime == 0
-    assert (out / "kernel.cu").stat().st_mtime > 0
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def hipify():
+        script = ROOT / "cmake" / "hipify.py"
+        subprocess.run([sys.executable, script, out, *sources], cwd=tmp_path, check=True)
+
+    for name, text in sources.items():
+        write(name, text)
+    hipify()
+    assert "hipStream_t" in (out / header).read_text()
+    assert "<hip/hip_runtime.h>" in (out / header).read_text()
+    assert "hipGetLastError()" in (out / other).read_text()
+    # On HIP's host side ::max takes ints.
+    assert "return std::max(a, b)" in (out / kernel).read_text()
+
+    for name in sources:
+        os.utime(out / name, (0, 0))
+    write(kernel, sources[kernel] + "// changed\n")
+    hipify()
+    assert [(out / name).stat().st_mtime == 0 for name in sources] == [True, False, True]
