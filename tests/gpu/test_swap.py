@@ -95,8 +95,10 @@ def test_strategies(gpu, strategy, stream, route):
 
 @pytest.mark.parametrize("route", QUEUED, ids="_to_".join)
 def test_takes_its_turn(gpu, strategy, stream, route):
-    """After what the stream was given before, which may still write the blocks; before what it is given next. And the
-    mapping may be changed or freed as soon as the call returns."""
+    """The copy comes after earlier work of the stream, which may write the blocks, and before later work.
+
+    The mapping may be changed or freed as soon as the call returns.
+    """
     for op, make in OPS.items():
         call = make(gpu, src=route[0], dst=route[1], **SIXTY_FOUR, pairs=mixed_pairs(64))
         run(op, call)  # whatever is done the first time
@@ -122,7 +124,7 @@ def test_takes_its_turn(gpu, strategy, stream, route):
 
 @pytest.mark.parametrize("route", QUEUED, ids="_to_".join)
 def test_graphs(gpu, strategy, route):
-    """Nothing of it is lost in a graph, as a batch of copies would be, nor read while the graph is made."""
+    """A graph holds all copies (it would lose a batch of them), and nothing is copied while the graph is made."""
     for op, make in OPS.items():
         call = make(gpu, src=route[0], dst=route[1], **SIXTY_FOUR, pairs=mixed_pairs(64))
         untouched = copy_of({"dst": call["dst"]})
@@ -141,7 +143,7 @@ def test_graphs(gpu, strategy, route):
 
 
 def test_registered_memory(gpu, strategy):
-    """Of someone else, by cudaHostRegister; in one piece, and in neighbouring ones."""
+    """Another library has registered the memory by cudaHostRegister, in one piece or in neighbouring ones."""
     runtime, page = torch.cuda.cudart(), 1 << 20
     for pieces in ([8], [3, 5], [1] * 8):
         host = torch.empty(9 * page, dtype=torch.uint8)
@@ -162,7 +164,7 @@ def test_registered_memory(gpu, strategy):
 
 
 def test_memory_that_is_registered_in_part(gpu, strategy):
-    """No kernel may touch the rest: what can be copied is, and what the runtime refuses is raised."""
+    """No kernel may touch memory that is not registered; what the runtime refuses is raised."""
     host = torch.empty(9 << 20, dtype=torch.uint8)
     begin = host.data_ptr() + -host.data_ptr() % 4096
     device = random_bytes(8 << 20, gpu)

@@ -37,13 +37,13 @@ def outcome(op, call, *, isa=None, threads=1):
 
 
 def any_bits(op, call):
-    """All bit patterns, NaNs of all kinds among them, in the floats that are only read; but scales and cosines stay."""
+    """Fills the floats that are only read with all bit patterns, NaNs among them. Scales and cosines stay."""
     for argument in getattr(torch.ops.multikv, op).default._schema.arguments:
         x = call[argument.name]
-        if isinstance(x, torch.Tensor) and x.dtype in FLOATS and x.dim() > 1 and argument.name != "cos_sin_cache":
-            if not argument.alias_info:
-                bytes = storage_bytes(x)
-                bytes.copy_(random_bytes(len(bytes)))
+        is_matrix = isinstance(x, torch.Tensor) and x.dtype in FLOATS and x.dim() > 1
+        if is_matrix and not argument.alias_info and argument.name != "cos_sin_cache":
+            bytes = storage_bytes(x)
+            bytes.copy_(random_bytes(len(bytes)))
     return call
 
 

@@ -217,7 +217,7 @@ def test_why_a_cuda_library_is_refused(monkeypatch, driver, capabilities, device
     library = Library("cuda", platforms.libraries()[0].path, toolkit="13.0.88", architectures=["80", "90"])
     verdict = detection.judge_cuda(library)
     assert verdict.serves == (refusal == "")
-    assert verdict.reason == refusal or verdict.serves and verdict.reason
+    assert verdict.reason == refusal or (verdict.serves and verdict.reason)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_why_a_rocm_library_is_refused(monkeypatch, tmp_path, nodes, names, refu
     library = Library("rocm", platforms.libraries()[0].path, architectures=["gfx90a", "gfx1030"])
     verdict = detection.judge_rocm(library)
     assert verdict.serves == (refusal == "")
-    assert verdict.reason == refusal or verdict.serves and verdict.reason
+    assert verdict.reason == refusal or (verdict.serves and verdict.reason)
 
 
 def test_a_library_without_its_manifest_is_refused(monkeypatch):

@@ -249,7 +249,7 @@ def test_ds_mla_cache_dtypes(device, stored, dtype, rope_size):
 @pytest.mark.parametrize("format", ["e4m3fn", "e4m3fnuz"])
 @pytest.mark.parametrize("dtype", HALVES, ids=short)
 def test_ds_mla_scales_around_powers_of_two(device, dtype, format):
-    """amax / M at all powers of two and next to them, subnormal ones too: M is 7/4 times one."""
+    """Quotients amax / M at all powers of two and next to them, subnormal ones too: M is 7/4 times one."""
     mantissa_bits = {torch.float16: 10, torch.bfloat16: 7}[dtype]
     bits = torch.arange(2**15)
     mantissas, at = bits % 2**mantissa_bits, 3 << (mantissa_bits - 2)

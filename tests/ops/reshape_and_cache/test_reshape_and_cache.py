@@ -85,7 +85,7 @@ def test_head_sizes_with_long_runs(device, head_size, format, dtype):
 @pytest.mark.parametrize("heads, head_size", [(40, 128), (64, 128), (7, 600), (1, 6000), (513, 8), (600, 16)])
 @pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
 def test_many_vectors_of_a_token(device, format, heads, head_size):
-    """heads * head_size / x goes from a little to much more than 512."""
+    """The product heads * head_size / x goes from a little to much more than 512."""
     for value_x in VALUE_XS:
         for runs in (False, True):
             options = {"heads": heads, "head_size": head_size, "x": 8, "value_x": value_x, "runs": runs}
