@@ -73,14 +73,15 @@ def test_not_on_the_default_stream(gpu, op):
     late = copy_of(arguments, None)
     call.vary(late)
     expected = expected_of(op, late)
-    torch.cuda.synchronize()
+    seen = copy_of(arguments, None)  # now, because an allocation may wait for the default stream
     side, default = torch.cuda.Stream(), torch.cuda.default_stream()
+    torch.cuda.synchronize()
     torch.cuda._sleep(1_000_000_000)
     with torch.cuda.stream(side):
         torch.cuda._sleep(50_000_000)
         overwrite(arguments, late)
         run(op, arguments)
-        seen = copy_of(arguments, None)
+        overwrite(seen, arguments)
     side.synchronize()
     assert not default.query()
     torch.cuda.synchronize()
