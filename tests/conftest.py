@@ -1,21 +1,25 @@
-"""Which devices the tests run on, and how random they are.
+"""Which devices the tests run on, which markers they carry, and how random they are.
 
 MULTIKV_TEST_DEVICES is a comma-separated list of `cpu` (once per instruction set of this host) and `cuda` (also what
 ROCm's devices are called); by default `cpu`, and `cuda` where there is one. A device that is named and missing fails
 the run: a test that is skipped everywhere finds nothing.
+
+The folders slow/, gpu/ and hip/ give their tests the marker of that name; a test that asks for the fixture `gpu`, or
+that runs on the device `cuda`, has the marker gpu.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
-import helpers
 from multikv import platforms
+from tests.support import devices
 
 hypothesis.settings.register_profile(
     "multikv",
@@ -28,24 +32,46 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("multikv")
 
+FOLDERS_OF_MARKERS = ("slow", "gpu", "hip")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        helpers.device_names()
+        devices.device_names()
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
 
 
 def pytest_report_header() -> list[str]:
-    return [f"multikv devices: {', '.join(helpers.device_names())}", *platforms.report().splitlines()]
+    return [f"multikv devices: {', '.join(devices.device_names())}", *platforms.report().splitlines()]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if lines := devices.untested():
+        terminalreporter.section("untested kernels")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
+        for marker in FOLDERS_OF_MARKERS:
+            if marker in folders or (marker == "gpu" and "gpu" in getattr(item, "fixturenames", ())):
+                item.add_marker(marker)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = devices.device_names()
     if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", helpers.device_names(), indirect=True)
+        metafunc.parametrize("device", [_marked(name) for name in names], indirect=True)
     if "device_type" in metafunc.fixturenames:
-        types = dict.fromkeys(name.partition("-")[0] for name in helpers.device_names())
-        metafunc.parametrize("device_type", types)
+        metafunc.parametrize("device_type", [_marked(x) for x in dict.fromkeys(n.partition("-")[0] for n in names)])
+
+
+def _marked(device: str) -> object:
+    return pytest.param(device, marks=pytest.mark.gpu) if device == "cuda" else device
 
 
 @pytest.fixture
@@ -90,6 +116,6 @@ def any_device(device_type: str) -> torch.device:
 @pytest.fixture
 def gpu() -> torch.device:
     """For what only a GPU has: streams, graphs, a memory of its own."""
-    if "cuda" not in helpers.device_names():
+    if "cuda" not in devices.device_names():
         pytest.skip("needs a GPU")
     return torch.device("cuda", torch.cuda.current_device())

