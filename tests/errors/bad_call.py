@@ -35,8 +35,11 @@ class Bad(NamedTuple):
 
 STRIDE = "{}: expected stride 1 in the innermost dimension, got stride 2"
 NONE = "{}: expected a tensor, got None"
-EXPANDED = "{}: expected a tensor to write to, each element in a place of its own, got stride 0 in dimension {}"
-ON_CPU = "{}: expected device {{device}} like {}, got cpu"  # and the device of the call is to be filled in
+EXPANDED = "{}: expected a writable tensor without overlapping elements, got stride 0 in dimension {}"
+# Both texts are for a tensor on the CPU in a call on a GPU. FIRST_ON_CPU is for the tensor that the op checks first: it
+# names the first argument on the GPU. ON_CPU is for the other tensors. Bad.text() fills in {device}.
+FIRST_ON_CPU = "{}: expected a CUDA tensor ({} is on {{device}}), got cpu"
+ON_CPU = "{}: expected device {{device}} like {}, got cpu"
 FORMAT_NAMES = "auto, float16, bfloat16, float32, fp8, fp8_e4m3, fp8_e5m2, fp8_e4m3fn, fp8_e4m3fnuz, fp8_e5m2fnuz"
 
 

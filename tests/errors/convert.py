@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.errors.bad_call import EXPANDED, NONE, ON_CPU, Bad, expanded, on_cpu, to
+from tests.errors.bad_call import EXPANDED, FIRST_ON_CPU, NONE, ON_CPU, Bad, expanded, on_cpu, to
 from tests.support.calls.convert import convert_arguments
 
 
@@ -79,6 +79,6 @@ BAD_ARGUMENTS = [
 ]
 
 WRONG_DEVICES = [
-    convert("dst_on_cpu", {"dst_cache": on_cpu}, "dst_cache: expected device cuda like another argument, got cpu"),
+    convert("dst_on_cpu", {"dst_cache": on_cpu}, FIRST_ON_CPU.format("dst_cache", "src_cache")),
     convert("src_on_cpu", {"src_cache": on_cpu}, ON_CPU.format("src_cache", "dst_cache")),
 ]

@@ -24,9 +24,9 @@ BAD_ARGUMENTS = [
     gather("dst_rank", {"dst": lambda x: x[0]}, "dst: expected 3 dimensions, got shape [2, 64]"),
     gather("dst_dtype", {"dst": lambda x: x.half()}, "dst: expected dtype bfloat16 like src_cache, got float16"),
     gather(
-        "dst_dtype_without_a_name",
+        "dst_dtype_complex",
         {"dst": lambda x: x.to(torch.complex64)},
-        "dst: expected dtype bfloat16 like src_cache, got number 9 of torch's dtypes",
+        "dst: expected dtype bfloat16 like src_cache, got complex64",
     ),
     gather(
         "dst_heads",
@@ -41,7 +41,7 @@ BAD_ARGUMENTS = [
     gather(
         "dst_expanded",
         {"dst": lambda x: x[:1].expand(57, 2, 64)},
-        "dst: expected a tensor to write to, each element in a place of its own, got stride 0 in dimension 0",
+        "dst: expected a writable tensor without overlapping elements, got stride 0 in dimension 0",
     ),
     gather(
         "empty_blocks",
@@ -61,7 +61,7 @@ BAD_ARGUMENTS = [
         {"block_table": lambda x: x.t().contiguous().t()},
         "block_table: expected stride 1 in the innermost dimension, got stride 4",
     ),
-    gather("bounds_rank", {"cu_seq_lens": lambda x: x[None]}, "cu_seq_lens: expected 1 dimensions, got shape [1, 5]"),
+    gather("bounds_rank", {"cu_seq_lens": lambda x: x[None]}, "cu_seq_lens: expected 1 dimension, got shape [1, 5]"),
     gather("bounds_dtype", {"cu_seq_lens": lambda x: x.char()}, "cu_seq_lens: expected dtype int32 or int64, got int8"),
     gather(
         "bounds_size",
@@ -73,7 +73,7 @@ BAD_ARGUMENTS = [
     gather(
         "starts_rank",
         {"seq_starts": lambda x: x[:, None]},
-        "seq_starts: expected 1 dimensions, got shape [4, 1]",
+        "seq_starts: expected 1 dimension, got shape [4, 1]",
         starts=(0,) * 4,
     ),
     gather(
@@ -137,22 +137,22 @@ BAD_BOUNDS = [
     gather(
         "bound_decreasing",
         {"cu_seq_lens": with_value(2, 4)},
-        "cu_seq_lens[2]: expected a bound from 5 to 57 (rows of the output), got 4",
+        "cu_seq_lens[2]: expected a bound of at least 5 (bounds must not decrease), got 4",
     ),
     gather(
         "bound_past_the_output",
         {"cu_seq_lens": with_value(4, 58)},
-        "cu_seq_lens[4]: expected a bound from 21 to 57 (rows of the output), got 58",
+        "cu_seq_lens[4]: expected a bound of at most 57 (rows of the output), got 58",
     ),
     gather(
         "bound_huge",
         {"cu_seq_lens": with_value(1, 2**31 - 1)},
-        f"cu_seq_lens[1]: expected a bound from 0 to 57 (rows of the output), got {2**31 - 1}",
+        f"cu_seq_lens[1]: expected a bound of at most 57 (rows of the output), got {2**31 - 1}",
     ),
     gather(
         "bound_negative",
         {"cu_seq_lens": with_value(0, -1)},
-        "cu_seq_lens[0]: expected a bound from 0 to 57 (rows of the output), got -1",
+        "cu_seq_lens[0]: expected a bound of at least 0, got -1",
     ),
     gather(
         "start_negative",

@@ -110,7 +110,7 @@ BAD_ARGUMENTS += [
         {"num_tokens": 2**63 - 1},
         f"dst: expected at least {2**63 - 1} rows (num_tokens), got shape [57, 576]",
     ),
-    dequant("bounds_rank", {"cu_seq_lens": lambda x: x[0]}, "cu_seq_lens: expected 1 dimensions, got shape []"),
+    dequant("bounds_rank", {"cu_seq_lens": lambda x: x[0]}, "cu_seq_lens: expected 1 dimension, got shape []"),
     dequant("bounds_dtype", {"cu_seq_lens": to("uint8")}, "cu_seq_lens: expected dtype int32 or int64, got uint8"),
     dequant(
         "bounds_size",
@@ -118,7 +118,7 @@ BAD_ARGUMENTS += [
         "cu_seq_lens: expected size 5 (batch_size + 1) in dimension 0, got shape [4]",
     ),
     dequant(
-        "owners_rank", {"token_to_seq": lambda x: x[None]}, "token_to_seq: expected 1 dimensions, got shape [1, 57]"
+        "owners_rank", {"token_to_seq": lambda x: x[None]}, "token_to_seq: expected 1 dimension, got shape [1, 57]"
     ),
     dequant("owners_dtype", {"token_to_seq": to("int8")}, "token_to_seq: expected dtype int32 or int64, got int8"),
     dequant(
@@ -178,7 +178,7 @@ BAD_ARGUMENTS += [
     upconvert(
         "bounds_rank",
         {"workspace_starts": lambda x: x[None]},
-        "workspace_starts: expected 1 dimensions, got shape [1, 4]",
+        "workspace_starts: expected 1 dimension, got shape [1, 4]",
     ),
     upconvert(
         "bounds_dtype",
@@ -212,7 +212,7 @@ BAD_ARGUMENTS += [
         "host_cache: expected size 656 (bytes of an fp8_ds_mla entry) in dimension 1, got shape [50, 655]",
     ),
     *(
-        with_host(f"{name}_rank", {name: lambda x: x[None]}, f"{name}: expected 1 dimensions, got shape [1, 144]")
+        with_host(f"{name}_rank", {name: lambda x: x[None]}, f"{name}: expected 1 dimension, got shape [1, 144]")
         for name in HOST_TENSORS[1:]
     ),
     *(
@@ -227,7 +227,7 @@ BAD_ARGUMENTS += [
     with_host(
         "ids_of_part_of_a_block",
         {"device_row_ids": lambda x: x[:143], "host_row_ids": lambda x: x[:143]},
-        "host_row_ids: expected a multiple of 16 (block size of src_cache) elements, got shape [143]",
+        "host_row_ids: expected a multiple of 16 elements (block size of src_cache), got shape [143]",
     ),
 ]
 
@@ -303,7 +303,9 @@ BAD_INDICES = [
 # Bounds of good calls: 0, 5, 5, 21, 54; the outputs have 57 rows.
 BAD_BOUNDS = [
     dequant(
-        "bound_decreasing", {"cu_seq_lens": with_value(2, 4)}, "cu_seq_lens[2]: expected a bound of at least 5, got 4"
+        "bound_decreasing",
+        {"cu_seq_lens": with_value(2, 4)},
+        "cu_seq_lens[2]: expected a bound of at least 5 (bounds must not decrease), got 4",
     ),
     dequant(
         "bound_negative", {"cu_seq_lens": with_value(0, -1)}, "cu_seq_lens[0]: expected a bound of at least 0, got -1"
@@ -311,23 +313,23 @@ BAD_BOUNDS = [
     dequant(
         "bound_huge",
         {"cu_seq_lens": with_value(3, 2**62)},
-        f"cu_seq_lens[4]: expected a bound of at least {2**62}, got 54",
+        f"cu_seq_lens[4]: expected a bound of at least {2**62} (bounds must not decrease), got 54",
         index_dtype=torch.int64,
     ),
     upconvert(
         "bound_decreasing",
         {"workspace_starts": with_value(2, 4)},
-        "workspace_starts[2]: expected a bound from 5 to 57 (rows of the output), got 4",
+        "workspace_starts[2]: expected a bound of at least 5 (bounds must not decrease), got 4",
     ),
     upconvert(
         "bound_past_the_output",
         {"workspace_starts": with_value(3, 58)},
-        "workspace_starts[3]: expected a bound from 5 to 57 (rows of the output), got 58",
+        "workspace_starts[3]: expected a bound of at most 57 (rows of the output), got 58",
     ),
     upconvert(
         "bound_negative",
         {"workspace_starts": with_value(0, -(2**31))},
-        f"workspace_starts[0]: expected a bound from 0 to 57 (rows of the output), got {-(2**31)}",
+        f"workspace_starts[0]: expected a bound of at least 0, got {-(2**31)}",
         last_bound=True,
     ),
     *(

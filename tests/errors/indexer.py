@@ -21,14 +21,14 @@ GATHER_TENSORS = ("kv_cache", "dst_k", "dst_scale", "block_table", "cu_seq_lens"
 FORMAT_NAMES = "auto, float32, fp32, fp8, fp8_e4m3, fp8_e4m3fn, fp8_e4m3fnuz, ue8m0, mxfp8"
 
 
-def not_dense(shape: str, strides: str) -> str:
+def not_contiguous(shape: str, strides: str) -> str:
     got = f"got shape {shape} and strides {strides}"
-    return f"kv_cache: expected blocks that are dense in memory (dimensions 1 and 2), {got}"
+    return f"kv_cache: expected contiguous blocks (dimensions 1 and 2), {got}"
 
 
 def overlapping(strides: str) -> str:
     return (
-        "kv_cache: expected a tensor to write to, each element in a place of its own, "
+        "kv_cache: expected a writable tensor without overlapping elements, "
         f"got shape [3, 16, 132] and strides {strides}"
     )
 
@@ -47,9 +47,9 @@ BAD_ARGUMENTS = [
         write(f"cache_{dtype}", {"kv_cache": to(dtype)}, f"kv_cache: expected dtype uint8, got {dtype}")
         for dtype in ("float8_e4m3fn", "int8", "float32")
     ),
-    write("cache_stride", {"kv_cache": every_second}, not_dense("[3, 16, 132]", "[4224, 264, 2]")),
-    write("cache_padded_slots", {"kv_cache": lambda x: x[..., :100]}, not_dense("[3, 16, 100]", "[2112, 132, 1]")),
-    write("cache_one_slot", {"kv_cache": expanded(1)}, not_dense("[3, 16, 132]", "[2112, 0, 1]")),
+    write("cache_stride", {"kv_cache": every_second}, not_contiguous("[3, 16, 132]", "[4224, 264, 2]")),
+    write("cache_padded_slots", {"kv_cache": lambda x: x[..., :100]}, not_contiguous("[3, 16, 100]", "[2112, 132, 1]")),
+    write("cache_one_slot", {"kv_cache": expanded(1)}, not_contiguous("[3, 16, 132]", "[2112, 0, 1]")),
     write("cache_expanded", {"kv_cache": expanded(0)}, overlapping("[0, 132, 1]")),
     write(
         "cache_overlapping_blocks",
@@ -64,12 +64,12 @@ BAD_ARGUMENTS = [
     write(
         "cache_without_scales",
         {"kv_cache": lambda x: x.new_empty(3, 16, 128)},
-        "kv_cache: expected the bytes of 128 codes and 1 scales of 4 bytes in dimension 2, got shape [3, 16, 128]",
+        "kv_cache: expected the bytes of 128 codes and 1 scale of 4 bytes in dimension 2, got shape [3, 16, 128]",
     ),
     write(
         "cache_smaller_than_k",
         {"kv_cache": lambda x: x.new_empty(3, 16, 4)},
-        "kv_cache: expected the bytes of 128 codes and 1 scales of 4 bytes in dimension 2, got shape [3, 16, 4]",
+        "kv_cache: expected the bytes of 128 codes and 1 scale of 4 bytes in dimension 2, got shape [3, 16, 4]",
     ),
     write(
         "cache_of_other_tiles",
@@ -88,7 +88,7 @@ BAD_ARGUMENTS = [
         write(f"tile_{size}", {"quant_block_size": size}, f"quant_block_size: expected at least 1, got {size}")
         for size in (0, -128)
     ),
-    write("slots_rank", {"slot_mapping": lambda x: x[None]}, "slot_mapping: expected 1 dimensions, got shape [1, 37]"),
+    write("slots_rank", {"slot_mapping": lambda x: x[None]}, "slot_mapping: expected 1 dimension, got shape [1, 37]"),
     write("slots_dtype", {"slot_mapping": to("float64")}, "slot_mapping: expected dtype int32 or int64, got float64"),
     *(
         write(
@@ -99,13 +99,13 @@ BAD_ARGUMENTS = [
     write(
         "mxfp8_tile",
         {"kv_cache_dtype": "mxfp8"},
-        "quant_block_size: expected 128, and a head size of 128, for mxfp8, got 32, and 128",
+        "quant_block_size: expected 128 with head size 128 (mxfp8), got 32 with head size 128",
         quant_block_size=32,
     ),
     write(
         "mxfp8_head_size",
         {"kv_cache_dtype": "mxfp8"},
-        "quant_block_size: expected 128, and a head size of 128, for mxfp8, got 128, and 256",
+        "quant_block_size: expected 128 with head size 128 (mxfp8), got 128 with head size 256",
         head_size=256,
     ),
 ]
@@ -118,7 +118,7 @@ BAD_ARGUMENTS += [
     gather("dst_scale_expanded", {"dst_scale": expanded(0)}, EXPANDED.format("dst_scale", 0)),
     gather("cache_rank", {"kv_cache": lambda x: x[0]}, "kv_cache: expected 3 dimensions, got shape [16, 132]"),
     gather("cache_dtype", {"kv_cache": lambda x: x.view(torch.int8)}, "kv_cache: expected dtype uint8, got int8"),
-    gather("cache_stride", {"kv_cache": every_second}, not_dense("[9, 16, 132]", "[4224, 264, 2]")),
+    gather("cache_stride", {"kv_cache": every_second}, not_contiguous("[9, 16, 132]", "[4224, 264, 2]")),
     gather(
         "empty_blocks",
         {"kv_cache": lambda x: x[:, :0]},
@@ -149,7 +149,7 @@ BAD_ARGUMENTS += [
         gather(
             f"dst_scale_of_{size}_bytes",
             {"dst_scale": lambda x, size=size: x.new_empty(57, size)},
-            "dst_scale: expected scales of 4 bytes, in a number that divides 128 (size of dst_k), "
+            "dst_scale: expected scales of 4 bytes whose number divides 128 (size of dst_k), "
             f"got shape [57, {size}] of uint8",
         )
         for size in (0, 3, 12)
@@ -161,7 +161,7 @@ BAD_ARGUMENTS += [
     ),
     gather("table_rank", {"block_table": lambda x: x[0]}, "block_table: expected 2 dimensions, got shape [4]"),
     gather("table_dtype", {"block_table": to("int8")}, "block_table: expected dtype int32 or int64, got int8"),
-    gather("bounds_rank", {"cu_seq_lens": lambda x: x[None]}, "cu_seq_lens: expected 1 dimensions, got shape [1, 5]"),
+    gather("bounds_rank", {"cu_seq_lens": lambda x: x[None]}, "cu_seq_lens: expected 1 dimension, got shape [1, 5]"),
     gather("bounds_dtype", {"cu_seq_lens": to("int16")}, "cu_seq_lens: expected dtype int32 or int64, got int16"),
     gather(
         "bounds_size",
@@ -203,16 +203,16 @@ BAD_BOUNDS = [
     gather(
         "bound_decreasing",
         {"cu_seq_lens": with_value(4, 20)},
-        "cu_seq_lens[4]: expected a bound from 21 to 57 (rows of the output), got 20",
+        "cu_seq_lens[4]: expected a bound of at least 21 (bounds must not decrease), got 20",
     ),
     gather(
         "bound_past_the_output",
         {"cu_seq_lens": with_value(4, 2**31 - 1)},
-        f"cu_seq_lens[4]: expected a bound from 21 to 57 (rows of the output), got {2**31 - 1}",
+        f"cu_seq_lens[4]: expected a bound of at most 57 (rows of the output), got {2**31 - 1}",
     ),
     gather(
         "bound_negative",
         {"cu_seq_lens": with_value(0, -1)},
-        "cu_seq_lens[0]: expected a bound from 0 to 57 (rows of the output), got -1",
+        "cu_seq_lens[0]: expected a bound of at least 0, got -1",
     ),
 ]

@@ -67,7 +67,7 @@ BAD_ARGUMENTS += [
         {"kv_cache": lambda x: x[:, :, None]},
         "kv_cache: expected 3 dimensions, got shape [3, 16, 1, 576]",
     ),
-    mla("slots_rank", {"slot_mapping": lambda x: x[None]}, "slot_mapping: expected 1 dimensions, got shape [1, 7]"),
+    mla("slots_rank", {"slot_mapping": lambda x: x[None]}, "slot_mapping: expected 1 dimension, got shape [1, 7]"),
     mla("kv_c_dtype", {"kv_c": to("uint8")}, "kv_c: expected dtype float32, float16 or bfloat16, got uint8"),
     mla("k_pe_dtype", {"k_pe": to("float16")}, "k_pe: expected dtype bfloat16 like kv_c, got float16"),
     mla("kv_cache_dtype", {"kv_cache": to("float16")}, "kv_cache: expected dtype bfloat16 like the input, got float16"),
@@ -188,7 +188,7 @@ BAD_ARGUMENTS += [
         "slot_mapping: expected size 3 (layers of kv_c) in dimension 0, got shape [2, 7]",
     ),
     grouped(
-        "addresses_rank", {"kv_cache_ptrs": lambda x: x[None]}, "kv_cache_ptrs: expected 1 dimensions, got shape [1, 3]"
+        "addresses_rank", {"kv_cache_ptrs": lambda x: x[None]}, "kv_cache_ptrs: expected 1 dimension, got shape [1, 3]"
     ),
     grouped("addresses_dtype", {"kv_cache_ptrs": to("int32")}, "kv_cache_ptrs: expected dtype int64, got int32"),
     grouped(
@@ -211,7 +211,7 @@ BAD_ARGUMENTS += [
     ),
     grouped("no_scales", {"kv_scales": None}, "kv_scales: expected a tensor for an fp8 format, got None", format="fp8"),
     grouped(
-        "scales_rank", {"kv_scales": lambda x: x[0]}, "kv_scales: expected 1 dimensions, got shape []", format="fp8"
+        "scales_rank", {"kv_scales": lambda x: x[0]}, "kv_scales: expected 1 dimension, got shape []", format="fp8"
     ),
     grouped(
         "scales_dtype", {"kv_scales": to("float64")}, "kv_scales: expected dtype float32, got float64", format="fp8"

@@ -6,6 +6,7 @@ import torch
 
 from tests.errors.bad_call import (
     EXPANDED,
+    FIRST_ON_CPU,
     FORMAT_NAMES,
     NONE,
     ON_CPU,
@@ -37,7 +38,7 @@ BAD_ARGUMENTS = [
     rope("kv_cache_expanded", {"kv_cache": expanded(1)}, EXPANDED.format("kv_cache", 1)),
     rope("q_pe_expanded", {"q_pe": expanded(1)}, EXPANDED.format("q_pe", 1)),
     rope("k_pe_expanded", {"k_pe": expanded(0)}, EXPANDED.format("k_pe", 0)),
-    rope("positions_rank", {"positions": lambda x: x[0]}, "positions: expected 1 dimensions, got shape []"),
+    rope("positions_rank", {"positions": lambda x: x[0]}, "positions: expected 1 dimension, got shape []"),
     rope("positions_dtype", {"positions": to("int16")}, "positions: expected dtype int32 or int64, got int16"),
     rope(
         "positions_rows",
@@ -100,7 +101,7 @@ BAD_ARGUMENTS = [
     ),
     rope("kv_cache_rank", {"kv_cache": lambda x: x[0]}, "kv_cache: expected 3 dimensions, got shape [16, 576]"),
     rope("slots_dtype", {"slot_mapping": to("int8")}, "slot_mapping: expected dtype int32 or int64, got int8"),
-    rope("slots_rank", {"slot_mapping": lambda x: x[None]}, "slot_mapping: expected 1 dimensions, got shape [1, 7]"),
+    rope("slots_rank", {"slot_mapping": lambda x: x[None]}, "slot_mapping: expected 1 dimension, got shape [1, 7]"),
     rope(
         "format",
         {"kv_cache_dtype": "mxfp8"},
@@ -122,7 +123,7 @@ BAD_ARGUMENTS = [
 
 # A tensor on the CPU in a call on a GPU.
 WRONG_DEVICES = [
-    rope("kv_c_on_cpu", {"kv_c": on_cpu}, "kv_c: expected device cuda like another argument, got cpu"),
+    rope("kv_c_on_cpu", {"kv_c": on_cpu}, FIRST_ON_CPU.format("kv_c", "positions")),
     *(rope(f"{name}_on_cpu", {name: on_cpu}, ON_CPU.format(name, "kv_c"), format="fp8") for name in TENSORS[1:]),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.errors.bad_call import (
+    FIRST_ON_CPU,
     FORMAT_NAMES,
     NONE,
     ON_CPU,
@@ -78,12 +79,12 @@ BAD_ARGUMENTS = [
     flash(
         "key_cache_expanded_blocks",
         {"key_cache": lambda x: x[:1].expand(3, -1, -1, -1)},
-        "key_cache: expected a tensor to write to, each element in a place of its own, got stride 0 in dimension 0",
+        "key_cache: expected a writable tensor without overlapping elements, got stride 0 in dimension 0",
     ),
     flash(
         "value_cache_expanded_heads",
         {"value_cache": lambda x: x[:, :, :1].expand(-1, -1, 2, -1)},
-        "value_cache: expected a tensor to write to, each element in a place of its own, got stride 0 in dimension 2",
+        "value_cache: expected a writable tensor without overlapping elements, got stride 0 in dimension 2",
     ),
     flash(
         "value_cache_head_size",
@@ -115,7 +116,7 @@ BAD_ARGUMENTS = [
         {"value_cache": lambda x: x.half()},
         "value_cache: expected dtype bfloat16 like key_cache, got float16",
     ),
-    flash("slots_rank", {"slot_mapping": lambda x: x[None]}, "slot_mapping: expected 1 dimensions, got shape [1, 7]"),
+    flash("slots_rank", {"slot_mapping": lambda x: x[None]}, "slot_mapping: expected 1 dimension, got shape [1, 7]"),
     flash(
         "slots_expanded",
         {"slot_mapping": lambda x: x[:1].expand(7)},
@@ -186,7 +187,7 @@ BAD_ARGUMENTS = [
     flash(
         "scales_of_two_sizes",
         {"v_scale": lambda x: x.expand(2).contiguous()},
-        "v_scale: expected 1 elements like k_scale, got shape [2]",
+        "v_scale: expected 1 element like k_scale, got shape [2]",
         format="fp8",
     ),
 ]
@@ -196,7 +197,7 @@ BAD_ARGUMENTS += [flash(f"{name}_none", {name: None}, NONE.format(name), format=
 
 # A tensor on the CPU in a call on a GPU.
 WRONG_DEVICES = [
-    flash("key_on_cpu", {"key": on_cpu}, "key: expected device cuda like another argument, got cpu"),
+    flash("key_on_cpu", {"key": on_cpu}, FIRST_ON_CPU.format("key", "value")),
     *(flash(f"{name}_on_cpu", {name: on_cpu}, ON_CPU.format(name, "key"), format="fp8") for name in TENSORS[1:]),
 ]
 

@@ -77,12 +77,13 @@ BAD_ARGUMENTS = [
     packed(
         "key_cache_vectors",
         {"key_cache": lambda x: x[:, :, :7]},
-        "key_cache: expected size 8 (vectors of the size of dimension 4) in dimension 2, got shape [3, 2, 7, 16, 8]",
+        "key_cache: expected size 8 (head size of key / size of dimension 4) in dimension 2, "
+        "got shape [3, 2, 7, 16, 8]",
     ),
     packed(
         "key_cache_expanded",
         {"key_cache": expanded(3)},
-        "key_cache: expected a tensor to write to, each element in a place of its own, got stride 0 in dimension 3",
+        "key_cache: expected a writable tensor without overlapping elements, got stride 0 in dimension 3",
     ),
     packed(
         "value_cache_rank",
@@ -128,7 +129,8 @@ BAD_ARGUMENTS = [
     packed(
         "value_cache_vectors",
         {"value_cache": lambda x: x[:, :, :3]},
-        "value_cache: expected size 4 (vectors of the size of dimension 4) in dimension 2, got shape [3, 2, 3, 64, 4]",
+        "value_cache: expected size 4 (block size of key_cache / size of dimension 4) in dimension 2, "
+        "got shape [3, 2, 3, 64, 4]",
         value_x=4,
     ),
     packed(
@@ -140,7 +142,7 @@ BAD_ARGUMENTS = [
     packed(
         "value_cache_expanded",
         {"value_cache": expanded(0)},
-        "value_cache: expected a tensor to write to, each element in a place of its own, got stride 0 in dimension 0",
+        "value_cache: expected a writable tensor without overlapping elements, got stride 0 in dimension 0",
     ),
     *(
         packed(
@@ -151,7 +153,7 @@ BAD_ARGUMENTS = [
         )
         for value_x in (None, 4)
     ),
-    packed("slots_rank", {"slot_mapping": lambda x: x[0]}, "slot_mapping: expected 1 dimensions, got shape []"),
+    packed("slots_rank", {"slot_mapping": lambda x: x[0]}, "slot_mapping: expected 1 dimension, got shape []"),
     packed("slots_dtype", {"slot_mapping": to("int8")}, "slot_mapping: expected dtype int32 or int64, got int8"),
     packed(
         "format", {"kv_cache_dtype": "fp8_ds_mla"}, f"kv_cache_dtype: expected one of {FORMAT_NAMES}, got 'fp8_ds_mla'"

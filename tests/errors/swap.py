@@ -80,25 +80,25 @@ BAD_ARGUMENTS = [
     swap(
         "dst_twice",
         {"block_mapping": pairs((0, 3), (1, 2), (2, 4), (0, 2), (0, 1))},
-        "block_mapping: expected blocks of dst that differ, got block 2 in pairs 1 and 3",
+        "block_mapping: expected distinct destination blocks, got duplicate destination block 2 (pairs 1 and 3)",
     ),
     swap(
         "pair_twice",
         {"block_mapping": pairs((0, 3)).expand(2, 2)},
-        "block_mapping: expected blocks of dst that differ, got block 3 in pairs 0 and 1",
+        "block_mapping: expected distinct destination blocks, got duplicate destination block 3 (pairs 0 and 1)",
     ),
     swap(
         "reads_what_it_writes",
         {"block_mapping": pairs((0, 15), (3, 10), (10, 11))},
-        "block_mapping: expected pairs that read nothing that is written, "
-        "got pair 2, whose block 10 of src overlaps block 10 of dst, that of pair 1",
+        "block_mapping: expected source blocks that do not overlap destination blocks, "
+        "got block 10 of src (pair 2) overlapping block 10 of dst (pair 1)",
         same_tensor=True,
     ),
     swap(
         "block_to_itself",
         {"block_mapping": pairs((4, 4))},
-        "block_mapping: expected pairs that read nothing that is written, "
-        "got pair 0, whose block 4 of src overlaps block 4 of dst, that of pair 0",
+        "block_mapping: expected source blocks that do not overlap destination blocks, "
+        "got block 4 of src (pair 0) overlapping block 4 of dst (pair 0)",
         same_tensor=True,
     ),
 ]
@@ -108,14 +108,14 @@ BAD_ARGUMENTS += [
     swap_shifted(
         "pair",
         {"block_mapping": pairs((1, 0))},
-        "block_mapping: expected pairs that read nothing that is written, "
-        "got pair 0, whose block 1 of src overlaps block 0 of dst, that of pair 0",
+        "block_mapping: expected source blocks that do not overlap destination blocks, "
+        "got block 1 of src (pair 0) overlapping block 0 of dst (pair 0)",
     ),
     swap_shifted(
         "two_pairs",
         {"block_mapping": pairs((0, 12), (5, 8), (13, 3))},
-        "block_mapping: expected pairs that read nothing that is written, "
-        "got pair 2, whose block 13 of src overlaps block 12 of dst, that of pair 0",
+        "block_mapping: expected source blocks that do not overlap destination blocks, "
+        "got block 13 of src (pair 2) overlapping block 12 of dst (pair 0)",
     ),
 ]
 
@@ -139,19 +139,17 @@ BAD_ARGUMENTS += [
     layers(
         "dst_twice",
         {"block_mapping": pairs((0, 3), (1, 2), (2, 4), (0, 2))},
-        "block_mapping: expected blocks of dst that differ, got block 2 in pairs 1 and 3",
+        "block_mapping: expected distinct destination blocks, got duplicate destination block 2 (pairs 1 and 3)",
     ),
     layers(
         "written_by_two_layers",
         {"dst": lambda x: [x[0], x[1], x[0]], "block_mapping": pairs((0, 3), (5, 2))},
-        "dst: expected tensors that do not overlap where they are written, "
-        "got block 2 of dst[0] and block 2 of dst[2] at one address",
+        "dst: expected destination blocks that do not overlap, got block 2 of dst[0] overlapping block 2 of dst[2]",
     ),
     layers(
         "parts_written_by_two_layers",
         {"dst": lambda x: [x[0], x[1], x[1].view(-1)[528:].view(6, 16, 33)], "block_mapping": pairs((0, 3), (5, 2))},
-        "dst: expected tensors that do not overlap where they are written, "
-        "got block 3 of dst[1] and block 2 of dst[2] at one address",
+        "dst: expected destination blocks that do not overlap, got block 3 of dst[1] overlapping block 2 of dst[2]",
     ),
 ]
 
@@ -171,8 +169,8 @@ BAD_ARGUMENTS += [
     reading_the_next_layer(
         "read_and_written_by_layers",
         pairs((1, 0), (2, 5), (3, 1)),
-        "block_mapping: expected pairs that read nothing that is written, "
-        "got pair 0, whose block 1 of src[0] overlaps block 1 of dst[1], that of pair 2",
+        "block_mapping: expected source blocks that do not overlap destination blocks, "
+        "got block 1 of src[0] (pair 0) overlapping block 1 of dst[1] (pair 2)",
     ),
 ]
 
@@ -180,7 +178,7 @@ BAD_ARGUMENTS += [
 BAD_ARGUMENTS += [
     *(batch(f"{name}_none", {name: None}, NONE.format(name)) for name in ("src_ptrs", "dst_ptrs", "sizes")),
     *(
-        batch(f"{name}_rank", {name: lambda x: x[None]}, f"{name}: expected 1 dimensions, got shape [1, 5]")
+        batch(f"{name}_rank", {name: lambda x: x[None]}, f"{name}: expected 1 dimension, got shape [1, 5]")
         for name in ("src_ptrs", "dst_ptrs", "sizes")
     ),
     batch("sizes_dtype", {"sizes": to("int32")}, "sizes: expected dtype int64, got int32"),
@@ -189,13 +187,13 @@ BAD_ARGUMENTS += [
         batch(
             f"{name}_too_few",
             {name: lambda x: x[:4]},
-            f"{name}: expected size 5 (that of src_ptrs) in dimension 0, got shape [4]",
+            f"{name}: expected size 5 (size of src_ptrs) in dimension 0, got shape [4]",
         )
         for name in ("dst_ptrs", "sizes")
     ),
-    batch("size_negative", {"sizes": with_value(2, -7)}, "sizes[2]: expected a number of bytes, got -7"),
+    batch("size_negative", {"sizes": with_value(2, -7)}, "sizes[2]: expected a number of bytes of at least 0, got -7"),
     *(
-        batch(f"{name}_null", {name: with_value(1, 0)}, f"{name}[1]: expected an address, got 0")
+        batch(f"{name}_null", {name: with_value(1, 0)}, f"{name}[1]: expected a non-null address, got 0")
         for name in ("src_ptrs", "dst_ptrs")
     ),
 ]

@@ -154,8 +154,8 @@ def test_address_between_two_elements(op):
             run(op, call | {name: shifted})
         size = x.element_size()
         rest = shifted.data_ptr() % size
-        expected = f"an address that is a multiple of {size}, the element's size"
-        assert str(caught.value) == f"{op}: {name}: expected {expected}, got {rest} bytes more"
+        expected = f"an address that is a multiple of {size} (bytes per element)"
+        assert str(caught.value) == f"{op}: {name}: expected {expected}, got a remainder of {rest}"
 
 
 def test_gpu_leaves_rows_of_a_sequence_that_begins_too_early(gpu, check_indices):

@@ -6,10 +6,10 @@ import gc
 
 import pytest
 import torch
-from multikv.offload.calibration import first_that_is_enough
 
 import multikv
 from multikv import offload, platforms
+from multikv.offload.calibration import first_that_is_enough
 from tests.support.processes import import_error, output_of
 
 

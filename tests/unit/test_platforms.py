@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from multikv.runtime import detection, hosts
-from multikv.runtime.libraries import Library
 
 from multikv import platforms
+from multikv.runtime import detection, hosts
+from multikv.runtime.libraries import Library
 from tests.support.calls.reshape_and_cache import flash_arguments
 from tests.support.comparison import check
 from tests.support.devices import serves_gpu

@@ -87,7 +87,7 @@ def test_a_block_that_is_written_twice_is_found_among_many_pairs(any_device, blo
         first, second = torch.randperm(290)[:2].sort().values.tolist()
         twice = good.clone()
         twice[first, 1] = good[second, 1]
-        expected = rf"{OP}: block_mapping: .* block {good[second, 1]} in pairs {first} and {second}$"
+        expected = rf"{OP}: block_mapping: .* block {good[second, 1]} \(pairs {first} and {second}\)$"
         with pytest.raises(RuntimeError, match=expected):
             run(OP, {"src": src, "dst": dst, "block_size_in_bytes": 1, "block_mapping": twice})
 
@@ -107,9 +107,9 @@ def test_what_is_wrong_is_found_among_many_pairs(any_device, blocks):
         read[i, 0] = good[j, 1]
         first, second = sorted((i, j))
         messages = (
-            f"blocks of dst that differ, got block {good[j, 1]} in pairs {first} and {second}",
-            f"pairs that read nothing that is written, got pair {i}, whose block {good[j, 1]} of src overlaps "
-            f"block {good[j, 1]} of dst, that of pair {j}",
+            f"distinct destination blocks, got duplicate destination block {good[j, 1]} (pairs {first} and {second})",
+            f"source blocks that do not overlap destination blocks, got block {good[j, 1]} of src (pair {i}) "
+            f"overlapping block {good[j, 1]} of dst (pair {j})",
         )
         for mapping, message in zip((twice, read), messages, strict=True):
             with pytest.raises(RuntimeError) as caught:
