@@ -55,9 +55,9 @@ MULTIKV_EXPORT void multikv_free_host(void* address);
 // What copies the blocks of swaps: 0 auto, 1 the copy engines, 2 a kernel.
 MULTIKV_EXPORT void multikv_set_swap_strategy(int32_t strategy);
 
-// From how many bytes on `auto` gives a run of blocks to a copy engine, where the driver takes many copies at a time and
-// where it takes them one by one; and how many threads the kernel has (0: as many as there is work for; negative: as
-// before). direction: 0 to the host, 1 from the host, 2 within the device.
+// From how many bytes on `auto` gives a run of blocks to a copy engine, where the driver takes many copies at a time
+// and where it takes them one by one; and how many threads the kernel has (0: as many as there is work for; negative:
+// as before). direction: 0 to the host, 1 from the host, 2 within the device.
 MULTIKV_EXPORT void multikv_set_swap_crossover(int32_t device, int32_t direction, int64_t in_batches,
                                                int64_t one_by_one, int32_t kernel_threads);
 

@@ -11,8 +11,8 @@
 //   narrow_to_float16s(low, high)              float16 of both, rounded to nearest even
 //   interleave_low_words(even, odd)            the low words of the integers of `even` and `odd`, alternating
 //   low_words(a, b), high_words(a, b)          the low, or the high, words of the integers of a, then of b
-//   saturate_words(a, b)                       words as bytes clamped to 0 .. 255, in the order that in_order() mends
-//   sign_bytes(a, b)                           words as bytes of the same signs, in the order that in_order() mends
+//   saturate_words(a, b)                       words as bytes clamped to 0 .. 255, out of order: see in_order()
+//   sign_bytes(a, b)                           words as bytes of the same signs, out of order: see in_order()
 //   keep_if_nonzero_byte(condition, x)         bytes of x; 0 where `condition` is 0
 //   replace_negative_bytes(x, with)            bytes of x; `with` where they are negative
 //   replace_equal_words(x, what, with)         words of x; `with` where they equal `what`
