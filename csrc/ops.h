@@ -3,16 +3,17 @@
 //
 // The parameters of make_<op>_params follow the schema, argument by argument; a mismatch does not compile
 // (frontend/torch/schema_check.h). A new op is stated here, and has one line in for_each_op().
+// frontend/ops/<family>.cpp defines the functions; one that differs from its declaration here does not link.
 #pragma once
 
 #include "frontend/torch/register.h"
-#include "params/convert.h"
-#include "params/gather.h"
-#include "params/indexer.h"
-#include "params/mla.h"
-#include "params/mla_rope.h"
-#include "params/reshape_and_cache.h"
-#include "params/swap.h"
+#include "params/convert_params.h"
+#include "params/gather_params.h"
+#include "params/indexer_params.h"
+#include "params/mla_params.h"
+#include "params/mla_rope_params.h"
+#include "params/reshape_and_cache_params.h"
+#include "params/swap_params.h"
 
 namespace multikv {
 

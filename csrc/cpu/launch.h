@@ -5,7 +5,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/duplicate_slots.h"
 #include "cpu/parallel.h"
-#include "params/swap.h"
+#include "params/swap_params.h"
 
 namespace multikv::cpu {
 

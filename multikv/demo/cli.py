@@ -11,7 +11,7 @@ import torch
 from multikv import platforms
 
 from . import cases
-from .run import describe, run
+from .measure import describe, run
 
 DESCRIPTION = "Says which libraries serve this host and why, and checks and times every op on it."
 

@@ -10,7 +10,7 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
-from .run import Result
+from .measure import Result
 
 _FILE_WIDTH = 120  # columns, where the output is not a terminal
 

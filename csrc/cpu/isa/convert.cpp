@@ -1,8 +1,7 @@
-#include "params/convert.h"
-
 #include "cpu/isa/cache/strided.h"
 #include "cpu/isa/codec/dequantise.h"
 #include "cpu/isa/codec/quantise.h"
+#include "params/convert_params.h"
 
 namespace multikv::cpu {
 namespace {

@@ -1,9 +1,8 @@
-#include "params/gather.h"
-
 #include "cpu/isa/cache/byte_rows.h"
 #include "cpu/isa/cache/gather_runs.h"
 #include "cpu/isa/cache/strided.h"
 #include "cpu/isa/codec/dequantise.h"
+#include "params/gather_params.h"
 
 namespace multikv::cpu {
 namespace {

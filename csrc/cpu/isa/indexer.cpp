@@ -1,10 +1,9 @@
-#include "params/indexer.h"
-
 #include "cpu/isa/cache/byte_rows.h"
 #include "cpu/isa/cache/gather_runs.h"
 #include "cpu/isa/cache/token_runs.h"
 #include "cpu/isa/codec/quantised_tile.h"
 #include "cpu/isa/simd/line_writer.h"
+#include "params/indexer_params.h"
 
 namespace multikv::cpu {
 namespace {

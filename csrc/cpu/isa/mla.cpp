@@ -1,7 +1,6 @@
-#include "params/mla.h"
-
 #include "cpu/isa/cache/mla_entry.h"
 #include "cpu/isa/cache/token_runs.h"
+#include "params/mla_params.h"
 
 namespace multikv::cpu {
 

@@ -1,8 +1,7 @@
-#include "params/mla_rope.h"
-
 #include "cpu/isa/cache/mla_entry.h"
 #include "cpu/isa/cache/token_runs.h"
 #include "cpu/isa/codec/rotate.h"
+#include "params/mla_rope_params.h"
 
 namespace multikv::cpu {
 

@@ -1,8 +1,7 @@
-#include "params/reshape_and_cache.h"
-
 #include "cpu/isa/cache/packed_writer.h"
 #include "cpu/isa/cache/token_runs.h"
 #include "cpu/isa/codec/quantise.h"
+#include "params/reshape_and_cache_params.h"
 
 namespace multikv::cpu {
 namespace {

@@ -1,8 +1,7 @@
-#include "params/swap.h"
-
 #include <concepts>
 
 #include "cpu/isa/simd/copy.h"
+#include "params/swap_params.h"
 
 namespace multikv::cpu {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "cuda/cache/write_tokens.cuh"
 #include "cuda/core/quantised_tile.cuh"
-#include "params/mla.h"
+#include "params/mla_params.h"
 
 namespace multikv::gpu {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/cache/write_tokens.cuh"
-#include "params/reshape_and_cache.h"
+#include "params/reshape_and_cache_params.h"
 
 namespace multikv::gpu {
 

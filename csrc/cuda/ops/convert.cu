@@ -1,8 +1,7 @@
-#include "params/convert.h"
-
 #include "cuda/cache/vector_move.cuh"
 #include "cuda/core/divide.cuh"
 #include "cuda/core/grid.h"
+#include "params/convert_params.h"
 
 namespace multikv::gpu {
 namespace {

@@ -1,8 +1,7 @@
-#include "params/gather.h"
-
 #include "cuda/cache/gather_rows.cuh"
 #include "cuda/cache/slots.cuh"
 #include "cuda/core/fp8_convert.cuh"
+#include "params/gather_params.h"
 
 namespace multikv::gpu {
 namespace {

@@ -1,8 +1,7 @@
-#include "params/indexer.h"
-
 #include "cuda/cache/gather_rows.cuh"
 #include "cuda/cache/slots.cuh"
 #include "cuda/core/quantised_tile.cuh"
+#include "params/indexer_params.h"
 
 namespace multikv::gpu {
 namespace {

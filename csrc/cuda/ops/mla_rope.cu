@@ -1,6 +1,5 @@
-#include "params/mla_rope.h"
-
 #include "cuda/cache/mla_entry.cuh"
+#include "params/mla_rope_params.h"
 
 namespace multikv::gpu {
 namespace {

@@ -1,10 +1,9 @@
-#include "params/reshape_and_cache.h"
-
 #include <algorithm>
 
 #include "cuda/cache/packed_keys.cuh"
 #include "cuda/cache/packed_values.cuh"
 #include "cuda/cache/write_tokens.cuh"
+#include "params/reshape_and_cache_params.h"
 
 namespace multikv::gpu {
 namespace {

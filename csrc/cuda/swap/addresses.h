@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "params/swap.h"
+#include "params/swap_params.h"
 #include "vendor/driver.h"
 
 namespace multikv::gpu {

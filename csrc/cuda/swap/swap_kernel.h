@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "params/swap.h"
+#include "params/swap_params.h"
 
 namespace multikv::gpu {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/cache_view.h"
-#include "core/strided.h"
+#include "core/rows.h"
 #include "frontend/check/call.h"
 
 namespace multikv {

@@ -1,7 +1,7 @@
 // Two tensors of one shape, as rows that are contiguous in both.
 #pragma once
 
-#include "core/strided.h"
+#include "core/rows.h"
 #include "frontend/check/call.h"
 
 namespace multikv {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "frontend/check/swap_pairs.h"
-#include "params/swap.h"
+#include "params/swap_params.h"
 
 namespace multikv {
 

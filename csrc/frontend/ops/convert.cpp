@@ -5,7 +5,7 @@
 #include "frontend/check/formats.h"
 #include "frontend/check/shapes.h"
 #include "frontend/check/strided.h"
-#include "ops.h"
+#include "params/convert_params.h"
 
 namespace multikv {
 

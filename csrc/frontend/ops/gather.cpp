@@ -1,8 +1,8 @@
 #include "frontend/check/formats.h"
-#include "frontend/check/sequences.h"
+#include "frontend/check/sequence_bounds.h"
 #include "frontend/check/shapes.h"
 #include "frontend/check/strided.h"
-#include "ops.h"
+#include "params/gather_params.h"
 
 namespace multikv {
 

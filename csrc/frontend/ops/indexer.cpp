@@ -1,7 +1,7 @@
 #include "frontend/check/formats.h"
-#include "frontend/check/sequences.h"
+#include "frontend/check/sequence_bounds.h"
 #include "frontend/check/shapes.h"
-#include "ops.h"
+#include "params/indexer_params.h"
 
 namespace multikv {
 

@@ -5,7 +5,7 @@
 #include "frontend/check/indices.h"
 #include "frontend/check/shapes.h"
 #include "frontend/ops/mla_write.h"
-#include "ops.h"
+#include "params/mla_params.h"
 
 namespace multikv {
 

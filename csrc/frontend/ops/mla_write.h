@@ -3,7 +3,7 @@
 
 #include "frontend/check/call.h"
 #include "frontend/torch/format_name.h"
-#include "params/mla.h"
+#include "params/mla_params.h"
 
 namespace multikv {
 

@@ -1,7 +1,7 @@
 #include "frontend/check/formats.h"
 #include "frontend/check/indices.h"
 #include "frontend/check/shapes.h"
-#include "ops.h"
+#include "params/reshape_and_cache_params.h"
 
 namespace multikv {
 

@@ -4,7 +4,7 @@
 #include "frontend/check/formats.h"
 #include "frontend/check/shapes.h"
 #include "frontend/check/swap_runs.h"
-#include "ops.h"
+#include "params/swap_params.h"
 
 namespace multikv {
 

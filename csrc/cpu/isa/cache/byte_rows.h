@@ -1,7 +1,7 @@
 // Copying rows of bytes to rows of an output.
 #pragma once
 
-#include "core/strided.h"
+#include "core/rows.h"
 #include "cpu/isa/simd/copy.h"
 
 namespace multikv::cpu {

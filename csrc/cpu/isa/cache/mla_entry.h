@@ -4,7 +4,7 @@
 #include "cpu/isa/codec/quantise.h"
 #include "cpu/isa/codec/quantised_tile.h"
 #include "cpu/isa/simd/line_writer.h"
-#include "params/mla.h"
+#include "params/mla_params.h"
 
 namespace multikv::cpu {
 namespace {

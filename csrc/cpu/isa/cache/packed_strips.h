@@ -10,7 +10,7 @@
 #pragma once
 
 #include "cpu/isa/simd/vec.h"
-#include "params/reshape_and_cache.h"
+#include "params/reshape_and_cache_params.h"
 
 namespace multikv::cpu {
 namespace {

@@ -1,7 +1,7 @@
-// Walking over StridedRows (core/strided.h).
+// Walking over StridedRows (core/rows.h).
 #pragma once
 
-#include "core/strided.h"
+#include "core/rows.h"
 
 namespace multikv::cpu {
 namespace {

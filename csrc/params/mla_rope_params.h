@@ -1,7 +1,7 @@
 // What the front end hands to a backend for the ops of family mla_rope.
 #pragma once
 
-#include "params/mla.h"
+#include "params/mla_params.h"
 
 namespace multikv {
 

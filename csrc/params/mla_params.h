@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/cache_view.h"
-#include "core/strided.h"
+#include "core/rows.h"
 #include "core/work.h"
 #include "params/launch_params.h"
 

@@ -1,4 +1,4 @@
-#include "frontend/check/sequences.h"
+#include "frontend/check/sequence_bounds.h"
 
 #include <algorithm>
 

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "core/cache_view.h"
+#include "core/rows.h"
 #include "core/sequences.h"
-#include "core/strided.h"
 #include "core/work.h"
 #include "params/launch_params.h"
 
