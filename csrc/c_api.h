@@ -1,14 +1,13 @@
-// Every C function that Python, or another library of multikv, calls. multikv/runtime/c_api.py holds the prototypes for
-// Python.
+// The C functions that Python, or another multikv library, calls. multikv/runtime/c_api.py has their Python prototypes.
 //
-// Libraries work together only if their versions and build ids are equal: structs of csrc/params cross the border. The
-// manifest beside each library, multikv_<name>.json, repeats both, so that a library of another build is refused
-// before it is loaded.
+// The CPU library passes structs of csrc/params to a GPU library. So libraries work together only if their ABI versions
+// and build ids are equal. The manifest beside each library, multikv_<name>.json, repeats the version and the build id,
+// so that a library of another build is rejected before it is loaded.
 #pragma once
 
 #include <stdint.h>
 
-// To be raised when a function here changes.
+// Increase this number when a function in this file changes.
 #define MULTIKV_ABI_VERSION 1
 
 #define MULTIKV_EXPORT extern "C" __attribute__((visibility("default")))
@@ -22,42 +21,49 @@ MULTIKV_EXPORT const char* multikv_build_id();
 
 // -- in the CPU library -----------------------------------------------------------------------------------------------
 
-// The instruction set that the CPU kernels use.
+// The name of the instruction set that the CPU kernels use, for example "avx512".
 MULTIKV_EXPORT const char* multikv_cpu_isa();
 
-// The instruction sets that this CPU can run, separated by commas, the plainest first.
+// The names of the instruction sets that this CPU supports, separated by commas: "baseline,avx2,avx512".
 MULTIKV_EXPORT const char* multikv_cpu_isas();
 
-// Returns 0 if there is no such instruction set, or this CPU lacks it.
+// Makes the CPU kernels use an instruction set. Returns 1, or 0 if the name is unknown or this CPU does not support it.
 MULTIKV_EXPORT int32_t multikv_set_cpu_isa(const char* name);
 
 // The table of cache formats (core/format.h), as a JSON array with an object for each row.
 MULTIKV_EXPORT const char* multikv_formats();
 
-// `function` is multikv_gpu_swap_batch of the GPU library that is loaded, or nullptr.
+// Sets the function that swap_blocks_batch calls for addresses that may be a GPU's: multikv_gpu_swap_batch of the GPU
+// library that is loaded, or nullptr if none is.
 MULTIKV_EXPORT void multikv_set_gpu_swap_batch(void* function);
 
 // -- in a GPU library -------------------------------------------------------------------------------------------------
 
-// Whether ops check their indices, which costs a synchronisation.
+// Turns the checks of index values on or off. An op that checks them copies the indices to the host and synchronises.
 MULTIKV_EXPORT void multikv_set_check_indices(int32_t enabled);
 
-// Runs swap_blocks_batch on a SwapBlocksBatchParams, some of whose addresses may be a GPU's. Sets is_done to 0 if this
-// process has used no GPU: then all addresses are the host's. Returns nullptr, or the text of an error, which is valid
-// until the thread's next call.
+// Runs swap_blocks_batch. `params` points to a SwapBlocksBatchParams whose addresses may be those of a GPU or of the
+// host. If this process has no context on the current GPU, all addresses are taken to be the host's: the function then
+// copies nothing and sets *is_done to 0; otherwise it sets *is_done to 1. Returns nullptr, or the text of an error,
+// which is valid until the thread's next call.
 MULTIKV_EXPORT const char* multikv_gpu_swap_batch(const void* params, int32_t* is_done);
 
 // Allocates pinned host memory that every GPU can read and write. Returns nullptr, or the text of an error.
 MULTIKV_EXPORT const char* multikv_allocate_host(void** address, int64_t num_bytes);
 
+// Frees memory of multikv_allocate_host.
 MULTIKV_EXPORT void multikv_free_host(void* address);
 
-// What copies the blocks of swaps: 0 auto, 1 the copy engines, 2 a kernel.
+// Sets what copies the blocks of swaps. 0: the crossovers below decide. 1: the copy engines. 2: a kernel.
 MULTIKV_EXPORT void multikv_set_swap_strategy(int32_t strategy);
 
-// From how many bytes on `auto` gives a run of blocks to a copy engine, where the driver takes many copies at a time
-// and where it takes them one by one; and how many threads the kernel has (0: as many as there is work for; negative:
-// as before). direction: 0 to the host, 1 from the host, 2 within the device.
+// Sets from which size on strategy 0 gives a run of neighbouring blocks to a copy engine instead of the kernel.
+//
+//   device          the GPU
+//   direction       0: to the host; 1: from the host; 2: within the device
+//   in_batches      smallest run for a copy engine, in bytes, where the driver takes many copies in one call
+//   one_by_one      the same where the driver takes one copy per call
+//   kernel_threads  threads of the kernel. 0: as many as there is work for; negative: leaves the setting as it is
 MULTIKV_EXPORT void multikv_set_swap_crossover(int32_t device, int32_t direction, int64_t in_batches,
                                                int64_t one_by_one, int32_t kernel_threads);
 

@@ -1,9 +1,9 @@
-// The ops. Each is stated once: what it does, its schema, and the function that checks its arguments and makes the
-// params for the backend. multikv/ops/ documents the arguments.
+// The list of ops. Each op has a schema and a function make_<op>_params, which checks the arguments and turns them into
+// the params that a backend launches. multikv/ops/ documents the arguments.
 //
-// The parameters of make_<op>_params follow the schema, argument by argument; a mismatch does not compile
-// (frontend/torch/schema_check.h). A new op is stated here, and has one line in for_each_op().
-// frontend/ops/<family>.cpp defines the functions; one that differs from its declaration here does not link.
+// The parameters of make_<op>_params are those of the schema, in the same order: otherwise the code does not compile
+// (frontend/torch/schema_check.h). frontend/ops/<family>.cpp defines the functions: a definition with other parameters
+// than the declaration here does not link. A new op also needs a line in for_each_op().
 #pragma once
 
 #include "frontend/torch/register.h"
@@ -50,7 +50,7 @@ ConcatAndCacheMlaParams make_concat_and_cache_mla_params(Call& call, const Tenso
                                                          const FormatName& kv_cache_dtype, const Tensor& scale,
                                                          bool skip_scale);
 
-// concat_and_cache_mla for all layers at once. The caches of the layers are given by their addresses.
+// Does what concat_and_cache_mla does, for many layers at once. The layers' caches are given by their addresses.
 inline constexpr char concat_and_cache_mla_grouped[] =
     "concat_and_cache_mla_grouped(Tensor kv_c, Tensor k_pe, Tensor(a!) kv_cache_ptrs, Tensor slot_mapping, "
     "int block_size, int block_stride, int entry_stride, Tensor? kv_scales=None, str kv_cache_dtype='auto', "
@@ -60,14 +60,14 @@ ConcatAndCacheMlaGroupedParams make_concat_and_cache_mla_grouped_params(
     int64_t block_size, int64_t block_stride, int64_t entry_stride, const OptionalTensor& kv_scales,
     const FormatName& kv_cache_dtype, int64_t num_blocks);
 
-// Concatenates the two parts of MLA's queries.
+// Concatenates the non-rotary and the rotary part of each MLA query.
 inline constexpr char concat_mla_q[] = "concat_mla_q(Tensor ql_nope, Tensor q_pe, Tensor(a!) q_out) -> ()";
 ConcatMlaQParams make_concat_mla_q_params(Call& call, const Tensor& ql_nope, const Tensor& q_pe,
                                           const MutableTensor& q_out);
 
 // -- mla_rope ---------------------------------------------------------------------------------------------------------
 
-// Rotates the rotary parts of queries and key in place, then does what concat_and_cache_mla does.
+// Applies rotary embedding to q_pe and k_pe in place, then does what concat_and_cache_mla does.
 inline constexpr char concat_and_cache_mla_rope_fused[] =
     "concat_and_cache_mla_rope_fused(Tensor positions, Tensor(a!) q_pe, Tensor(b!) k_pe, Tensor kv_c, "
     "Tensor cos_sin_cache, bool is_neox, Tensor slot_mapping, Tensor(c!) kv_cache, str kv_cache_dtype, "
@@ -87,7 +87,7 @@ ConvertFp8Params make_convert_fp8_params(Call& call, const MutableTensor& dst_ca
 
 // -- gather -----------------------------------------------------------------------------------------------------------
 
-// Copies the cache entries of sequences into consecutive rows.
+// Gathers the cache entries of sequences: copies them from their blocks into consecutive rows.
 inline constexpr char cp_gather_cache[] =
     "cp_gather_cache(Tensor src_cache, Tensor(a!) dst, Tensor block_table, Tensor cu_seq_lens, "
     "int batch_size, Tensor? seq_starts=None) -> ()";
@@ -95,7 +95,7 @@ CpGatherCacheParams make_cp_gather_cache_params(Call& call, const Tensor& src_ca
                                                 const Tensor& block_table, const Tensor& cu_seq_lens,
                                                 int64_t batch_size, const OptionalTensor& seq_starts);
 
-// cp_gather_cache that also converts the entries of an fp8 cache to floats.
+// Does what cp_gather_cache does, and dequantises the entries of an fp8 cache to the dtype of dst.
 inline constexpr char gather_and_maybe_dequant_cache[] =
     "gather_and_maybe_dequant_cache(Tensor src_cache, Tensor(a!) dst, Tensor block_table, Tensor cu_seq_lens, "
     "Tensor token_to_seq, int num_tokens, str kv_cache_dtype, Tensor scale, Tensor? seq_starts=None) -> ()";
@@ -104,7 +104,8 @@ GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_params(
     const Tensor& token_to_seq, int64_t num_tokens, const FormatName& kv_cache_dtype, const Tensor& scale,
     const OptionalTensor& seq_starts);
 
-// Copies fp8_ds_mla entries of sequences into rows of bfloat16. Some of the entries may lie in host memory.
+// Gathers fp8_ds_mla entries of sequences, and dequantises them to rows of bfloat16. Some entries may lie in host
+// memory.
 inline constexpr char cp_gather_and_upconvert_fp8_kv_cache[] =
     "cp_gather_and_upconvert_fp8_kv_cache(Tensor src_cache, Tensor(a!) dst, Tensor block_table, "
     "Tensor workspace_starts, int batch_size, Tensor? seq_starts=None, Tensor? host_cache=None, "
@@ -116,7 +117,7 @@ CpGatherAndUpconvertFp8KvCacheParams make_cp_gather_and_upconvert_fp8_kv_cache_p
 
 // -- indexer ----------------------------------------------------------------------------------------------------------
 
-// Writes each token's indexer key as e4m3 codes, with one scale per tile, into its slot of the indexer's cache.
+// Quantises each token's indexer key to e4m3 codes, with one scale per tile, and writes it into its slot of the cache.
 inline constexpr char indexer_k_quant_and_cache[] =
     "indexer_k_quant_and_cache(Tensor k, Tensor(a!) kv_cache, Tensor slot_mapping, int quant_block_size, "
     "str kv_cache_dtype) -> ()";
@@ -125,7 +126,7 @@ IndexerKQuantAndCacheParams make_indexer_k_quant_and_cache_params(Call& call, co
                                                                   const Tensor& slot_mapping, int64_t quant_block_size,
                                                                   const FormatName& kv_cache_dtype);
 
-// Copies the codes and scales of sequences out of the indexer's cache.
+// Gathers the codes and scales of sequences from the indexer's cache into consecutive rows.
 inline constexpr char cp_gather_indexer_k_quant_cache[] =
     "cp_gather_indexer_k_quant_cache(Tensor kv_cache, Tensor(a!) dst_k, Tensor(b!) dst_scale, Tensor block_table, "
     "Tensor cu_seq_lens) -> ()";
@@ -137,19 +138,19 @@ CpGatherIndexerKQuantCacheParams make_cp_gather_indexer_k_quant_cache_params(Cal
 
 // -- swap -------------------------------------------------------------------------------------------------------------
 
-// Copies blocks between the memories of devices and host.
+// Copies blocks of one tensor to blocks of another. Each tensor is on a GPU or on the host.
 inline constexpr char swap_blocks[] =
     "swap_blocks(Tensor src, Tensor(a!) dst, int block_size_in_bytes, Tensor block_mapping) -> ()";
 SwapBlocksParams make_swap_blocks_params(Call& call, const Tensor& src, const MutableTensor& dst,
                                          int64_t block_size_in_bytes, const Tensor& block_mapping);
 
-// swap_blocks for many layers at once, with one mapping for all of them.
+// Does what swap_blocks does, for many layers at once. One mapping holds for all layers.
 inline constexpr char swap_blocks_layers[] =
     "swap_blocks_layers(Tensor[] src, Tensor(a!)[] dst, int block_size_in_bytes, Tensor block_mapping) -> ()";
 SwapBlocksParams make_swap_blocks_layers_params(Call& call, const TensorList& src, const MutableTensorList& dst,
                                                 int64_t block_size_in_bytes, const Tensor& block_mapping);
 
-// Copies between addresses. The caller is responsible for the memory there.
+// Copies byte ranges from addresses to addresses. The caller guarantees that the memory is valid: it is not checked.
 inline constexpr char swap_blocks_batch[] =
     "swap_blocks_batch(Tensor src_ptrs, Tensor(a!) dst_ptrs, Tensor sizes, bool is_src_access_order_any=False) -> ()";
 SwapBlocksBatchParams make_swap_blocks_batch_params(Call& call, const Tensor& src_ptrs, const MutableTensor& dst_ptrs,
@@ -157,6 +158,7 @@ SwapBlocksBatchParams make_swap_blocks_batch_params(Call& call, const Tensor& sr
 
 // -- all --------------------------------------------------------------------------------------------------------------
 
+// An op as a type: its schema and its make_<op>_params.
 template <const auto& schema, auto make_params>
 struct Op {};
 
@@ -180,10 +182,12 @@ void for_each_op(Visit visit) {
   visit(Op<swap_blocks_batch, make_swap_blocks_batch_params>{});
 }
 
+// Declares the schemas of all ops.
 inline void define_ops(Library& m) {
   for_each_op([&] < const auto& schema, auto make_params > (Op<schema, make_params>) { m.def(schema); });
 }
 
+// Registers a kernel of the backend for every op (frontend/torch/register.h).
 template <class Backend>
 void implement_ops(Library& m) {
   for_each_op([&] < const auto& schema,

@@ -1,11 +1,12 @@
-// How wide the accesses to a tensor may be.
+// The alignment of tensors, which decides how wide vector accesses may be.
 #pragma once
 
 #include <cstdint>
 
 namespace multikv {
 
-// Addresses, strides and sizes in bytes, joined by a bitwise or: a power of two divides all of them if it divides this.
+// The bitwise or of addresses, strides and sizes in bytes. A power of two divides all of them if and only if it
+// divides their bitwise or.
 class AlignmentBits {
  public:
   AlignmentBits() = default;
@@ -17,7 +18,7 @@ class AlignmentBits {
   }
   constexpr AlignmentBits operator|(int64_t bytes) const { return *this | AlignmentBits(bytes); }
 
-  // The widest power of two up to `most`, itself a power of two, that divides everything that was joined.
+  // The largest power of two that divides all joined values and is at most `most`, which is a power of two.
   constexpr int widest(int most) const {
     const uint64_t all = bits_ | static_cast<uint64_t>(most);
     return static_cast<int>(all & -all);

@@ -1,5 +1,5 @@
-// Where a cache lies and what it holds, with one accessor per layout. Writers and gathers hold views; addresses and
-// alignment are computed here and nowhere else. Strides count bytes.
+// Views of caches: data pointer, strides, block size, codec and scales. Each layout has its own struct, which computes
+// the addresses of entries and the alignment of the cache.
 #pragma once
 
 #include "core/alignment.h"
@@ -8,21 +8,22 @@
 
 namespace multikv {
 
-// What all layouts share.
+// The members that all layouts have.
 struct CacheView {
-  char* data;  // gathers only read it
+  char* data;  // ops that gather only read it
   int64_t stride_block_bytes;
   Blocks blocks;
   Codec codec;
-  const float* scale;         // ScalePlace::kArgument: one float, or one per head; nullptr: 1
-  int64_t scale_stride_head;  // elements; 0: one scale for all heads
+  const float* scale;         // for ScalePlace::kArgument: one scale, or one per head; nullptr means a scale of 1
+  int64_t scale_stride_head;  // in elements; 0 if all heads share one scale
 
   constexpr char* block(int64_t block) const { return data + block * stride_block_bytes; }
   constexpr const float* scale_of(int64_t head) const { return scale + head * scale_stride_head; }
   AlignmentBits alignment_bits() const { return AlignmentBits(data) | stride_block_bytes; }
 };
 
-// [blocks, block_size, heads, head_size]: NHD and HND order, interleaved K and V, padding.
+// A cache [blocks, block_size, heads, head_size]. Its strides can express the memory orders NHD and HND, K and V
+// interleaved in one tensor, and padding.
 struct FlashCache : CacheView {
   int64_t stride_slot_bytes, stride_head_bytes;
 
@@ -32,14 +33,24 @@ struct FlashCache : CacheView {
   AlignmentBits alignment_bits() const { return CacheView::alignment_bits() | stride_slot_bytes | stride_head_bytes; }
 };
 
-// The layouts of the first PagedAttention: the innermost dimension holds `vector_size` elements, of one slot's key or
-// of one dimension's values in neighbouring slots.
+// The packed layouts of the first PagedAttention. The innermost dimension holds `vector_size` elements: of the key of
+// one slot, or the values of neighbouring slots in one dimension of the head. One head of one block, where s0 d4 is
+// dimension 4 of slot 0, and vector_size is 4:
 //
-//   keys    [blocks, heads, head_size / vector_size, block_size, vector_size]
-//   values  [blocks, heads, block_size / vector_size, head_size, vector_size]; vector_size = block_size unless
-//   interleaved
+//   keys [blocks, heads, head_size / vector_size, block_size, vector_size]
 //
-// A vector is one step of dimension 2, a row one step of dimension 3.
+//                 row 0                        row 1
+//     vector 0    s0 d0  s0 d1  s0 d2  s0 d3   s1 d0  s1 d1  s1 d2  s1 d3   ...
+//     vector 1    s0 d4  s0 d5  s0 d6  s0 d7   s1 d4  s1 d5  s1 d6  s1 d7   ...
+//
+//   values [blocks, heads, block_size / vector_size, head_size, vector_size]
+//
+//                 row 0                        row 1
+//     vector 0    s0 d0  s1 d0  s2 d0  s3 d0   s0 d1  s1 d1  s2 d1  s3 d1   ...
+//     vector 1    s4 d0  s5 d0  s6 d0  s7 d0   s4 d1  s5 d1  s6 d1  s7 d1   ...
+//
+// Values that are not interleaved are [blocks, heads, head_size, block_size]: their vector_size is block_size, so there
+// is one vector.
 struct PackedCache : CacheView {
   int64_t stride_head_bytes, stride_vector_bytes, stride_row_bytes;
   Divisor vector_size;
@@ -48,8 +59,8 @@ struct PackedCache : CacheView {
     return CacheView::alignment_bits() | stride_head_bytes | stride_vector_bytes | stride_row_bytes;
   }
 
-  // The offset of an element from the start of its block. `packed` counts elements along the dimension that is split
-  // into vectors. divide(x, divisor) is the backend's division.
+  // The offset of an element from the start of its block. `packed` is the element's number along the dimension that is
+  // split into vectors: the head's dimension of keys, the slot of values. divide(x, divisor) is the backend's division.
   template <class Divide>
   constexpr int64_t offset_bytes(int64_t head, int64_t row, int64_t packed, int64_t element_bytes,
                                  Divide divide) const {
@@ -73,7 +84,8 @@ struct PackedValueCache : PackedCache {
   }
 };
 
-// [blocks, block_size, entry]: MLA's latent vector and rotary key side by side, an fp8_ds_mla entry, or any bytes.
+// A cache [blocks, block_size, entry]. An entry is MLA's latent vector with its rotary key, an fp8_ds_mla entry, or any
+// bytes.
 struct EntryCache : CacheView {
   int64_t stride_slot_bytes;
 
@@ -83,23 +95,29 @@ struct EntryCache : CacheView {
 
 // The entry of fp8_ds_mla, the format of DeepSeek's sparse attention, in bytes:
 //
-//   0 .. 511    512 e4m3 codes, in 4 tiles of 128
-//   512 .. 527  the 4 scales of the tiles, float32, powers of two
-//   528 .. 655  64 elements of 16 bits: the rotary key
+//   0           512                     528                  656
+//   | 512 codes | 4 scales              | rotary key         |
+//   | e4m3      | float32, power of two | 64 16-bit elements |
+//
+// Scale i is that of codes 128 * i .. 128 * i + 127.
 struct DsMlaEntry {
   static constexpr int kLatentSize = 512, kTileSize = 128, kRopeSize = 64;
   static constexpr int kScalesAt = 512, kRopeAt = 528, kBytes = 656;
 };
 
-// The indexer's cache. A block is contiguous: the codes of all its tokens, then the scales of all its tokens.
+// The indexer's cache. A block is contiguous; the codes of all its slots come before the scales of all its slots:
+//
+//   | codes of slot 0 | codes of slot 1 | ... | scales of slot 0 | scales of slot 1 | ... |
+//     code_bytes                              scale_bytes
 struct IndexerCache : CacheView {
-  int64_t code_bytes, scale_bytes;  // of one token
+  int64_t code_bytes, scale_bytes;  // of one slot
 
   constexpr char* codes(BlockOffset at) const { return block(at.block) + at.offset * code_bytes; }
   constexpr char* scales(BlockOffset at) const {
     return block(at.block) + blocks.block_size.signed_value() * code_bytes + at.offset * scale_bytes;
   }
-  // Of the codes; scales are read and written as words of four bytes at any address.
+  // The alignment of the codes. Scales need no alignment: kernels read and write them as four-byte words at any
+  // address.
   AlignmentBits code_alignment_bits() const { return CacheView::alignment_bits() | code_bytes; }
 };
 

@@ -1,4 +1,4 @@
-// Division of 64-bit indices by a number that is known when an op is called.
+// Division of 64-bit indices by a divisor that is constant within a call, such as the block size.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ struct Divisor {
 
   constexpr int64_t signed_value() const { return static_cast<int64_t>(value); }
 
-  // x / value. `high_product(a, b)` returns the upper 64 bits of a * b, for which every compiler has another intrinsic.
-  // For every x the estimate is the quotient or one less.
+  // Returns x / value. `high_product(a, b)` returns the upper 64 bits of a * b; it is an argument, because every
+  // compiler has its own intrinsic for it. For every x, `estimate` is the quotient or the quotient minus 1.
   template <class HighProduct>
   constexpr uint64_t divide(uint64_t x, HighProduct high_product) const {
     const uint64_t estimate = high_product(x, reciprocal);

@@ -1,5 +1,5 @@
-// Conversion of float16 and bfloat16 from and to float32 on bit patterns, without branches and library calls. It rounds
-// to nearest even.
+// Conversion between float32 and float16 or bfloat16 on bit patterns, without branches or library calls, so that
+// compilers vectorise loops of it. Conversion to 16 bits rounds to nearest even.
 #pragma once
 
 #include <bit>
@@ -7,7 +7,8 @@
 
 namespace multikv {
 
-// Exact. Reads no subnormal float32, so that flush-to-zero modes change nothing.
+// The conversion is exact. No operand or result of its float operations is subnormal, so flush-to-zero modes do not
+// change it.
 constexpr float float_from_half(uint16_t half) {
   const int32_t magnitude = (half & 0x7fff) << 13;
   const auto sign = static_cast<int32_t>(static_cast<uint32_t>(half & 0x8000) << 16);
@@ -28,7 +29,8 @@ constexpr uint16_t half_from_float(float x) {
   constexpr int32_t kSmallestNormal = 113 << 23;
   constexpr int32_t kOverflow = 0x477ff000;  // 65520: from here on, rounding gives infinity
   const int32_t normal = ((magnitude + 0xfff + ((magnitude >> 13) & 1)) >> 13) - (112 << 10);
-  // The last bit of 0.5 has the value of the smallest subnormal float16, so the float addition rounds to it.
+  // The last bit of the float32 0.5 is worth 2^-24, the smallest subnormal float16. So the addition of 0.5 rounds to a
+  // multiple of it.
   const int32_t small = magnitude < kSmallestNormal ? magnitude : kSmallestNormal;
   const int32_t subnormal = std::bit_cast<int32_t>(std::bit_cast<float>(small) + 0.5f) - std::bit_cast<int32_t>(0.5f);
   const int32_t finite = magnitude < kSmallestNormal ? subnormal : normal;

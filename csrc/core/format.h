@@ -1,6 +1,6 @@
-// The table of cache formats: everything that front end, kernels and Python know of a format.
+// The table of cache formats. Front end, kernels and Python take from it all that they know of a format.
 //
-// A new format is a row of kCacheFormats, an encoder and a decoder per backend, and its reference in
+// A new format needs a row in kCacheFormats, an encoder and a decoder in each backend, and a reference in
 // multikv/reference. multikv/formats.py holds the same table for Python; a test compares the two.
 #pragma once
 
@@ -9,11 +9,11 @@
 
 namespace multikv {
 
-// The dtype of a tensor of floats that an op reads or writes.
+// The floating-point dtypes of the inputs and outputs of ops.
 enum class Float : uint8_t { kFloat32, kFloat16, kBFloat16 };
 
-// How one element of a cache is stored. fp8: core/fp8.h. kInt8, kInt4 and kE2M1 are for codecs to come: no kernel has
-// them yet.
+// How one element of a cache is stored. core/fp8.h describes the fp8 elements. kInt8, kInt4 and kE2M1 are reserved: no
+// kernel implements them yet.
 enum class Element : uint8_t {
   kFloat32,
   kFloat16,
@@ -67,10 +67,10 @@ constexpr Element element_of(Float dtype) {
 
 constexpr int64_t num_bytes(Float dtype) { return dtype == Float::kFloat32 ? 4 : 2; }
 
-// The bytes of `count` elements that lie side by side.
+// The size of `count` contiguous elements, rounded up to whole bytes.
 constexpr int64_t num_bytes(Element element, int64_t count) { return (count * num_bits(element) + 7) / 8; }
 
-// Calls with<kElement>() for an fp8 element that is known at run time.
+// Calls with<kElement>(), where kElement is the fp8 element that `element` has at run time.
 template <class With>
 constexpr decltype(auto) with_fp8(Element element, With with) {
   switch (element) {
@@ -88,17 +88,33 @@ constexpr decltype(auto) with_fp8(Element element, With with) {
   __builtin_unreachable();  // callers ask is_fp8() first
 }
 
-// Which elements share a scale: none have one; all of a tensor, or all of a head, as the scale argument has elements;
-// those of one head of one token; or a tile of neighbouring elements of a token.
-enum class ScaleGroup : uint8_t { kNone, kTensorOrHead, kTokenHead, kTile };
+// Which elements share a scale.
+enum class ScaleGroup : uint8_t {
+  kNone,          // there are no scales
+  kTensorOrHead,  // all elements of the cache if the scale argument has one element, else those of one head
+  kTokenHead,     // the elements of one head of one token
+  kTile,          // a tile of neighbouring elements of one token
+};
 
-// What a stored scale is. kPowerOfTwo: a float32 that is a power of two. kExponentByte: its exponent byte (ue8m0).
-// kExponentBytes: the exponent byte, four times. kE4M3FN: an fp8 number, under a float32 scale of the whole tensor.
-enum class ScaleType : uint8_t { kNone, kFloat32, kPowerOfTwo, kExponentByte, kExponentBytes, kE4M3FN };
+// How a scale is stored.
+enum class ScaleType : uint8_t {
+  kNone,
+  kFloat32,
+  kPowerOfTwo,     // a float32 that is a power of two
+  kExponentByte,   // the exponent byte of such a float32 (ue8m0)
+  kExponentBytes,  // the exponent byte, repeated four times
+  kE4M3FN,         // an fp8 number, which a float32 scale of the whole tensor multiplies
+};
 
-// Where scales lie: in an argument of the op that the op reads; in a tensor of their own that the op writes; between
-// the codes, behind each head; behind all codes of a block; or within the entry of a token, at a place of their own.
-enum class ScalePlace : uint8_t { kNone, kArgument, kTensor, kInline, kBlockTail, kEntry };
+// Where scales are stored.
+enum class ScalePlace : uint8_t {
+  kNone,
+  kArgument,   // in an argument of the op, which the op reads
+  kTensor,     // in a tensor of scales, which the op writes
+  kInline,     // in the cache, after the codes of each head
+  kBlockTail,  // in the cache, after all codes of a block
+  kEntry,      // in the cache, at a fixed offset of each entry
+};
 
 // How elements become stored codes and back.
 struct Codec {
@@ -106,7 +122,7 @@ struct Codec {
   ScaleGroup scale_group = ScaleGroup::kNone;
   ScaleType scale_type = ScaleType::kNone;
   ScalePlace scale_place = ScalePlace::kNone;
-  uint16_t tile_size = 0;       // elements of a tile; 0: an argument of the op says it
+  uint16_t tile_size = 0;       // elements per tile; 0 without tiles, or if the arguments of the op determine it
   bool has_zero_point = false;  // a zero point is stored with each scale
   bool is_rotated = false;      // a Hadamard rotation comes before quantisation
 
@@ -117,19 +133,22 @@ struct Codec {
 
 constexpr Codec float_codec(Float dtype) { return {.element = element_of(dtype)}; }
 
-// Who chooses the element of a format: the format itself; the dtype of the op's input; or, between e4m3fn and e4m3fnuz,
-// the dtype of the cache, or for a uint8 cache the platform (its attention kernels read one of the two).
-enum class ElementChoice : uint8_t { kFixed, kInput, kE4M3 };
+// What determines the element of a format.
+enum class ElementChoice : uint8_t {
+  kFixed,  // the format
+  kInput,  // the dtype of the op's floating-point input or output
+  kE4M3,   // e4m3fn or e4m3fnuz: the dtype of the cache, or if that is uint8, which one the platform's attention reads
+};
 
-// Families of ops that accept the same names. A set of them is their bitwise or.
+// Families of ops that accept the same format names. A set of families is the bitwise or of its members.
 enum class FormatFamily : uint8_t { kCache = 1, kMla = 2, kConvert = 4, kIndexer = 8 };
 
-// A name that kv_cache_dtype may have, and what the name means to some families of ops.
+// A value of the argument kv_cache_dtype, and what it means to some families of ops.
 struct CacheFormat {
   std::string_view name;
-  Codec codec;  // with ElementChoice::kE4M3, its element is kE4M3FN until it is chosen
+  Codec codec;  // unless the choice is kFixed, the front end replaces the element
   ElementChoice choice;
-  uint8_t families;
+  uint8_t families;  // a set of FormatFamily
 
   constexpr bool is_for(FormatFamily family) const { return (families & static_cast<uint8_t>(family)) != 0; }
 };
@@ -151,7 +170,7 @@ constexpr Codec kDsMla{Element::kE4M3FN, ScaleGroup::kTile, ScaleType::kPowerOfT
 
 }  // namespace format_rows
 
-// In the order in which error messages list the names. A name has one row for each meaning.
+// Error messages list the names in the order of the rows. A name with several meanings has a row for each.
 inline constexpr CacheFormat kCacheFormats[] = {
     {"auto", {}, ElementChoice::kInput, format_rows::kCacheMla},
     {"auto", format_rows::indexer(ScaleType::kFloat32), ElementChoice::kE4M3, format_rows::kIndexer},

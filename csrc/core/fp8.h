@@ -1,12 +1,12 @@
 // Conversion between float32 and fp8 on bit patterns. Encoding rounds to nearest even and saturates. CPUs use these
-// functions, and so do GPUs that have no instruction for a format. They have no branches and no library calls, so that
-// compilers vectorise loops of them.
+// functions, and so do GPUs that have no instruction for a format. The functions have no branches and no library calls,
+// so that compilers vectorise loops of them.
 //
-//          sign exponent mantissa   bias   largest   infinity   NaN
-// e4m3fn    1      4        3         7       448    none       0x7f, 0xff
-// e5m2      1      5        2        15     57344    0x7c       0x7d .. 0x7f (and with a sign)
-// e4m3fnuz  1      4        3         8       240    none       0x80 (there is no -0)
-// e5m2fnuz  1      5        2        16     57344    none       0x80 (there is no -0)
+//            bit 7 .. 0   bias   largest   infinity     NaN
+//   e4m3fn   s eeee mmm      7       448   none         0x7f, 0xff
+//   e5m2     s eeeee mm     15     57344   0x7c, 0xfc   0x7d .. 0x7f, 0xfd .. 0xff
+//   e4m3fnuz s eeee mmm      8       240   none         0x80 (there is no -0)
+//   e5m2fnuz s eeeee mm     16     57344   none         0x80 (there is no -0)
 //
 // e4m3fn and e5m2: "FP8 Formats for Deep Learning" (Micikevicius et al. 2022) and the OCP 8-bit floating point
 // specification. The fnuz formats: "8-bit Numerical Formats for Deep Neural Networks" (Noune et al. 2022).
@@ -23,11 +23,11 @@ namespace multikv {
 struct Fp8Layout {
   int mantissa_bits;
   int bias;
-  int32_t max_bits;  // the bits of the largest finite value as a float32
+  int32_t max_bits;  // the largest finite value, as the bit pattern of a float32
   bool fnuz;
 };
 
-// The element is an fp8 one.
+// `element` must be an fp8 element.
 constexpr Fp8Layout layout_of(Element element) {
   switch (element) {
     case Element::kE4M3FN: return {3, 7, 0x43e00000, false};    // 448
@@ -44,20 +44,21 @@ constexpr Fp8Layout layout_of(Element element) {
   return {};
 }
 
-// Holds bit patterns without their sign as signed integers, because vector units compare signed integers. If the layout
-// is a compile-time constant, all its parts are constants.
+// Bit patterns without their sign are held in signed integers, because AVX2 can only compare signed integers. If
+// `layout` is a compile-time constant, the compiler folds everything that is computed from it.
 constexpr uint8_t encode_fp8(float x, const Fp8Layout& layout) {
   const int dropped = 23 - layout.mantissa_bits;
   const auto bits = std::bit_cast<int32_t>(x);
   const int32_t unclamped = bits & 0x7fffffff;
   const int32_t magnitude = unclamped < layout.max_bits ? unclamped : layout.max_bits;
 
-  // A normal result: adds half of the last kept bit's value (ties go to even), drops the other bits, and rebases the
-  // exponent.
+  // If the result is normal, half of the last kept bit's value is added (ties go to even), the bits after it are
+  // dropped, and the exponent is rebased.
   const int32_t odd = (magnitude >> dropped) & 1;
   const int32_t normal =
       ((magnitude + ((1 << (dropped - 1)) - 1) + odd) >> dropped) - ((127 - layout.bias) << layout.mantissa_bits);
-  // A subnormal result: the last bit of `adder` has the value of the smallest subnormal, so the float addition rounds.
+  // If the result is subnormal, the addition of `adder` rounds it: the last bit of `adder` has the value of the
+  // smallest subnormal.
   const int32_t smallest_normal = (128 - layout.bias) << 23;
   const int32_t adder = smallest_normal + (dropped << 23);
   const int32_t small = magnitude < smallest_normal ? magnitude : smallest_normal;
@@ -69,7 +70,8 @@ constexpr uint8_t encode_fp8(float x, const Fp8Layout& layout) {
   return static_cast<uint8_t>(unclamped > 0x7f800000 ? (layout.fnuz ? 0x80 : 0x7f) : signed_code);
 }
 
-// Exact. Reads no subnormal float32, so that flush-to-zero modes change nothing.
+// The conversion is exact. No operand or result of its float operations is subnormal, so flush-to-zero modes do not
+// change it.
 constexpr float decode_fp8(uint8_t code, const Fp8Layout& layout) {
   const int32_t magnitude = (code & 0x7f) << (23 - layout.mantissa_bits);
   const int32_t smallest_normal = (128 - layout.bias) << 23;

@@ -1,11 +1,12 @@
-// Index tensors as the caller keeps them.
+// Index tensors, in place: their values are not copied or converted.
 #pragma once
 
 #include <cstdint>
 
 namespace multikv {
 
-// A tensor of int32 or int64 with rows `stride` elements apart. data == nullptr: the argument was not given.
+// An int32 or int64 tensor of one or two dimensions. `stride` is the distance between rows, in elements. `data` is
+// nullptr if the argument was not given.
 struct Indices {
   const void* data;
   int64_t stride;

@@ -6,17 +6,21 @@
 
 namespace multikv {
 
-// The quotient is the correctly rounded float32 if |x / scale| is in [2^-30, 2^20). Outside of this range it has the
-// right sign, and fp8 encodes it as the same zero, maximum or NaN. So it is meant for values that are rounded to fp8.
+// A divisor `scale` with its reciprocal. divide(x) returns x / scale, correctly rounded to float32 if |x / scale| is in
+// [2^-30, 2^20). Outside this range the result has the right sign and encodes to the same fp8 code as x / scale, which
+// is zero, the largest value or NaN. So the class is only for values that are then encoded as fp8.
 //
-// With r = 1 / scale, correctly rounded, and q = x * r, a step is q -= r * (q * scale - x) in fused operations. One
-// step gives the correctly rounded quotient of every x with at most 11 significant bits (float16, bfloat16) and every
-// scale: the test quotient_exhaustive.cpp tries all pairs of significands. For a float32 x, one step leaves q within
-// one unit in the last place, and a second step gives the correctly rounded quotient (Markstein, "Computation of
+//   r  = 1 / scale              correctly rounded
+//   q  = x * r
+//   q -= r * (q * scale - x)    a step, in two fused multiply-adds
+//
+// One step gives the correctly rounded quotient of every x with at most 11 significant bits (float16, bfloat16) and
+// every scale: the test quotient_exhaustive.cpp tries all pairs of significands. For a float32 x, one step leaves q
+// within one unit in the last place, and a second step gives the correctly rounded quotient (Markstein, "Computation of
 // elementary functions on the IBM RISC System/6000 processor", IBM J. Res. Dev. 34, 1990).
 //
-// The remainder q * scale - x must not underflow. So an extreme scale, and x with it, is multiplied by a power of two,
-// which is exact, such that the scale lies in [2^-60, 2^60].
+// The remainder q * scale - x must not underflow. So if the scale is below 2^-40 or above 2^40, scale and x are both
+// multiplied by a power of two that brings the scale into [2^-60, 2^60]. Within the range above this is exact.
 class Quotient {
  public:
   constexpr explicit Quotient(float scale) {

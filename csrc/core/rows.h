@@ -1,4 +1,4 @@
-// Tensors that are not caches: rows and heads of tokens, and pairs of tensors with any strides.
+// Tensors that are not caches: the rows or heads of tokens, and pairs of tensors with arbitrary strides.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,9 @@
 
 namespace multikv {
 
-// A tensor [tokens, row] whose rows are contiguous.
+// A tensor [tokens, row_size] whose rows are contiguous.
 struct TokenRows {
-  char* data;  // ops read it, unless they say that they write
+  char* data;  // read, except where the params say that it is written
   int64_t stride_token_bytes;
   int64_t row_bytes;
 
@@ -17,9 +17,9 @@ struct TokenRows {
   AlignmentBits alignment_bits() const { return AlignmentBits(data) | stride_token_bytes | row_bytes; }
 };
 
-// A tensor [tokens, heads, head] whose heads are contiguous.
+// A tensor [tokens, heads, head_size] whose heads are contiguous.
 struct TokenHeads {
-  char* data;  // ops read it, unless they say that they write
+  char* data;  // read, except where the params say that it is written
   int64_t stride_token_bytes, stride_head_bytes;
   int64_t head_bytes;
 
@@ -31,15 +31,18 @@ struct TokenHeads {
   }
 };
 
-// Two tensors of one shape as rows that are contiguous in both, repeated over up to eight strided dimensions, the
-// first of them innermost. The struct that holds a StridedRows says whether its sizes and strides count bytes or
-// elements.
+// Two tensors of the same shape, cut into rows that are contiguous in both tensors. The rows are repeated over up to
+// eight dimensions, of which dimension 0 is the innermost. Row (i0, i1, ...) starts at
+//
+//   src + i0 * src_stride[0] + i1 * src_stride[1] + ...     and     dst + i0 * dst_stride[0] + i1 * dst_stride[1] + ...
+//
+// The struct that holds a StridedRows says whether row_size and the strides count bytes or elements.
 struct StridedRows {
   static constexpr int kMaxDims = 8;
   int64_t row_size;
   int64_t num_rows;  // product of size[0 .. num_dims)
   int num_dims;
-  int64_t size[kMaxDims];
+  int64_t size[kMaxDims];  // rows in each dimension
   int64_t src_stride[kMaxDims];
   int64_t dst_stride[kMaxDims];
 

@@ -1,4 +1,4 @@
-// Slots of a cache, and where the tokens of a write go.
+// Slots of a cache, and the slots that the tokens of a call are written to.
 #pragma once
 
 #include "core/divisor.h"
@@ -6,12 +6,12 @@
 
 namespace multikv {
 
-// A slot, split: slot = block * block_size + offset.
+// A slot as its block and its offset within the block: slot = block * block_size + offset.
 struct BlockOffset {
   int64_t block, offset;
 };
 
-// The blocks of a cache.
+// The number and the size of a cache's blocks.
 struct Blocks {
   int64_t num_blocks;
   Divisor block_size;

@@ -1,7 +1,8 @@
-// The scale of a tile of elements, which are divided by the scale and stored as e4m3 codes. All backends share this
-// code.
+// The scale of a tile, computed from its elements. The elements are divided by the scale and stored as e4m3 codes. All
+// backends use these functions.
 //
-// `amax` is the largest magnitude of the elements that are not NaN: 0 if all of them are NaN, and possibly infinity.
+// `amax` is the largest magnitude of the tile's elements that are not NaN. It is 0 if all elements are NaN, and may be
+// infinity.
 #pragma once
 
 #include <bit>
@@ -11,20 +12,23 @@
 
 namespace multikv {
 
-// The magnitude that an amax is scaled to. 448 = 1.75 * 2^8 is the largest e4m3fn. 224 = 1.75 * 2^7 is less than the
-// largest e4m3fnuz, 240.
+// amax / scale, if the scale is not rounded up. It is 448 = 1.75 * 2^8, the largest e4m3fn, or 224 = 1.75 * 2^7 for
+// e4m3fnuz, whose largest value is 240. Both have the significand 1.75, on which power_of_two_scale() relies.
 constexpr float tile_divisor(Element element) { return element == Element::kE4M3FNUZ ? 224.0f : 448.0f; }
 
+// Replaces infinity by the largest finite float32.
 constexpr float finite_amax(float amax) {
   constexpr float kLargest = 0x1.fffffep127f;
   return amax < kLargest ? amax : kLargest;
 }
 
-// The least power of two that is at least amax / tile_divisor and at least `least`, which is a power of two. It does
-// not matter whether the quotient is rounded: none that is above a power of two rounds down to it. amax is finite.
+// The smallest power of two that is at least amax / tile_divisor() and at least `least`. `least` is a power of two, and
+// amax is finite. Rounding the quotient to float32 first would not change the result: a quotient above a power of two
+// does not round down to it.
 constexpr float power_of_two_scale(float amax, Element element, float least) {
   const int32_t exponent = element == Element::kE4M3FNUZ ? 7 : 8;
-  // This sum carries into the exponent if the significand of amax is above 1.75: 0x1fffff is 2 - 1.75, less one bit.
+  // The sum carries into the exponent if and only if the significand of amax is above 1.75: as bits of a significand,
+  // 0x200000 is 2 - 1.75, and 0x1fffff is one less.
   const int32_t bits = ((std::bit_cast<int32_t>(amax) + 0x1fffff) & 0x7f800000) - (exponent << 23);
   const auto lowest = std::bit_cast<int32_t>(least);
   return std::bit_cast<float>(bits > lowest ? bits : lowest);

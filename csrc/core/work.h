@@ -1,15 +1,15 @@
-// How much an op moves: what a backend needs to know to spread the op over threads.
+// How much memory an op reads and writes. A backend uses it to distribute the op over threads.
 #pragma once
 
 #include <cstdint>
 
 namespace multikv {
 
-// An op is `num_items` independent items. Threads take ranges of items.
+// An op consists of `num_items` independent items. A thread processes a range of items.
 struct Work {
   int64_t num_items;
-  int64_t bytes_read, bytes_written;  // of one item
-  bool is_read_soon = true;           // whether what is written will probably be read before it leaves the caches
+  int64_t bytes_read, bytes_written;  // per item
+  bool is_read_soon = true;           // whether the output will probably be read while it is still in the CPU's caches
 };
 
 }  // namespace multikv

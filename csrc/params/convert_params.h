@@ -13,9 +13,9 @@ struct ConvertFp8Params {
   char* dst;
   StridedRows rows;  // in elements
   float scale;
-  Float dtype;      // of the side that is not fp8
-  Element element;  // of the side that is
-  bool to_fp8;
+  Float dtype;      // of the floating-point cache
+  Element element;  // of the fp8 cache
+  bool to_fp8;      // whether dst is the fp8 cache
 
   constexpr int64_t src_element_bytes() const { return to_fp8 ? num_bytes(dtype) : 1; }
   constexpr int64_t dst_element_bytes() const { return to_fp8 ? 1 : num_bytes(dtype); }

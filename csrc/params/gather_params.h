@@ -12,7 +12,7 @@ namespace multikv {
 struct CpGatherCacheParams {
   EntryCache cache;
   TokenRows dst;      // [tokens, entry]; written
-  StridedRows entry;  // in bytes: src is an entry of the cache, dst a row of dst
+  StridedRows entry;  // one copy, in bytes: its src is an entry of the cache, and its dst is a row of dst
   Sequences sequences;
 
   constexpr Work work() const { return {sequences.num_tokens, entry.num_elements(), entry.num_elements()}; }
@@ -20,7 +20,7 @@ struct CpGatherCacheParams {
 static_assert(LaunchParams<CpGatherCacheParams>);
 
 struct GatherAndMaybeDequantCacheParams {
-  CpGatherCacheParams gather;  // entry: one row of the cache's bytes
+  CpGatherCacheParams gather;  // gather.entry is one contiguous row, with the size that it has in the cache
   int64_t entry_size;          // elements
   Float dtype;                 // of dst
 
@@ -34,8 +34,9 @@ static_assert(LaunchParams<GatherAndMaybeDequantCacheParams>);
 struct CpGatherAndUpconvertFp8KvCacheParams {
   EntryCache cache;     // [device_blocks, block_size, DsMlaEntry]
   TokenRows dst;        // [tokens, 576], bfloat16; written
-  Sequences sequences;  // its blocks are logical ones
-  // Entries that lie elsewhere. host_row_ids is not given: every logical block is one of the cache.
+  Sequences sequences;  // sequences.blocks are the logical blocks
+  // Where the entries of logical slots lie (RowIds in frontend/check/sequence_bounds.h). If host_row_ids is not given,
+  // logical blocks are the blocks of `cache`.
   const char* host_cache;  // [host_rows, DsMlaEntry]
   int64_t host_stride_row_bytes, num_host_rows;
   Indices host_row_ids, device_row_ids;  // [logical blocks * block_size]

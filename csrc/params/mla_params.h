@@ -11,7 +11,7 @@ namespace multikv {
 struct ConcatAndCacheMlaParams {
   TokenRows kv_c;    // [tokens, latent_size]
   TokenRows k_pe;    // [tokens, rope_size]
-  EntryCache cache;  // entries of latent_size + rope_size elements, or of fp8_ds_mla
+  EntryCache cache;  // entries of latent_size + rope_size elements, or fp8_ds_mla entries
   int64_t latent_size, rope_size;
   Slots slots;
   Float dtype;
@@ -27,9 +27,9 @@ struct ConcatAndCacheMlaParams {
 };
 static_assert(LaunchParams<ConcatAndCacheMlaParams>);
 
-// The same for many layers.
+// ConcatAndCacheMlaParams for many layers.
 struct ConcatAndCacheMlaGroupedParams {
-  ConcatAndCacheMlaParams first;  // layer 0 without its cache's data and scale; slots.mapping is [layers, tokens]
+  ConcatAndCacheMlaParams first;  // layer 0, except cache.data and cache.scale; slots.mapping is [layers, tokens]
   void* const* kv_cache_ptrs;     // [layers]
   const float* kv_scales;         // [layers], or nullptr
   int64_t num_layers, kv_c_stride_layer_bytes, k_pe_stride_layer_bytes;
@@ -51,7 +51,7 @@ struct ConcatAndCacheMlaGroupedParams {
 };
 static_assert(LaunchParams<ConcatAndCacheMlaGroupedParams>);
 
-// Elements of any dtype, as bytes.
+// The elements may have any dtype: they are copied as bytes.
 struct ConcatMlaQParams {
   TokenHeads ql_nope;  // [tokens, heads, nope]
   TokenHeads q_pe;     // [tokens, heads, rope]

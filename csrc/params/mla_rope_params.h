@@ -6,18 +6,20 @@
 namespace multikv {
 
 struct ConcatAndCacheMlaRopeFusedParams {
-  ConcatAndCacheMlaParams write;  // of what k_pe holds when it is rotated; write.k_pe is written, too
+  ConcatAndCacheMlaParams write;  // the write to the cache; write.k_pe is first rotated in place
   Indices positions;              // [tokens]
   TokenHeads q_pe;                // [tokens, num_heads, rope_size]; rotated in place
-  TokenRows cos_sin_cache;        // [num_positions, rope_size]: cosines, then sines
+  TokenRows cos_sin_cache;        // [num_positions, rope_size]: a row has rope_size / 2 cosines, then as many sines
   int64_t num_heads, num_positions;
-  Float table_dtype;
-  bool is_neox;  // rotates the pairs (i, i + rope_size / 2); otherwise (2i, 2i + 1)
+  Float table_dtype;  // of cos_sin_cache
+  bool is_neox;       // true: elements i and i + rope_size / 2 are a pair; false: elements 2i and 2i + 1 are
 
   constexpr Work work() const {
     Work work = write.work();
     const int64_t rotated = (num_heads + 1) * write.rope_size * num_bytes(write.dtype);
-    work.bytes_read += 2 * rotated;  // read and written back in place
+    // Rotation reads and writes in place. Both count as bytes read, because bytes_written, which decides whether stores
+    // to the cache are streaming, is the size of the output in the cache.
+    work.bytes_read += 2 * rotated;
     return work;
   }
 };

@@ -8,7 +8,7 @@
 
 namespace multikv {
 
-// Keys or values [tokens, heads, head_size], and the cache that they go to.
+// The keys or the values, [tokens, heads, head_size], and the cache that they are written to.
 struct FlashWrite {
   TokenHeads source;
   FlashCache cache;

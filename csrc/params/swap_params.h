@@ -1,5 +1,5 @@
-// What the front end hands to a backend for the ops of family swap. What the pointers point to lives until launch()
-// returns.
+// What the front end hands to a backend for the ops of family swap. The arrays of layers, runs and copies stay valid
+// until launch() returns.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,10 @@
 
 namespace multikv {
 
-// Neighbouring blocks that stay neighbours, copied as one. Counted in blocks.
+// Consecutive blocks of src that are copied to consecutive blocks of dst. All members count blocks.
 struct SwapRun {
   int64_t src_block, dst_block, num_blocks;
-  int64_t begin;  // blocks of all runs before this one
+  int64_t begin;  // number of blocks in all runs before this one
 };
 
 struct SwapLayer {
@@ -20,7 +20,7 @@ struct SwapLayer {
   void* dst;
 };
 
-// The same runs in every layer.
+// The same runs are copied in every layer.
 struct SwapBlocksParams {
   const SwapLayer* layers;
   const SwapRun* runs;
@@ -31,19 +31,19 @@ struct SwapBlocksParams {
   int32_t src_device, dst_device;  // -1: the host
 
   constexpr int64_t layer_bytes() const { return num_blocks * block_bytes; }
-  // An item is a byte: bytes of the runs, layer by layer.
+  // An item is a byte: first the bytes of all runs of layer 0, then those of layer 1, and so on.
   constexpr Work work() const {
     return {.num_items = num_layers * layer_bytes(), .bytes_read = 1, .bytes_written = 1, .is_read_soon = false};
   }
 };
 static_assert(LaunchParams<SwapBlocksParams>);
 
-// A copy between addresses of any memory.
+// A copy from one address to another. Each may be in the memory of the host or of a GPU.
 struct SwapCopy {
   const void* src;
   void* dst;
   int64_t num_bytes;
-  int64_t begin_bytes;  // bytes of all copies before this one
+  int64_t begin_bytes;  // size of all copies before this one
 };
 
 struct SwapBlocksBatchParams {

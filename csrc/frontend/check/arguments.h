@@ -1,4 +1,4 @@
-// The arguments of a call, as the text of an error names them.
+// The arguments of a call, for error messages that name one of them.
 #pragma once
 
 #include <string>
@@ -13,15 +13,15 @@ namespace multikv {
 
 class Arguments {
  public:
-  // Names the first tensor on a device of this type, in the order of the schema: "key_cache is on cuda:0". Empty if
-  // there is none.
+  // Returns a text that names the first tensor, in the order of the schema, that is on a device of this type:
+  // "key_cache is on cuda:0". The text is empty if there is no such tensor.
   virtual std::string tensor_on(int32_t device_type) const = 0;
 
  protected:
   ~Arguments() = default;
 };
 
-// Names a tensor of one argument that is on a device of this type. Empty if there is none.
+// The same text for one argument, which is a tensor, an optional tensor or a list of tensors.
 std::string tensor_on(int32_t device_type, std::string_view name, const Tensor& argument);
 std::string tensor_on(int32_t device_type, std::string_view name, const OptionalTensor& argument);
 template <class Item>
@@ -33,7 +33,7 @@ std::string tensor_on(int32_t device_type, std::string_view name, const ListOf<I
   return found;
 }
 
-// Refers to the arguments of an op with this schema.
+// References to the arguments of an op with this schema.
 template <const auto& schema, class... Args>
 class ArgumentsOf : public Arguments {
  public:

@@ -8,9 +8,9 @@ void Call::fail(std::string_view argument, std::string_view expected, std::strin
   throw std::runtime_error(join({op_, ": ", argument, ": expected ", expected, ", got ", got}));
 }
 
-void Call::fail_index(std::string_view argument, std::string_view position, std::string_view expected,
+void Call::fail_index(std::string_view argument, std::string_view subscript, std::string_view expected,
                       int64_t got) const {
-  throw std::out_of_range(join({op_, ": ", argument, "[", position, "]: expected ", expected, ", got ", text(got)}));
+  throw std::out_of_range(join({op_, ": ", argument, "[", subscript, "]: expected ", expected, ", got ", text(got)}));
 }
 
 void Call::set_device(std::string_view argument, const Tensor& tensor) {

@@ -1,4 +1,4 @@
-// One call of an op: its backend, its device, and its errors.
+// A call of an op: its backend, the device of its tensors, and how it fails.
 #pragma once
 
 #include <string>
@@ -10,17 +10,17 @@ namespace multikv {
 
 // What the checks need to know of a backend.
 struct BackendTraits {
-  // The type of the devices that its tensors are on, as torch numbers the types.
+  // Returns the device type of the backend's tensors, as torch's number.
   int32_t (*device_type)();
-  // The element that `fp8` and `fp8_e4m3` mean for a uint8 cache on this device: the one that the platform's attention
-  // kernels read.
+  // Returns the element that `fp8` and `fp8_e4m3` mean for a uint8 cache on this device: the one that the platform's
+  // attention kernels read.
   Element (*e4m3_of_bytes)(int32_t device_index);
   // Copies indices to the host so that the host can check them; nullptr if the host can read the device's memory.
   void (*read_to_host)(void* host, const void* device, int64_t num_bytes, int32_t device_index);
-  // Whether the indices of this call are checked before anything is written.
+  // Returns whether calls on this device check the values of indices before anything is written.
   bool (*checks_indices)(int32_t device_index);
-  // Returns the address at which the device reads pinned host memory, or nullptr if it cannot read the memory. The
-  // function itself is nullptr if the device can read any host memory.
+  // Returns the address at which the device reads host memory, or nullptr if the device cannot read it because it is
+  // not pinned. The function pointer is nullptr if the device can read all host memory.
   const void* (*device_view)(const void* host, int32_t device_index);
 };
 
@@ -33,22 +33,25 @@ class Call {
   const BackendTraits& backend() const { return backend_; }
   int32_t device_index() const { return device_.index; }
 
-  // The call is good, but it writes nothing: its params are not handed to the backend.
+  // Whether the call is valid, but has nothing to write. Its params are then not handed to the backend, and need not be
+  // complete.
   bool nothing_to_do() const { return nothing_to_do_; }
   void set_nothing_to_do() { nothing_to_do_ = true; }
 
-  // Throws what becomes a RuntimeError in Python: "op: argument: expected X, got Y".
+  // Throws an exception that Python sees as a RuntimeError: "op: argument: expected X, got Y".
   [[noreturn]] void fail(std::string_view argument, std::string_view expected, std::string_view got) const;
-  // Throws what becomes an IndexError: "op: argument[position]: expected X, got Y".
-  [[noreturn]] void fail_index(std::string_view argument, std::string_view position, std::string_view expected,
+  // Throws an exception that Python sees as an IndexError: "op: argument[subscript]: expected X, got Y".
+  [[noreturn]] void fail_index(std::string_view argument, std::string_view subscript, std::string_view expected,
                                int64_t got) const;
 
-  // The tensor is on the device of the call, which is that of the first tensor checked here. Every tensor of a call
-  // gets this check, or one of the next two, before any other.
+  // Every tensor of a call gets one of the next three checks before any other, because a None has no properties.
+
+  // Fails if the tensor is None, or is not on the device of the call. The first tensor checked determines the device.
   void check_device(std::string_view argument, const Tensor& tensor);
-  // The tensor is on a device of the same type as the call's; if it is the first, its device becomes the call's.
+  // Fails unless the tensor is on a device of the same type as the call's. If it is the first tensor that is checked,
+  // its device becomes that of the call. The caller has rejected None.
   void check_peer_device(std::string_view argument, const Tensor& tensor);
-  // The tensor is on the CPU, whatever the device of the call.
+  // Fails if the tensor is None, or is not on the CPU, whatever the device of the call.
   void check_on_cpu(std::string_view argument, const Tensor& tensor) const;
 
  private:
@@ -57,7 +60,7 @@ class Call {
   std::string_view op_;
   const BackendTraits& backend_;
   const Arguments& arguments_;
-  std::string_view device_of_;  // the argument whose device is the call's
+  std::string_view device_of_;  // the name of the argument that determined device_; empty before
   Device device_{};
   bool nothing_to_do_ = false;
 };

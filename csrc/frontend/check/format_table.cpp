@@ -75,7 +75,7 @@ constexpr struct {
                  {FormatFamily::kConvert, "convert"},
                  {FormatFamily::kIndexer, "indexer"}};
 
-// Names hold no character that JSON escapes.
+// No name contains a character that JSON escapes.
 std::string quoted(std::string_view text) { return '"' + std::string(text) + '"'; }
 
 std::string families_json(const CacheFormat& row) {

@@ -22,7 +22,7 @@ bool all_within(const Index* values, int64_t count, int64_t low, int64_t high) {
   return least >= low && most < high;
 }
 
-// The position of the first value that is not from low to high - 1; -1 if there is none.
+// Returns the least i such that value i is below `low` or not below `high`; -1 if there is none.
 int64_t first_outside(const Indices& indices, int64_t count, int64_t low, int64_t high) {
   const bool is_good = indices.is_int64 ? all_within(static_cast<const int64_t*>(indices.data), count, low, high)
                                         : all_within(static_cast<const int32_t*>(indices.data), count, low, high);

@@ -1,7 +1,7 @@
 // Index tensors, and the checks of their values.
 //
-// Values are checked on the host before anything is written. On a GPU the checks synchronise, so they run only on
-// request (MULTIKV_CHECK_INDICES); the kernels skip what the checks reject.
+// Values are checked on the host before anything is written. For a GPU the checks synchronise, so they run only on
+// request (MULTIKV_CHECK_INDICES). Without them, the GPU's kernels skip the values that the checks would reject.
 #pragma once
 
 #include <vector>
@@ -11,23 +11,24 @@
 
 namespace multikv {
 
-// Checks an int32 or int64 tensor of `dim` dimensions.
+// Checks that a tensor is int32 or int64 and has `dim` dimensions, and returns its indices.
 Indices indices_of(Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
 
-// Checks slot_mapping [tokens], or [layers, tokens] if `dim` is 2, except the values.
+// Checks slot_mapping [tokens], or [layers, tokens] if `dim` is 2. The values are not checked yet.
 Slots make_slots(Call& call, const Tensor& slot_mapping, int64_t dim = 1);
 
-// Every slot is negative, which means padding, or lies in one of the blocks. Without tokens there is nothing to do.
+// Fails unless every slot is negative, which means padding, or lies in one of the blocks. If there are no tokens, the
+// call has nothing to do.
 void check_slots(Call& call, const Slots& slots, const Blocks& blocks);
 void check_slots_of_layers(Call& call, const Slots& slots, const Blocks& blocks, int64_t num_layers);
 
-// The position of every token is from 0 to num_positions - 1.
+// Fails unless the position of every token is from 0 to num_positions - 1.
 void check_positions(const Call& call, const Indices& positions, int64_t num_tokens, int64_t num_positions);
 
-// Whether this call checks the values of indices.
+// Returns whether the call checks the values of indices.
 bool checks_indices(const Call& call);
 
-// The values of an index tensor, readable by the host: the caller's own memory, or a copy of a GPU's.
+// An index tensor that the host can read. It is the tensor itself, or a copy if the tensor is in the memory of a GPU.
 class HostIndices {
  public:
   HostIndices(const Call& call, const Indices& indices, int64_t rows, int64_t columns);

@@ -8,7 +8,7 @@ namespace multikv {
 
 namespace {
 
-// The values of the index tensors of sequences, readable by the host.
+// The index tensors of Sequences, where the host can read them.
 struct HostSequences {
   HostSequences(const Call& call, const Sequences& sequences)
       : bounds(call, sequences.cu_seq_lens, 1, sequences.num_bounds),
@@ -18,13 +18,13 @@ struct HostSequences {
   HostIndices bounds, starts, table;
 };
 
-// The slots of one block of a sequence that the output needs: offsets begin .. end - 1.
+// A block of which the output needs the entries at the offsets begin .. end - 1.
 struct NeededBlock {
-  int64_t sequence, column;  // of the block table
+  int64_t sequence, column;  // the block is block_table[sequence, column]
   int64_t begin, end;
 };
 
-// Calls visit(NeededBlock) for every block that the output needs. The bounds and starts have been checked.
+// Calls visit(NeededBlock) for every block that the output needs. check_bounds() and check_starts() come first.
 template <class Visit>
 void for_each_needed_block(const Sequences& sequences, const HostSequences& host, const Visit& visit) {
   const int64_t block_size = sequences.blocks.block_size.signed_value();
@@ -35,7 +35,7 @@ void for_each_needed_block(const Sequences& sequences, const HostSequences& host
     const int64_t length = end - host.bounds[s];
     const int64_t first = start / block_size;
     if (length <= 0 || first >= sequences.blocks_per_sequence) continue;
-    // The sum of two int64_t that are not negative fits a uint64_t.
+    // A uint64_t, because the sum of two non-negative int64_t may exceed the largest int64_t.
     const uint64_t last_position = static_cast<uint64_t>(start) + static_cast<uint64_t>(length) - 1;
     const auto last = static_cast<int64_t>(last_position / block_size);
     const auto last_offset = static_cast<int64_t>(last_position % block_size);
@@ -77,7 +77,7 @@ void check_blocks(const Call& call, const Sequences& sequences, const HostSequen
   });
 }
 
-// The blocks have been checked.
+// check_blocks() comes first.
 void check_row_ids(const Call& call, const Sequences& sequences, const HostSequences& host, const RowIds& row_ids) {
   const int64_t num_slots = sequences.blocks.num_slots();
   const HostIndices host_rows(call, row_ids.host, 1, num_slots), device_rows(call, row_ids.device, 1, num_slots);

@@ -1,4 +1,4 @@
-// Checks of sizes and strides, and the layouts that views hold.
+// Checks of sizes and strides, and the views that are made from them.
 #pragma once
 
 #include "core/cache_view.h"
@@ -7,8 +7,9 @@
 
 namespace multikv {
 
-// Sizes and strides of an empty tensor may be absurd: near 2^62 in one dimension and 0 in another. What is computed
-// from them before the call is found to have nothing to do wraps around.
+// Arithmetic that wraps around instead of overflowing, which would be undefined. An empty tensor may have a size or
+// stride near 2^62 in one dimension and size 0 in another, and some sizes are computed before an op knows that the
+// tensor is empty.
 constexpr int64_t wrapping_sum(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
 }
@@ -25,40 +26,41 @@ inline int64_t stride_bytes(const Tensor& tensor, int64_t dim) {
 void check_dim(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
 // Checks the device before the dimensions, because a None has no dimensions.
 void check_device_and_dim(Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
-// Fails unless a dimension has this size, or at least this size. `of` says in the error's text what the size is.
+// Fails unless a dimension has this size, or at least this size. `of` says what the size is, for the error message:
+// "size 8 (heads of key)".
 void check_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
                 std::string_view of);
 void check_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
                     std::string_view of);
-// Checks an argument that is a number.
+// Fails if an argument that is a number is below `minimum`.
 void check_at_least(const Call& call, std::string_view argument, int64_t value, int64_t minimum);
 
-// The innermost dimension has stride 1, or at most one element.
+// Fails unless the innermost dimension has stride 1, or at most one element.
 void check_inner_stride(const Call& call, std::string_view argument, const Tensor& tensor);
-// No dimension of more than one element has stride 0, as expand() makes it.
+// Fails if a dimension of more than one element has stride 0, as after expand().
 void check_not_expanded(const Call& call, std::string_view argument, const Tensor& tensor);
-// Checks both the inner stride and expansion.
+// Calls check_inner_stride() and check_not_expanded().
 void check_writable(const Call& call, std::string_view argument, const Tensor& tensor);
 inline constexpr std::string_view kWithoutOverlaps = "a writable tensor without overlapping elements";
 
-// The addresses of tensors, which must be multiples of the element size: a GPU can read no others. A call takes the
-// addresses of tensors after all checks, because asking for the address of a copy-on-write tensor that is written
-// makes torch copy it. Views hold char* whether or not the op writes.
+// Return the address of a tensor, which must be a multiple of the element size, because a GPU can read no others. Ops
+// call mutable_data() after all checks, because it makes torch copy a copy-on-write tensor. data() returns char*, too,
+// because views hold char* whether or not the op writes.
 char* data(const Call& call, std::string_view argument, const Tensor& tensor);
 char* mutable_data(const Call& call, std::string_view argument, const MutableTensor& tensor);
-// The address at which the device of the call reads a tensor on the CPU; for a GPU it must be pinned.
+// Returns the address at which the device of the call reads a tensor on the CPU. For a GPU the tensor must be in pinned
+// memory.
 char* host_data(const Call& call, std::string_view argument, const Tensor& tensor);
 
-// The functions below return views without addresses.
+// The functions below return views whose `data` is not set yet.
 
-// A tensor whose tokens are in dimension `token_dim`, and whose rows are in the last dimension.
+// The rows of a tensor [..., tokens, ..., row_size] whose tokens are in dimension `token_dim`.
 TokenRows token_rows(const Tensor& tensor, int64_t token_dim = 0);
-// A tensor [tokens, heads, head].
+// The heads of a tensor [tokens, heads, head_size].
 TokenHeads token_heads(const Tensor& tensor);
-// The blocks of a cache [blocks, ...] whose block size is the size of dimension `block_size_dim`; it must be at
-// least 1.
+// The blocks of a cache [blocks, ...]. The block size, which is the size of dimension `block_size_dim`, must not be 0.
 Blocks blocks_of(const Call& call, std::string_view argument, const Tensor& cache, int64_t block_size_dim = 1);
-// A cache [blocks, block_size, entry].
+// The view of a cache [blocks, block_size, entry].
 EntryCache entry_cache(const Call& call, std::string_view argument, const Tensor& cache);
 
 }  // namespace multikv

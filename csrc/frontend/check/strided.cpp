@@ -10,10 +10,10 @@ struct Dim {
   int64_t size, src_stride, dst_stride;
 };
 
-// The dimensions of more than one element, ordered by the stride of dst.
+// Dimensions in ascending order of their stride in dst.
 class OrderedDims {
  public:
-  // Keeps the order by insertion: the dimensions of most tensors come in order. Returns false if there are too many.
+  // An insertion sort, because most tensors' dimensions are inserted in order. Returns false if there is no space.
   bool insert(const Dim& dim) {
     if (count_ == kMaxDims) return false;
     int at = count_++;
@@ -25,12 +25,13 @@ class OrderedDims {
   const Dim* end() const { return dims_ + count_; }
 
  private:
-  static constexpr int kMaxDims = 64;  // sizes are at least 2: 64 of them are more elements than there are addresses
+  static constexpr int kMaxDims = 64;  // 64 dimensions of at least 2 elements do not fit in memory
   Dim dims_[kMaxDims];
   int count_ = 0;
 };
 
-// Adds the next dimension outwards to the rows merged so far. Returns false if no dimension is left for it.
+// Adds the next outer dimension. If it continues the rows, or the outermost dimension so far, in both tensors, it is
+// merged with them. Returns false if it is not and StridedRows has no dimension left.
 bool add(StridedRows& rows, const Dim& dim) {
   const int outer = rows.num_dims - 1;
   if (outer < 0 && dim.src_stride == rows.row_size && dim.dst_stride == rows.row_size) {
@@ -51,6 +52,7 @@ bool add(StridedRows& rows, const Dim& dim) {
   return true;
 }
 
+// Adds all dimensions of more than one element. Returns false if there are too many.
 bool merge(StridedRows& rows, StridedSide src, StridedSide dst, int64_t unit) {
   OrderedDims dims;
   for (int64_t d = dst.tensor.dim() - 1; d >= dst.first_dim; --d) {  // from the innermost outwards

@@ -1,4 +1,4 @@
-// Two tensors of one shape, as rows that are contiguous in both.
+// Describes two tensors of the same shape as rows that are contiguous in both (StridedRows).
 #pragma once
 
 #include "core/rows.h"
@@ -12,9 +12,9 @@ struct StridedSide {
   int64_t first_dim = 0;
 };
 
-// Merges dimensions that follow each other in the memory of both tensors, whatever their order. Sizes and strides of
-// the result count units, of which an element has `unit`: 1 for elements, the element size for bytes. Fails if more
-// dimensions are left than StridedRows has; `what` precedes "at most 8 strided dimensions" in the text.
+// Merges dimensions that are adjacent in the memory of both tensors, whatever the order of the dimensions. `unit` is 1
+// if row_size and the strides of the result count elements, or the element size if they count bytes. Fails if more
+// dimensions are left than StridedRows has; `what` precedes "at most 8 strided dimensions" in the error message.
 StridedRows strided_rows(const Call& call, std::string_view src_name, StridedSide src, StridedSide dst, int64_t unit,
                          std::string_view what = "");
 

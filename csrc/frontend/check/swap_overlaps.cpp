@@ -8,13 +8,14 @@ namespace {
 
 using Pairs = BlockPairs<uint64_t>;
 
-// A block in memory, which pair `pair` of layer `layer` reads or writes.
+// The memory of a block that pair `pair` reads or writes in layer `layer`.
 struct BlockInMemory {
-  uint64_t begin;
+  uint64_t begin;  // the address of the first byte
   int64_t layer, pair;
 };
 
-// The pairs of these layers, in the two orders in which their blocks are cheapest to sort by address.
+// All copies of these layers: every pair in every layer. The pairs are sorted by src and by dst, because the blocks of
+// one layer are then in the order of their addresses already.
 struct Copies {
   const std::vector<SwapSides>& layers;
   uint64_t block_bytes;
@@ -28,7 +29,7 @@ struct Copies {
   std::string written_text(const BlockInMemory& write) const {
     return join({"block ", text(by_dst[write.pair].dst), " of ", layers[write.layer].dst.text()});
   }
-  // " (pair 7)", as the caller counts the pairs.
+  // Returns " (pair 7)", where 7 is the row of block_mapping.
   std::string number_text(const BlockPair<uint64_t>& pair) const {
     const auto src = static_cast<int64_t>(pair.src), dst = static_cast<int64_t>(pair.dst);
     const auto is_pair = [&](const BlockPair<int64_t>& row) { return row.src == src && row.dst == dst; };
@@ -36,7 +37,7 @@ struct Copies {
   }
 };
 
-// The blocks of one side of all pairs and layers, by address.
+// Returns the blocks that all pairs read, or write, in all layers, in the order of their addresses.
 std::vector<BlockInMemory> blocks_by_address(const Copies& copies, SwapSide SwapSides::* side, const Pairs& pairs,
                                              uint64_t BlockPair<uint64_t>::* block) {
   std::vector<BlockInMemory> blocks;
@@ -64,7 +65,7 @@ void check_writes(const Call& call, const Copies& copies, const std::vector<Bloc
 
 void check_reads(const Call& call, const Copies& copies, const std::vector<BlockInMemory>& reads,
                  const std::vector<BlockInMemory>& writes) {
-  auto write = writes.begin();  // the first that ends after the read begins
+  auto write = writes.begin();  // the first write that ends after the read begins
   for (const BlockInMemory& read : reads) {
     while (write != writes.end() && write->begin + copies.block_bytes <= read.begin) ++write;
     if (write == writes.end()) return;
@@ -75,7 +76,7 @@ void check_reads(const Call& call, const Copies& copies, const std::vector<Block
   }
 }
 
-// Compares the blocks of all these layers with each other.
+// Fails if a block that is written overlaps another block that is read or written, in any of these layers.
 void check_blocks(const Call& call, const Copies& copies) {
   const auto writes = blocks_by_address(copies, &SwapSides::dst, copies.by_dst, &BlockPair<uint64_t>::dst);
   check_writes(call, copies, writes);
@@ -105,7 +106,7 @@ const std::vector<Extent>& extents_by_address(const std::vector<SwapSides>& laye
   return extents;
 }
 
-// Which tensors share memory, of which at least one is written.
+// Between which tensors memory is shared, if at least one of them is written.
 enum class Sharing : uint8_t {
   kNone,
   kWithinLayers,  // the src and the dst of one layer
@@ -113,13 +114,13 @@ enum class Sharing : uint8_t {
 };
 
 Sharing sharing_of(const std::vector<SwapSides>& layers, int64_t block_bytes) {
-  Extent furthest[2] = {};  // of the src and of the dst so far, the one with the furthest end
+  Extent furthest[2] = {};  // [0]: the src tensor that ends last, of those seen so far; [1]: the dst tensor
   bool is_shared = false, are_sources_shared = false;
   for (const Extent& extent : extents_by_address(layers, block_bytes)) {
     for (const Extent& before : furthest) {
       if (before.end <= extent.begin) continue;
       if (!before.is_dst && !extent.is_dst) {
-        are_sources_shared = true;  // allowed, but `furthest` then knows only one of the layers that read here
+        are_sources_shared = true;  // allowed, but furthest[0] is then only one of the tensors that are read here
       } else if (before.layer != extent.layer) {
         return Sharing::kAcrossLayers;
       } else {
@@ -153,8 +154,8 @@ void check_overlaps(const Call& call, const std::vector<SwapSides>& layers, int6
     check_blocks(call, {of, static_cast<uint64_t>(block_bytes), by_src, by_dst, rows});
   };
   if (sharing == Sharing::kAcrossLayers) return check(layers);
-  // Compares each layer with itself. A layer whose src and dst are as far apart as those of the layer before overlaps
-  // in the same way.
+  // Compares the blocks within each layer. If the distance from dst to src is that of the layer before, the same blocks
+  // overlap, and the layer need not be checked. `checked` starts with a value that the first distance is not.
   uint64_t checked = layers[0].src.address - layers[0].dst.address + 1;
   for (const SwapSides& layer : layers) {
     const uint64_t distance = layer.src.address - layer.dst.address;

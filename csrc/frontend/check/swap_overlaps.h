@@ -1,4 +1,4 @@
-// Checks that the copies of a swap do not overlap in memory.
+// Checks that no copy of a swap writes memory that another copy reads or writes.
 #pragma once
 
 #include <vector>
@@ -7,9 +7,9 @@
 
 namespace multikv {
 
-// No byte is written by two copies, and no byte that a copy reads is written by a copy, of all layers. `pairs` are
-// sorted by dst, and no two of them have the same dst. Blocks are compared by address only where the tensors of layers
-// share memory; otherwise this costs one look at each tensor.
+// Fails if a byte is written by two copies, or written by one copy and read by any copy. The copies are all pairs in
+// all layers. `pairs` must be sorted by dst, without duplicate dst. Blocks are compared only if tensors share memory,
+// so the check usually takes time linear in the number of layers, apart from a sort of their addresses.
 template <class Id>
 void check_overlaps(const Call& call, const std::vector<SwapSides>& layers, int64_t block_bytes,
                     const BlockPairs<Id>& pairs, const MappingRows& rows);

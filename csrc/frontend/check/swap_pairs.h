@@ -1,5 +1,5 @@
-// The pairs of blocks that swaps copy, and how they are sorted. Sorting and the checks that follow take time linear in
-// the number of pairs, so that a call with thousands of pairs costs microseconds.
+// The pairs of blocks that a swap copies, and a radix sort of them. The sort and the checks after it take time linear
+// in the number of pairs, so that a call with thousands of pairs takes microseconds.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 
 namespace multikv {
 
-// Block `src` of one tensor is copied to block `dst` of another. Pairs with 32-bit ids are sorted in half the time of
-// pairs with 64-bit ids.
+// Block `src` of one tensor is copied to block `dst` of another. Sorting takes half as long for 32-bit ids as for
+// 64-bit ids.
 template <class Id>
 struct BlockPair {
   Id src, dst;
@@ -21,13 +21,13 @@ struct BlockPair {
 template <class Id>
 using BlockPairs = std::vector<BlockPair<Id>>;
 
-// The rows of block_mapping in the caller's memory.
+// The rows of block_mapping, in place.
 struct MappingRows {
   const int64_t* data;
   int64_t stride, size;
 
   BlockPair<int64_t> row(int64_t i) const { return {data[i * stride], data[i * stride + 1]}; }
-  // The first row from `begin` on that meets the condition; `size` if none does.
+  // Returns the number of the first row from `begin` on that meets the condition; `size` if none does.
   template <class Condition>
   int64_t find(Condition condition, int64_t begin = 0) const {
     while (begin < size && !condition(row(begin))) ++begin;
@@ -35,10 +35,10 @@ struct MappingRows {
   }
 };
 
-// One of the two tensors of a layer, as blocks.
+// One of the two tensors of a layer, which is seen as blocks.
 struct SwapSide {
   std::string_view name;  // of the argument: src or dst
-  int64_t index;          // in the argument's list; -1 if the argument is no list
+  int64_t index;          // in the list that the argument is; -1 if it is one tensor
   uint64_t address;
   int64_t num_blocks;
 
@@ -49,8 +49,8 @@ struct SwapSides {
   SwapSide src, dst;
 };
 
-// Sorts by src or dst, whose values are below `end`. The sort is stable: a radix sort from the least significant digit
-// on, in as few passes as digits of at most kMaxBits allow.
+// Sorts pairs by the member kKey, whose values are below `end`. This is a stable radix sort that starts with the least
+// significant digit. Digits have at most kMaxBits bits, and as many as keep the number of passes minimal.
 template <auto kKey, class Id>
 void sort_by(BlockPairs<Id>& pairs, uint64_t end) {
   constexpr int kMaxBits = 11;
@@ -60,7 +60,7 @@ void sort_by(BlockPairs<Id>& pairs, uint64_t end) {
     return;
   }
   static thread_local BlockPairs<Id> kept;
-  BlockPairs<Id>& other = kept;  // every access to a thread_local costs a call
+  BlockPairs<Id>& other = kept;  // a reference, because every access to a thread_local variable is a function call
   other.resize(pairs.size());
   const int width = std::bit_width(end - 1), passes = (width + kMaxBits - 1) / kMaxBits;
   const int bits = passes == 0 ? 0 : (width + passes - 1) / passes;

@@ -11,14 +11,15 @@ namespace multikv {
 
 namespace {
 
-// The number of blocks that all layers have.
+// The least number of blocks of the src tensors and of the dst tensors, and the size of a block.
 struct BlockLimits {
   uint64_t src, dst;
 };
 
+// What read_pairs() finds out about the pairs.
 struct PairsRead {
   bool is_sorted;             // by dst
-  uint64_t src_end, dst_end;  // one past the largest block
+  uint64_t src_end, dst_end;  // the largest block + 1
 };
 
 [[noreturn]] void fail_block(const Call& call, const std::vector<SwapSides>& layers, int64_t i,
@@ -62,11 +63,11 @@ template <class Id>
             join({"duplicate destination block ", text(dst), " (pairs ", text(first), " and ", text(second), ")"}));
 }
 
-// Joins pairs, which are sorted by dst, to runs of neighbours.
+// Joins pairs of neighbouring blocks to runs. The pairs must be sorted by dst. Fails if two of them have the same dst.
 template <class Id>
 SwapRuns join_pairs(const Call& call, const MappingRows& rows, const BlockPairs<Id>& pairs) {
   static thread_local std::vector<SwapRun> kept;
-  std::vector<SwapRun>& runs = kept;  // every access to a thread_local costs a call
+  std::vector<SwapRun>& runs = kept;  // a reference, because every access to a thread_local variable is a function call
   if (runs.size() < pairs.size()) runs.resize(pairs.size());
   SwapRun* end = runs.data();
   int64_t longest = 1;
@@ -85,12 +86,12 @@ SwapRuns join_pairs(const Call& call, const MappingRows& rows, const BlockPairs<
   return {runs.data(), end - runs.data(), longest, 0, 0};
 }
 
-// `Id` holds every block of the limits, and one more number.
+// `Id` must represent every valid block, and every valid block + 1.
 template <class Id>
 SwapRuns find_runs(const Call& call, const std::vector<SwapSides>& layers, int64_t block_bytes, const MappingRows& rows,
                    const BlockLimits& limits) {
   static thread_local BlockPairs<Id> kept;
-  BlockPairs<Id>& pairs = kept;  // every access to a thread_local costs a call
+  BlockPairs<Id>& pairs = kept;  // a reference, because every access to a thread_local variable is a function call
   const PairsRead read = read_pairs(call, layers, rows, limits, pairs);
   if (!read.is_sorted) sort_by<&BlockPair<Id>::dst>(pairs, read.dst_end);
   SwapRuns runs = join_pairs(call, rows, pairs);

@@ -8,7 +8,7 @@ namespace multikv {
 
 namespace {
 
-// The optional arguments of cp_gather_and_upconvert_fp8_kv_cache, which are given together.
+// The optional arguments of cp_gather_and_upconvert_fp8_kv_cache that are given all or not at all.
 struct HostRows {
   const OptionalTensor &cache, &host_row_ids, &device_row_ids;
 };
@@ -26,7 +26,7 @@ bool are_given(const Call& call, const HostRows& rows) {
   return is_any_given;
 }
 
-// Checks the host's rows, and counts the logical blocks that the row ids describe.
+// Checks host_cache and the row ids, and sets the number of logical blocks: there is a row id for each logical slot.
 void set_host_rows(Call& call, CpGatherAndUpconvertFp8KvCacheParams& p, const Tensor& host_cache,
                    const Tensor& host_row_ids, const Tensor& device_row_ids) {
   call.check_on_cpu("host_cache", host_cache);
@@ -48,7 +48,7 @@ void set_host_rows(Call& call, CpGatherAndUpconvertFp8KvCacheParams& p, const Te
   p.host_stride_row_bytes = host_cache.stride(0);
 }
 
-// workspace_starts [num_sequences], or one more element, which is not read.
+// Checks workspace_starts, which has an element for each sequence, and possibly one more, which is not read.
 void set_workspace_starts(Call& call, Sequences& sequences, const Tensor& workspace_starts) {
   sequences.cu_seq_lens = indices_of(call, "workspace_starts", workspace_starts, 1);
   sequences.num_bounds = sequences.num_sequences;
@@ -109,7 +109,7 @@ GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_params(
   sequences = make_sequences(call, cache.blocks, block_table, seq_starts);
   set_cu_seq_lens(call, sequences, cu_seq_lens);
   sequences.num_tokens = num_tokens;
-  // The values of token_to_seq are not read: they follow from cu_seq_lens.
+  // The values of token_to_seq are not read, because cu_seq_lens determines them.
   static_cast<void>(indices_of(call, "token_to_seq", token_to_seq, 1));
   check_min_size(call, "token_to_seq", token_to_seq, 0, num_tokens, "num_tokens");
 

@@ -9,8 +9,8 @@ namespace {
 
 constexpr int64_t kScaleBytes = 4;
 
-// Checks a cache uint8 [blocks, block_size, bytes per token] whose blocks are contiguous: a block holds the codes of
-// all its tokens, and then their scales.
+// Checks a uint8 cache [blocks, block_size, bytes per token]. Its blocks must be contiguous, because a block holds the
+// codes of all its slots, and after them their scales (IndexerCache).
 void check_cache(Call& call, const Tensor& kv_cache) {
   check_device_and_dim(call, "kv_cache", kv_cache, 3);
   check_dtype(call, "kv_cache", kv_cache, Dtype::kUInt8);
@@ -31,8 +31,8 @@ void check_tiles(const Call& call, int64_t head_size, int64_t quant_block_size, 
   }
 }
 
-// Checks that a token's bytes are its codes and scales, and that blocks do not overlap, which a stride of 0 between
-// them would do, too.
+// Checks that dimension 2 of the cache has the size of a token's codes and scales, and that blocks do not overlap. The
+// latter also rejects a stride of 0 between blocks.
 void check_bytes_per_token(const Call& call, const Tensor& kv_cache, int64_t head_size, int64_t num_scales) {
   const int64_t scale_bytes = kv_cache.size(2) - head_size;
   if (scale_bytes % kScaleBytes != 0 || scale_bytes / kScaleBytes != num_scales) {
@@ -45,10 +45,11 @@ void check_bytes_per_token(const Call& call, const Tensor& kv_cache, int64_t hea
   }
 }
 
-// The outputs of a gather: dst_k [tokens, code bytes], and dst_scale [tokens, scales] of float32 or of bytes.
+// Checks the outputs of the gather: dst_k [tokens, code bytes], and dst_scale [tokens, scales] of float32, or the same
+// scales as uint8 [tokens, 4 * scales].
 void set_outputs(Call& call, CpGatherIndexerKQuantCacheParams& p, const Tensor& dst_k, const Tensor& dst_scale) {
   check_device_and_dim(call, "dst_k", dst_k, 2);
-  static_cast<void>(e4m3_element(call, "dst_k", dst_k));  // codes are copied: it does not matter which e4m3 they are
+  static_cast<void>(e4m3_element(call, "dst_k", dst_k));  // codes are copied, so dst_k may have any e4m3 dtype
   check_device_and_dim(call, "dst_scale", dst_scale, 2);
   if (dst_scale.dtype() != Dtype::kUInt8 && dst_scale.dtype() != Dtype::kFloat32) {
     call.fail("dst_scale", "dtype uint8 or float32", dtype_text(dst_scale));

@@ -11,7 +11,7 @@ namespace multikv {
 
 namespace {
 
-// Checks kv_c and k_pe, whose tokens are in dimension `token_dim`, against p.slots.
+// Checks kv_c and k_pe, and sets what p takes from them. Their tokens are in dimension `token_dim`. p.slots is set.
 void set_sources(const Call& call, ConcatAndCacheMlaParams& p, const Tensor& kv_c, const Tensor& k_pe,
                  int64_t token_dim) {
   p.dtype = float_dtype(call, "kv_c", kv_c);
@@ -30,7 +30,8 @@ bool is_empty(const ConcatAndCacheMlaParams& p) {
   return p.slots.num_tokens == 0 || wrapping_sum(p.latent_size, p.rope_size) == 0;
 }
 
-// Checks a cache of fp8_ds_mla entries. Its dtype may have 1, 2 or 4 bytes; one of 1 byte may name the e4m3.
+// Checks a cache of fp8_ds_mla entries. Its dtype may be uint8, an e4m3 dtype, which determines the element, or any
+// dtype of 2 or 4 bytes.
 void check_ds_mla(const Call& call, ConcatAndCacheMlaParams& p, const MlaWriteArguments& arguments,
                   const CacheFormat& format) {
   const MutableTensor& kv_cache = arguments.kv_cache;
@@ -46,7 +47,8 @@ void check_ds_mla(const Call& call, ConcatAndCacheMlaParams& p, const MlaWriteAr
   p.cache.codec = with_element(format.codec, element);
 }
 
-// The cache of concat_and_cache_mla_grouped, which is given by numbers; strides count elements.
+// The view of one layer's cache in concat_and_cache_mla_grouped. The strides are in elements. num_blocks is -1 if the
+// number of blocks is unknown.
 EntryCache grouped_cache(int64_t block_size, int64_t block_stride, int64_t entry_stride, int64_t num_blocks,
                          const Codec& codec) {
   EntryCache view{};
@@ -100,7 +102,8 @@ ConcatAndCacheMlaParams make_concat_and_cache_mla_params(Call& call, const Tenso
 
 namespace {
 
-// A format of floats has no scales; one of fp8 has a scale for each layer.
+// Checks kv_cache_dtype and kv_scales, and returns the codec. An fp8 format needs a scale for each layer; a
+// floating-point format ignores kv_scales.
 Codec check_grouped_format(Call& call, ConcatAndCacheMlaGroupedParams& p, const FormatName& kv_cache_dtype,
                            const OptionalTensor& kv_scales) {
   const CacheFormat& format = cache_format(call, kv_cache_dtype, FormatFamily::kCache);

@@ -1,4 +1,4 @@
-// What concat_and_cache_mla and concat_and_cache_mla_rope_fused have in common.
+// The checks that concat_and_cache_mla and concat_and_cache_mla_rope_fused have in common.
 #pragma once
 
 #include "frontend/check/call.h"
@@ -17,8 +17,8 @@ struct MlaWriteArguments {
   bool skip_scale = false;
 };
 
-// Checks a write of MLA entries, except the values of the slots, and returns its params without addresses. The caller
-// has checked the devices and dimensions of kv_c and k_pe.
+// Checks a write of MLA entries, but not the values of the slots, and returns its params without the addresses of
+// tensors, except that of the scale. The caller has checked the devices and dimensions of kv_c and k_pe.
 ConcatAndCacheMlaParams make_mla_write(Call& call, const MlaWriteArguments& arguments);
 
 }  // namespace multikv

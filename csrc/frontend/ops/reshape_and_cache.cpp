@@ -7,7 +7,8 @@ namespace multikv {
 
 namespace {
 
-// Checks key and value [>= num_tokens, heads, head_size], and sets what both layouts take from them.
+// Checks key and value [tokens, heads, head_size], which may have more tokens than slot_mapping, and sets what both
+// layouts take from them.
 template <class Params>
 void set_sources(Call& call, Params& p, const Tensor& key, const Tensor& value, const Tensor& slot_mapping) {
   call.check_device("key", key);
@@ -29,7 +30,7 @@ void set_sources(Call& call, Params& p, const Tensor& key, const Tensor& value, 
 
 struct Caches {
   const MutableTensor &key, &value;
-  int64_t key_block_size_dim;
+  int64_t key_block_size_dim;  // the dimension of `key` whose size is the block size
 };
 
 struct Scales {
@@ -47,7 +48,7 @@ void set_scales(Call& call, Params& p, const Scales& scales) {
   p.value.cache.scale = reinterpret_cast<const float*>(data(call, "v_scale", scales.v));
 }
 
-// Checks and sets what the caches of both layouts have in common: blocks, codec and scales.
+// Checks the caches, and sets what both layouts take from them: blocks, codec and scales.
 template <class Params>
 void set_caches(Call& call, Params& p, const Caches& caches, const FormatName& kv_cache_dtype, const Scales& scales) {
   const Blocks blocks = blocks_of(call, "key_cache", caches.key, caches.key_block_size_dim);
@@ -81,7 +82,7 @@ void set_addresses(Call& call, Params& p, const Tensor& key, const Tensor& value
 void set_flash_cache(const Call& call, FlashWrite& write, std::string_view source_name, const Tensor& source,
                      std::string_view cache_name, const Tensor& cache) {
   check_size(call, cache_name, cache, 2, source.size(1), "heads of key");
-  if (cache.size(3) != source.size(2)) {
+  if (cache.size(3) != source.size(2)) {  // composes the text only for a call that fails
     check_size(call, cache_name, cache, 3, source.size(2), join({"head size of ", source_name}));
   }
   write.cache.stride_slot_bytes = stride_bytes(cache, 1);
@@ -89,8 +90,8 @@ void set_flash_cache(const Call& call, FlashWrite& write, std::string_view sourc
   write.head_size = source.size(2);
 }
 
-// Checks dimensions 2 and 4 of a packed cache, into which a dimension of size `whole` is split: vectors, and the
-// elements of a vector.
+// Checks the dimensions of a packed cache that a dimension of size `whole` is split into, and returns the vector size.
+// Dimension 2 counts the vectors, and dimension 4 the elements of a vector.
 Divisor vector_size(const Call& call, std::string_view argument, const Tensor& cache, int64_t whole,
                     std::string_view of) {
   const int64_t size = cache.size(4);
@@ -111,8 +112,8 @@ void set_packed_keys(const Call& call, ReshapeAndCacheParams& p, const Tensor& k
   view.stride_row_bytes = stride_bytes(key_cache, 3);
 }
 
-// Checks a cache [blocks, heads, head_size, block_size], whose one vector holds all slots of a block, or if interleaved
-// [blocks, heads, block_size / vector_size, head_size, vector_size].
+// Checks a cache [blocks, heads, head_size, block_size], or if `interleaved` a cache [blocks, heads,
+// block_size / vector_size, head_size, vector_size]. Without interleaving, one vector holds all slots of a block.
 void set_packed_values(const Call& call, ReshapeAndCacheParams& p, const Tensor& value_cache, bool interleaved) {
   PackedValueCache& view = p.value.cache;
   const int64_t block_size = view.blocks.block_size.signed_value();

@@ -22,7 +22,8 @@ struct SwapTensors {
 
 bool is_on_cpu(const Tensor& tensor) { return tensor.device().type == aoti_torch_device_type_cpu(); }
 
-// All tensors of a list are on one device: the host, or a device of the backend's type.
+// Checks that a tensor is contiguous, and on the host or on a device of the backend's type. All tensors of a list must
+// be on the device of the list's first.
 void check_tensor(Call& call, const SwapSide& side, const Tensor& tensor, const Tensor& first) {
   const auto fail = [&](std::string_view expected, std::string_view got) { call.fail(side.text(), expected, got); };
   if (tensor.is_none()) fail("a tensor", "None");
@@ -53,8 +54,8 @@ void check_mapping(const Call& call, const Tensor& block_mapping) {
   check_inner_stride(call, "block_mapping", block_mapping);
 }
 
-// The layers for the backend. They live until the thread's next call, which is after launch() returns. The address of
-// dst is taken here, after all checks, because it makes torch copy a copy-on-write tensor.
+// Returns the layers for the backend. They are valid until the thread's next call. The addresses of dst are taken here,
+// after all checks, because mutable_data() makes torch copy a copy-on-write tensor.
 const SwapLayer* swap_layers(const SwapTensors& tensors, const std::vector<SwapSides>& sides) {
   static thread_local std::vector<SwapLayer> layers;
   layers.clear();
@@ -97,6 +98,7 @@ SwapBlocksParams make_params(Call& call, const SwapTensors& tensors, int64_t blo
   return p;
 }
 
+// Checks an int64 tensor [copies] on the CPU, and returns its values.
 const int64_t* numbers(const Call& call, std::string_view argument, const Tensor& tensor) {
   call.check_on_cpu(argument, tensor);
   check_dim(call, argument, tensor, 1);
@@ -105,7 +107,7 @@ const int64_t* numbers(const Call& call, std::string_view argument, const Tensor
   return reinterpret_cast<const int64_t*>(data(call, argument, tensor));
 }
 
-// Copy i of swap_blocks_batch, whose size is not 0.
+// Checks copy i of swap_blocks_batch. Its size is not 0.
 void check_copy(const Call& call, int64_t i, int64_t src, int64_t dst, int64_t num_bytes) {
   const auto check = [&](std::string_view argument, bool is_good, std::string_view expected, int64_t got) {
     if (!is_good) call.fail(join({argument, "[", text(i), "]"}), expected, text(got));
@@ -115,7 +117,7 @@ void check_copy(const Call& call, int64_t i, int64_t src, int64_t dst, int64_t n
   check("dst_ptrs", dst != 0, "a non-null address", dst);
 }
 
-// Whether a copy from src to dst continues this one on both sides.
+// Returns whether src and dst are the addresses at which `copy` ends, so that both can be one copy.
 bool is_continued_by(const SwapCopy& copy, int64_t src, int64_t dst) {
   return reinterpret_cast<int64_t>(copy.src) + copy.num_bytes == src &&
          reinterpret_cast<int64_t>(copy.dst) + copy.num_bytes == dst;
@@ -125,7 +127,8 @@ bool is_continued_by(const SwapCopy& copy, int64_t src, int64_t dst) {
 
 SwapBlocksParams make_swap_blocks_params(Call& call, const Tensor& src, const MutableTensor& dst,
                                          int64_t block_size_in_bytes, const Tensor& block_mapping) {
-  // This check comes first: if block_mapping is on the CPU, one of the others is on a device of this backend.
+  // This check comes first. The dispatcher chose this backend for one of the three tensors; if block_mapping is on the
+  // CPU, then src or dst is on a device of this backend.
   call.check_on_cpu("block_mapping", block_mapping);
   return make_params(call, {{&src, 1}, {&dst, 1}, false}, block_size_in_bytes, block_mapping);
 }

@@ -1,7 +1,7 @@
-// How TORCH_BOX reads arguments of our types from the dispatcher's stack.
+// Conversions with which TORCH_BOX reads arguments of multikv's types from the dispatcher's stack.
 //
-// These conversions never throw: the dispatcher hands over the ownership of every argument, and an exception in one
-// conversion would leak the arguments after it. The checks run when all arguments are owned, and find what is wrong.
+// The conversions never throw. The dispatcher passes the ownership of every argument, and an exception in one
+// conversion would leak the arguments after it. Invalid arguments are found later, by the checks of the op.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -39,7 +39,7 @@ struct ToImpl<std::optional<multikv::Tensor>> {
   }
 };
 
-// Each item of a stable list is a handle, whose ownership passes to the tensor that is made of it.
+// Each item of a stable list is an owning handle. The tensor that is made from it takes the ownership.
 template <class Item>
 struct ToImpl<multikv::ListOf<Item>> {
   static multikv::ListOf<Item> call(StableIValue value, uint64_t, bool) {
@@ -58,7 +58,7 @@ struct ToImpl<multikv::ListOf<Item>> {
   }
 };
 
-// Torch 2.13's own conversion of a str to std::string leaks the string's handle in every call.
+// FormatName has its own conversion, because torch 2.13's conversion of a str to std::string leaks the string's handle.
 template <>
 struct ToImpl<multikv::FormatName> {
   static multikv::FormatName call(StableIValue value, uint64_t, bool) {

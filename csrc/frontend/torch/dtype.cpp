@@ -15,7 +15,8 @@ struct NamedDtype {
   Dtype dtype = Dtype::kOther;
 };
 
-// Torch 2.11 has no function for the numbers of its newest dtypes, but a number is the value of a ScalarType.
+// The number of a dtype is the value of its ScalarType. Torch 2.11 has no aoti_torch_dtype_<name>() for the dtypes that
+// use this function.
 template <torch::headeronly::ScalarType type>
 int32_t number_of() {
   return static_cast<int32_t>(type);
@@ -46,7 +47,7 @@ constexpr NamedDtype kDtypes[] = {
     {number_of<torch::headeronly::ScalarType::Float4_e2m1fn_x2>, "float4_e2m1fn_x2"},
 };
 
-// Reads the numbers from torch once, when the library is loaded.
+// A table from torch's numbers to Dtype. It is made once, when the library is loaded.
 class DtypesByNumber {
  public:
   DtypesByNumber() {

@@ -41,10 +41,10 @@ constexpr Dtype dtype_of(Element element) {
 
 constexpr Dtype dtype_of(Float dtype) { return dtype_of(element_of(dtype)); }
 
-// Torch's C interface identifies a dtype by a number.
+// Converts the number by which torch's C interface identifies a dtype.
 Dtype dtype_of_number(int32_t number);
 
-// Names as Python has them: "bfloat16".
+// Return the name that the dtype has in Python: "bfloat16". The dtype must not be kOther.
 std::string dtype_name(int32_t number);
 std::string dtype_name(Dtype dtype);
 

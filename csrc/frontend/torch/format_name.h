@@ -1,4 +1,4 @@
-// The argument kv_cache_dtype.
+// The type of the argument kv_cache_dtype.
 #pragma once
 
 #include <string>
@@ -13,7 +13,8 @@ class FormatName {
  public:
   static FormatName parse(std::string_view text);
 
-  // The row of kCacheFormats that the name means to a family of ops; nullptr if the family does not accept the name.
+  // Returns the row of kCacheFormats that the name means to a family of ops, or nullptr if the family does not accept
+  // the name.
   const CacheFormat* find(FormatFamily family) const;
   std::string_view text() const { return first_ == nullptr ? unknown_ : first_->name; }
 
@@ -22,7 +23,7 @@ class FormatName {
   std::string unknown_;                 // the text of the argument if no row has this name
 };
 
-// The names that a family of ops accepts, separated by commas, in the order of kCacheFormats.
+// Returns the names that a family of ops accepts, separated by commas, in the order of kCacheFormats.
 std::string format_names(FormatFamily family);
 
 }  // namespace multikv

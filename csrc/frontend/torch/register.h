@@ -1,4 +1,6 @@
-// Makes a kernel for the dispatcher from a schema, the function that checks the arguments, and a backend.
+// Makes a kernel for the dispatcher from an op's schema, its make_<op>_params, and a backend.
+//
+// A backend is a type with two static functions. traits() returns the BackendTraits; run(params, call) runs the op.
 #pragma once
 
 #include <array>
@@ -28,6 +30,7 @@ struct Kernel<Backend, schema, make_params> {
   }
 };
 
+// Registers the kernel under the op's name.
 template <class Backend, const auto& schema, auto make_params>
 void implement(Library& m) {
   static constexpr auto name = [] {

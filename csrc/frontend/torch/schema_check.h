@@ -14,8 +14,8 @@
 
 namespace multikv {
 
-// The name of each C++ parameter type in a schema. `!` stands for the alias set of a written tensor; the sets of a
-// schema are a!, b!, ... in order.
+// The schema type of each C++ parameter type. `!` stands for the alias set of a written tensor. The alias sets of a
+// schema must be a!, b!, and so on, in this order.
 template <class T>
 inline constexpr std::string_view schema_type = "";
 template <>
@@ -39,12 +39,12 @@ inline constexpr std::string_view schema_type<bool> = "bool";
 
 constexpr std::string_view op_name(std::string_view schema) { return schema.substr(0, schema.find('(')); }
 
-// The arguments of a schema, one after the other: "Tensor(a!) dst", "int n=0". A default value holds no ", ".
+// Iterates over the arguments of a schema: "Tensor(a!) dst", "int n=0". A default value must not contain ", ".
 class SchemaArguments {
  public:
   static constexpr std::string_view kReturnsNothing = ") -> ()";
 
-  // Of a schema that returns nothing.
+  // The schema must return nothing.
   constexpr explicit SchemaArguments(std::string_view schema) {
     const size_t open = schema.find('(');
     rest_ = schema.substr(open + 1, schema.size() - kReturnsNothing.size() - open - 1);
@@ -60,13 +60,14 @@ class SchemaArguments {
   std::string_view rest_;
 };
 
-// "Tensor(a!) dst" and "int n=0" -> "dst" and "n".
+// Returns "dst" for "Tensor(a!) dst", and "n" for "int n=0".
 constexpr std::string_view argument_name(std::string_view argument) {
   const std::string_view name = argument.substr(argument.find(' ') + 1);
   return name.substr(0, name.find('='));
 }
 
-// Whether an argument of a schema has this type. `alias` is the letter of the next written tensor.
+// Returns whether an argument of a schema has this type. `alias` is the alias set of the next written tensor; a written
+// tensor advances it.
 constexpr bool is_of_type(std::string_view argument, std::string_view type, char& alias) {
   const std::string_view written = argument.substr(0, argument.find(' '));
   constexpr std::string_view kTensor = "Tensor(!)";
@@ -76,7 +77,7 @@ constexpr bool is_of_type(std::string_view argument, std::string_view type, char
          written.substr(sizeof expected) == type.substr(kTensor.size());
 }
 
-// Whether the arguments of a schema have exactly these types, and the op returns nothing.
+// Returns whether the arguments of a schema have exactly these types, and the schema returns nothing.
 template <class... Args>
 constexpr bool schema_matches(std::string_view schema) {
   if (schema.find('(') == schema.npos || !schema.ends_with(SchemaArguments::kReturnsNothing)) return false;

@@ -43,7 +43,7 @@ int64_t Tensor::numel() const {
 }
 
 bool Tensor::is_contiguous() const {
-  uint64_t expected_stride = 1;  // wraps around where sizes are absurd and one further out is 0
+  uint64_t expected_stride = 1;  // unsigned, because it may overflow if an outer dimension has size 0
   bool is_contiguous = true;
   for (int64_t i = dim_ - 1; i >= 0; --i) {
     if (sizes_[i] == 0) return true;

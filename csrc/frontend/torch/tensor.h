@@ -1,4 +1,4 @@
-// Tensor arguments of ops, as the stable ABI hands them over.
+// The tensor arguments of ops, which torch's stable ABI passes as handles.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -17,7 +17,7 @@ struct Device {
   bool operator==(const Device&) const = default;
 };
 
-// A tensor argument. It owns its handle, and reads the metadata once. Sizes and strides live as long as the handle.
+// A tensor argument. It owns its handle, and reads the metadata once. Sizes and strides live as long as it.
 class Tensor {
  public:
   explicit Tensor(AtenTensorHandle handle) noexcept;
@@ -25,7 +25,8 @@ class Tensor {
   Tensor& operator=(Tensor&& other) noexcept;
   ~Tensor();
 
-  // The argument is Python's None. A None has no other properties: check_device() rejects it first.
+  // Whether the argument is Python's None. No other member may be used then; the device checks of Call reject None
+  // first.
   bool is_none() const { return dim_ < 0; }
   int64_t dim() const { return dim_; }
   int64_t size(int64_t i) const { return sizes_[i]; }
@@ -36,7 +37,7 @@ class Tensor {
   int32_t dtype_number() const { return dtype_number_; }
   int64_t element_bytes() const { return element_bytes_; }
   Device device() const { return device_; }
-  // The address for reading. Asking for it leaves a copy-on-write tensor shared.
+  // Returns the address for reading. A copy-on-write tensor stays shared.
   const void* data() const;
 
  protected:
@@ -56,7 +57,7 @@ class Tensor {
 class MutableTensor : public Tensor {
  public:
   using Tensor::Tensor;
-  // The address for writing. Asking for it makes torch copy a copy-on-write tensor.
+  // Returns the address for writing. Torch copies a copy-on-write tensor first.
   void* mutable_data() const;
 };
 
