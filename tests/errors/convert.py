@@ -27,7 +27,7 @@ BAD_ARGUMENTS = [
     convert(
         "sizes",
         {"src_cache": lambda x: x[:, :2]},
-        "src_cache: expected size 3 (dst_cache) in dimension 1, got shape [5, 2, 40]",
+        "src_cache: expected size 3 (size of dst_cache) in dimension 1, got shape [5, 2, 40]",
     ),
     convert("dst_expanded", {"dst_cache": expanded(1)}, EXPANDED.format("dst_cache", 1)),
     *(

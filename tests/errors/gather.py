@@ -31,12 +31,12 @@ BAD_ARGUMENTS = [
     gather(
         "dst_heads",
         {"dst": lambda x: x[:, :1]},
-        "dst: expected size 2 (src_cache's entry) in dimension 1, got shape [57, 1, 64]",
+        "dst: expected size 2 (entry size of src_cache) in dimension 1, got shape [57, 1, 64]",
     ),
     gather(
         "dst_head_size",
         {"dst": lambda x: x[..., :60]},
-        "dst: expected size 64 (src_cache's entry) in dimension 2, got shape [57, 2, 60]",
+        "dst: expected size 64 (entry size of src_cache) in dimension 2, got shape [57, 2, 60]",
     ),
     gather(
         "dst_expanded",
@@ -111,6 +111,11 @@ BAD_INDICES = [
         "block_negative",
         {"block_table": with_value((0, 0), -1)},
         "block_table[0, 0]: expected a block from 0 to 8, got -1",
+    ),
+    gather(
+        "block_of_an_empty_cache",
+        {"src_cache": lambda x: x[:0], "block_table": with_value((0, 0), 3)},
+        "block_table[0, 0]: expected no block (there are 0), got 3",
     ),
     gather(
         "block_int64",

@@ -102,7 +102,7 @@ BAD_ARGUMENTS += [
     dequant(
         "dst_size",
         {"dst": lambda x: x[:, :512]},
-        "dst: expected size 576 (src_cache's entry) in dimension 1, got shape [57, 512]",
+        "dst: expected size 576 (entry size of src_cache) in dimension 1, got shape [57, 512]",
     ),
     dequant("num_tokens", {"num_tokens": -1}, "num_tokens: expected at least 0, got -1"),
     dequant(
@@ -197,7 +197,7 @@ BAD_ARGUMENTS += [
         with_host(
             f"{name}_none",
             {name: None},
-            f"{name}: expected a tensor, or none of host_cache, host_row_ids and device_row_ids, got None",
+            f"{name}: expected a tensor (host_cache, host_row_ids and device_row_ids are given together), got None",
         )
         for name in HOST_TENSORS
     ),
@@ -241,7 +241,7 @@ WRONG_DEVICES = [
         with_host(f"{name}_on_cpu", {name: on_cpu}, ON_CPU.format(name, "src_cache"), **STARTS)
         for name in (*UPCONVERT_TENSORS[1:], "seq_starts", *HOST_TENSORS[1:])
     ),
-    with_host("cache_on_gpu", {"host_cache": on_gpu}, "host_cache: expected device cpu, got {device}"),
+    with_host("cache_on_gpu", {"host_cache": on_gpu}, "host_cache: expected a CPU tensor, got {device}"),
     with_host("cache_pageable", {"host_cache": torch.clone}, "host_cache: expected pinned memory, got pageable memory"),
 ]
 

@@ -64,17 +64,17 @@ BAD_ARGUMENTS = [
     write(
         "cache_without_scales",
         {"kv_cache": lambda x: x.new_empty(3, 16, 128)},
-        "kv_cache: expected the bytes of 128 codes and 1 scale of 4 bytes in dimension 2, got shape [3, 16, 128]",
+        "kv_cache: expected size 132 (128 codes and 1 scale of 4 bytes) in dimension 2, got shape [3, 16, 128]",
     ),
     write(
         "cache_smaller_than_k",
         {"kv_cache": lambda x: x.new_empty(3, 16, 4)},
-        "kv_cache: expected the bytes of 128 codes and 1 scale of 4 bytes in dimension 2, got shape [3, 16, 4]",
+        "kv_cache: expected size 132 (128 codes and 1 scale of 4 bytes) in dimension 2, got shape [3, 16, 4]",
     ),
     write(
         "cache_of_other_tiles",
         {"quant_block_size": 32},
-        "kv_cache: expected the bytes of 128 codes and 4 scales of 4 bytes in dimension 2, got shape [3, 16, 132]",
+        "kv_cache: expected size 144 (128 codes and 4 scales of 4 bytes) in dimension 2, got shape [3, 16, 132]",
     ),
     *(
         write(
@@ -149,7 +149,7 @@ BAD_ARGUMENTS += [
         gather(
             f"dst_scale_of_{size}_bytes",
             {"dst_scale": lambda x, size=size: x.new_empty(57, size)},
-            "dst_scale: expected scales of 4 bytes whose number divides 128 (size of dst_k), "
+            "dst_scale: expected 4-byte scales, their number a divisor of 128 (bytes per row of dst_k), "
             f"got shape [57, {size}] of uint8",
         )
         for size in (0, 3, 12)

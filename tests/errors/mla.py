@@ -137,7 +137,7 @@ BAD_ARGUMENTS += [
     ds_mla(
         "entry",
         {"kv_cache": lambda x: x[..., :576]},
-        "kv_cache: expected size 656 (656 bytes of an fp8_ds_mla entry) in dimension 2, got shape [3, 16, 576]",
+        "kv_cache: expected size 656 (bytes of an fp8_ds_mla entry) in dimension 2, got shape [3, 16, 576]",
     ),
     ds_mla(
         "entry_of_2_bytes",
@@ -200,7 +200,7 @@ BAD_ARGUMENTS += [
     grouped("block_size_negative", {"block_size": -(2**63)}, f"block_size: expected at least 1, got {-(2**63)}"),
     grouped("block_stride", {"block_stride": -1}, "block_stride: expected at least 0, got -1"),
     grouped("entry_stride", {"entry_stride": -576}, "entry_stride: expected at least 0, got -576"),
-    grouped("num_blocks", {"num_blocks": -2}, "num_blocks: expected at least -1, got -2"),
+    grouped("num_blocks", {"num_blocks": -2}, "num_blocks: expected at least 0, or -1 (unbounded), got -2"),
     grouped(
         "ds_mla", {"kv_cache_dtype": "fp8_ds_mla"}, f"kv_cache_dtype: expected one of {FORMAT_NAMES}, got 'fp8_ds_mla'"
     ),

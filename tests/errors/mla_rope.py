@@ -140,6 +140,11 @@ BAD_INDICES = [
         "position_negative", {"positions": with_value(2, -1)}, "positions[2]: expected a position from 0 to 19, got -1"
     ),
     rope(
+        "position_without_table",
+        {"cos_sin_cache": lambda x: x[:0], "positions": with_value(0, 5)},
+        "positions[0]: expected no position (there are 0), got 5",
+    ),
+    rope(
         "position_past_the_end",
         {"positions": with_value(0, 20)},
         "positions[0]: expected a position from 0 to 19, got 20",

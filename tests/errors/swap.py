@@ -202,12 +202,12 @@ BAD_ARGUMENTS += [
 WRONG_DEVICES = [
     layers("src_on_cpu", {"src": second(lambda x: x.cpu())}, "src[1]: expected device {device} like src[0], got cpu"),
     layers("dst_on_cpu", {"dst": second(lambda x: x.cpu())}, "dst[1]: expected device {device} like dst[0], got cpu"),
-    layers("mapping_of_layers_on_gpu", {"block_mapping": on_gpu}, "block_mapping: expected device cpu, got {device}"),
-    swap("mapping_on_gpu", {"block_mapping": on_gpu}, "block_mapping: expected device cpu, got {device}"),
+    layers("mapping_of_layers_on_gpu", {"block_mapping": on_gpu}, "block_mapping: expected a CPU tensor, got {device}"),
+    swap("mapping_on_gpu", {"block_mapping": on_gpu}, "block_mapping: expected a CPU tensor, got {device}"),
     swap(
         "only_mapping_on_gpu",
         {"block_mapping": on_gpu},
-        "block_mapping: expected device cpu, got {device}",
+        "block_mapping: expected a CPU tensor, got {device}",
         src="pinned",
         dst="pageable",
     ),
@@ -248,7 +248,7 @@ BAD_PAIRS = [
     swap(
         "block_larger_than_all",
         {"block_size_in_bytes": 2**63 - 1, "block_mapping": pairs((0, 0))},
-        "block_mapping[0, 0]: expected a block of src from 0 to -1, got 0",
+        f"block_mapping[0, 0]: expected no block of src (there are 0 of {2**63 - 1} bytes), got 0",
     ),
     layers(
         "of_a_layer_past_the_end",

@@ -12,10 +12,10 @@
 namespace multikv::gpu {
 namespace {
 
-// The ranges of memory that the addresses of one call lie in. There are few, and each is looked up once.
+// The ranges of memory in which the addresses of one call lie. There are few ranges, and each is looked up only once.
 class Ranges {
  public:
-  // The range that holds an address; nullptr if the driver knows none.
+  // Returns the range that holds an address, or nullptr if the driver does not know the address.
   const Memory* find(const void* address) {
     const auto at = reinterpret_cast<uintptr_t>(address);
     if (last_ < ranges_.size() && ranges_[last_].begin <= at && at < ranges_[last_].end) return &ranges_[last_];
@@ -33,7 +33,8 @@ class Ranges {
   size_t last_ = 0;
 };
 
-// Whether this process can read the byte at an address.
+// Whether this process can read the byte at an address. process_vm_readv() returns EFAULT for memory that would fault;
+// if it fails for another reason, the byte counts as readable.
 bool is_readable(const void* address) {
   char byte = 0;
   const iovec to{&byte, 1}, from{const_cast<void*>(address), 1};
@@ -49,16 +50,16 @@ bool is_readable(const void* address) {
 ResolvedSide resolve(Ranges& ranges, std::string_view argument, int64_t i, const void* address, int64_t num_bytes) {
   const auto* begin = static_cast<const char*>(address);
   const Memory* memory = ranges.find(begin);
-  if (memory == nullptr) {  // either ordinary memory of the host, or no memory
+  if (memory == nullptr) {  // the address is of pageable host memory, or invalid
     if (!is_readable(begin) || !is_readable(begin + num_bytes - 1)) fail(argument, i, "one that no memory is at");
     return {};
   }
-  const ResolvedSide side{reinterpret_cast<uintptr_t>(begin) + memory->view, memory->device};
+  const ResolvedSide side{reinterpret_cast<uintptr_t>(begin) + memory->gpu_delta, memory->device};
   const auto end = reinterpret_cast<uintptr_t>(begin) + num_bytes;
-  while (memory->end < end) {  // neighbouring ranges that were registered, or mapped, one by one
-    const intptr_t view = memory->view;
+  while (memory->end < end) {  // the copy goes on in a range that was registered or mapped separately
+    const intptr_t delta = memory->gpu_delta;
     memory = ranges.find(reinterpret_cast<const void*>(memory->end));
-    if (memory == nullptr || memory->view != view || memory->device != side.device)
+    if (memory == nullptr || memory->gpu_delta != delta || memory->device != side.device)
       fail(argument, i, "one whose memory ends before the copy");
   }
   return side;
@@ -66,16 +67,16 @@ ResolvedSide resolve(Ranges& ranges, std::string_view argument, int64_t i, const
 
 }  // namespace
 
-void* view_of_host(const void* address, int64_t num_bytes, std::optional<Memory>& memory) {
+void* gpu_address_of_host(const void* address, int64_t num_bytes, std::optional<Memory>& memory) {
   const auto begin = reinterpret_cast<uintptr_t>(address), end = begin + num_bytes;
   if (!memory || begin < memory->begin || begin >= memory->end) memory = memory_at(address);
   if (!memory) return nullptr;
-  const intptr_t view = memory->view;
-  while (memory->end < end) {  // neighbouring ranges that were registered one by one
+  const intptr_t delta = memory->gpu_delta;
+  while (memory->end < end) {  // the bytes go on in a range that was registered separately
     memory = memory_at(reinterpret_cast<const void*>(memory->end));
-    if (!memory || memory->view != view) return nullptr;
+    if (!memory || memory->gpu_delta != delta) return nullptr;
   }
-  return reinterpret_cast<void*>(begin + view);
+  return reinterpret_cast<void*>(begin + delta);
 }
 
 ResolvedSwapBatch resolve_addresses(const SwapBlocksBatchParams& p) {

@@ -40,7 +40,8 @@ void Call::check_peer_device(std::string_view argument, const Tensor& tensor) {
 
 void Call::check_on_cpu(std::string_view argument, const Tensor& tensor) const {
   if (tensor.is_none()) fail(argument, "a tensor", "None");
-  if (tensor.device().type != aoti_torch_device_type_cpu()) fail(argument, "device cpu", device_text(tensor.device()));
+  if (tensor.device().type != aoti_torch_device_type_cpu())
+    fail(argument, "a CPU tensor", device_text(tensor.device()));
 }
 
 }  // namespace multikv

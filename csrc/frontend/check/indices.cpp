@@ -82,7 +82,7 @@ void check_positions(const Call& call, const Indices& positions, int64_t num_tok
   if (call.nothing_to_do() || !checks_indices(call)) return;
   const HostIndices host(call, positions, 1, num_tokens);
   const int64_t i = first_outside(host.view(), num_tokens, 0, num_positions);
-  if (i >= 0) call.fail_index("positions", text(i), "a position from 0 to " + text(num_positions - 1), host[i]);
+  if (i >= 0) call.fail_index("positions", text(i), range_text("position", num_positions), host[i]);
 }
 
 }  // namespace multikv

@@ -73,7 +73,7 @@ void check_blocks(const Call& call, const Sequences& sequences, const HostSequen
     const int64_t block = host.table.at(needed.sequence, needed.column);
     if (block >= 0 && block < num_blocks) return;
     call.fail_index("block_table", join({text(needed.sequence), ", ", text(needed.column)}),
-                    "a block from 0 to " + text(num_blocks - 1), block);
+                    range_text("block", num_blocks), block);
   });
 }
 

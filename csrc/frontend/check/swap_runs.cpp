@@ -14,6 +14,7 @@ namespace {
 // The least number of blocks of the src tensors and of the dst tensors, and the size of a block.
 struct BlockLimits {
   uint64_t src, dst;
+  int64_t block_bytes;
 };
 
 // What read_pairs() finds out about the pairs.
@@ -22,15 +23,17 @@ struct PairsRead {
   uint64_t src_end, dst_end;  // the largest block + 1
 };
 
-[[noreturn]] void fail_block(const Call& call, const std::vector<SwapSides>& layers, int64_t i,
+[[noreturn]] void fail_block(const Call& call, const std::vector<SwapSides>& layers, int64_t block_bytes, int64_t i,
                              const BlockPair<int64_t>& pair) {
   for (const bool is_dst : {false, true}) {
     const int64_t block = is_dst ? pair.dst : pair.src;
     for (const SwapSides& layer : layers) {
       const SwapSide& side = is_dst ? layer.dst : layer.src;
       if (block >= 0 && block < side.num_blocks) continue;
-      call.fail_index("block_mapping", join({text(i), is_dst ? ", 1" : ", 0"}),
-                      join({"a block of ", side.text(), " from 0 to ", text(side.num_blocks - 1)}), block);
+      call.fail_index(
+          "block_mapping", join({text(i), is_dst ? ", 1" : ", 0"}),
+          range_text(join({"block of ", side.text()}), side.num_blocks, join({" of ", text(block_bytes), " bytes"})),
+          block);
     }
   }
   std::abort();  // unreachable: the caller found a block outside one of the sides
@@ -45,7 +48,7 @@ PairsRead read_pairs(const Call& call, const std::vector<SwapSides>& layers, con
   for (int64_t i = 0; i < rows.size; ++i) {
     const BlockPair<int64_t> row = rows.row(i);
     const auto src = static_cast<uint64_t>(row.src), dst = static_cast<uint64_t>(row.dst);
-    if (src >= limits.src || dst >= limits.dst) fail_block(call, layers, i, row);
+    if (src >= limits.src || dst >= limits.dst) fail_block(call, layers, limits.block_bytes, i, row);
     pairs[i] = {static_cast<Id>(src), static_cast<Id>(dst)};
     is_sorted &= dst >= last_dst;
     last_dst = dst;
@@ -88,14 +91,14 @@ SwapRuns join_pairs(const Call& call, const MappingRows& rows, const BlockPairs<
 
 // `Id` must represent every valid block, and every valid block + 1.
 template <class Id>
-SwapRuns find_runs(const Call& call, const std::vector<SwapSides>& layers, int64_t block_bytes, const MappingRows& rows,
+SwapRuns find_runs(const Call& call, const std::vector<SwapSides>& layers, const MappingRows& rows,
                    const BlockLimits& limits) {
   static thread_local BlockPairs<Id> kept;
   BlockPairs<Id>& pairs = kept;  // a reference, because every access to a thread_local variable is a function call
   const PairsRead read = read_pairs(call, layers, rows, limits, pairs);
   if (!read.is_sorted) sort_by<&BlockPair<Id>::dst>(pairs, read.dst_end);
   SwapRuns runs = join_pairs(call, rows, pairs);
-  check_overlaps(call, layers, block_bytes, pairs, rows);
+  check_overlaps(call, layers, limits.block_bytes, pairs, rows);
   runs.src_end = static_cast<int64_t>(read.src_end);
   runs.dst_end = static_cast<int64_t>(read.dst_end);
   return runs;
@@ -108,14 +111,14 @@ SwapRuns find_swap_runs(const Call& call, const std::vector<SwapSides>& layers, 
   const auto* data = reinterpret_cast<const int64_t*>(multikv::data(call, "block_mapping", block_mapping));
   const MappingRows rows{data, block_mapping.stride(0), block_mapping.size(0)};
   constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
-  BlockLimits limits{kMost, kMost};
+  BlockLimits limits{kMost, kMost, block_bytes};
   for (const SwapSides& layer : layers) {
     limits.src = std::min(limits.src, static_cast<uint64_t>(layer.src.num_blocks));
     limits.dst = std::min(limits.dst, static_cast<uint64_t>(layer.dst.num_blocks));
   }
   const bool is_small = std::max(limits.src, limits.dst) <= std::numeric_limits<uint32_t>::max();
   const auto find = is_small ? find_runs<uint32_t> : find_runs<uint64_t>;
-  return find(call, layers, block_bytes, rows, limits);
+  return find(call, layers, rows, limits);
 }
 
 }  // namespace multikv

@@ -24,6 +24,11 @@ std::string count_text(int64_t count, std::string_view noun) {
   return join({text(count), " ", noun, count == 1 ? "" : "s"});
 }
 
+std::string range_text(std::string_view noun, int64_t count, std::string_view which) {
+  if (count == 0) return join({"no ", noun, " (there are 0", which, ")"});
+  return join({"a ", noun, " from 0 to ", text(count - 1)});
+}
+
 std::string device_type_text(int32_t device_type) {
   if (device_type == aoti_torch_device_type_cpu()) return "cpu";
   if (device_type == aoti_torch_device_type_cuda()) return "cuda";

@@ -31,7 +31,7 @@ ConvertFp8Params make_convert_fp8_params(Call& call, const MutableTensor& dst_ca
   call.check_device("dst_cache", dst_cache);
   check_device_and_dim(call, "src_cache", src_cache, dst_cache.dim());
   for (int64_t d = 0; d < dst_cache.dim(); ++d) {
-    check_size(call, "src_cache", src_cache, d, dst_cache.size(d), "dst_cache");
+    check_size(call, "src_cache", src_cache, d, dst_cache.size(d), "size of dst_cache");
   }
   check_not_expanded(call, "dst_cache", dst_cache);
   const CacheFormat& format = cache_format(call, kv_cache_dtype, FormatFamily::kConvert);

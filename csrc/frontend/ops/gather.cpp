@@ -17,7 +17,7 @@ bool are_given(const Call& call, const HostRows& rows) {
   const bool is_any_given = rows.cache.has_value() || rows.host_row_ids.has_value() || rows.device_row_ids.has_value();
   const auto check = [&](std::string_view argument, const OptionalTensor& tensor) {
     if (is_any_given && !tensor.has_value()) {
-      call.fail(argument, "a tensor, or none of host_cache, host_row_ids and device_row_ids", "None");
+      call.fail(argument, "a tensor (host_cache, host_row_ids and device_row_ids are given together)", "None");
     }
   };
   check("host_cache", rows.cache);
@@ -68,7 +68,8 @@ CpGatherCacheParams make_cp_gather_cache_params(Call& call, const Tensor& src_ca
   if (src_cache.dim() < 2) call.fail("src_cache", "at least 2 dimensions", shape_text(src_cache));
   check_device_and_dim(call, "dst", dst, src_cache.dim() - 1);
   check_same_dtype(call, "dst", dst, src_cache, "src_cache");
-  for (int64_t d = 1; d < dst.dim(); ++d) check_size(call, "dst", dst, d, src_cache.size(d + 1), "src_cache's entry");
+  for (int64_t d = 1; d < dst.dim(); ++d)
+    check_size(call, "dst", dst, d, src_cache.size(d + 1), "entry size of src_cache");
   check_inner_stride(call, "src_cache", src_cache);
   check_writable(call, "dst", dst);
   p.cache = entry_cache(call, "src_cache", src_cache);
@@ -101,7 +102,7 @@ GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_params(
   p.dtype = float_dtype(call, "dst", dst);
   check_at_least(call, "num_tokens", num_tokens, 0);
   check_min_size(call, "dst", dst, 0, num_tokens, "num_tokens");
-  check_size(call, "dst", dst, 1, src_cache.size(2), "src_cache's entry");
+  check_size(call, "dst", dst, 1, src_cache.size(2), "entry size of src_cache");
   check_inner_stride(call, "src_cache", src_cache);
   check_writable(call, "dst", dst);
   cache = entry_cache(call, "src_cache", src_cache);

@@ -36,8 +36,9 @@ void check_tiles(const Call& call, int64_t head_size, int64_t quant_block_size, 
 void check_bytes_per_token(const Call& call, const Tensor& kv_cache, int64_t head_size, int64_t num_scales) {
   const int64_t scale_bytes = kv_cache.size(2) - head_size;
   if (scale_bytes % kScaleBytes != 0 || scale_bytes / kScaleBytes != num_scales) {
+    const int64_t size = wrapping_sum(head_size, wrapping_product(num_scales, kScaleBytes));
     const std::string codes = count_text(head_size, "code"), scales = count_text(num_scales, "scale");
-    call.fail("kv_cache", join({"the bytes of ", codes, " and ", scales, " of 4 bytes in dimension 2"}),
+    call.fail("kv_cache", join({"size ", text(size), " (", codes, " and ", scales, " of 4 bytes) in dimension 2"}),
               shape_text(kv_cache));
   }
   if (kv_cache.size(0) > 1 && kv_cache.stride(0) < kv_cache.size(1) * kv_cache.size(2)) {
@@ -62,7 +63,8 @@ void set_outputs(Call& call, CpGatherIndexerKQuantCacheParams& p, const Tensor& 
   const int64_t k_bytes = p.dst_k.row_bytes, scale_bytes = p.dst_scale.row_bytes;
   const int64_t num_scales = scale_bytes / kScaleBytes;
   if (scale_bytes % kScaleBytes != 0 || (k_bytes > 0 && (num_scales <= 0 || k_bytes % num_scales != 0))) {
-    call.fail("dst_scale", join({"scales of 4 bytes whose number divides ", text(k_bytes), " (size of dst_k)"}),
+    call.fail("dst_scale",
+              join({"4-byte scales, their number a divisor of ", text(k_bytes), " (bytes per row of dst_k)"}),
               join({shape_text(dst_scale), " of ", dtype_text(dst_scale)}));
   }
 }

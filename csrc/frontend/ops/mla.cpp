@@ -43,7 +43,8 @@ void check_ds_mla(const Call& call, ConcatAndCacheMlaParams& p, const MlaWriteAr
   const int64_t element_bytes = kv_cache.element_bytes();
   const bool is_wide = element_bytes == 2 || element_bytes == 4;
   const Element element = is_wide ? fp8_element_of_bytes(call, format) : e4m3_element(call, "kv_cache", kv_cache);
-  check_size(call, "kv_cache", kv_cache, 2, DsMlaEntry::kBytes / element_bytes, "656 bytes of an fp8_ds_mla entry");
+  check_size(call, "kv_cache", kv_cache, 2, DsMlaEntry::kBytes / element_bytes,
+             is_wide ? "656 bytes of an fp8_ds_mla entry" : "bytes of an fp8_ds_mla entry");
   p.cache.codec = with_element(format.codec, element);
 }
 
@@ -144,7 +145,7 @@ ConcatAndCacheMlaGroupedParams make_concat_and_cache_mla_grouped_params(
   check_at_least(call, "block_size", block_size, 1);
   check_at_least(call, "block_stride", block_stride, 0);
   check_at_least(call, "entry_stride", entry_stride, 0);
-  check_at_least(call, "num_blocks", num_blocks, -1);
+  if (num_blocks < -1) call.fail("num_blocks", "at least 0, or -1 (unbounded)", text(num_blocks));
   const Codec codec = check_grouped_format(call, p, kv_cache_dtype, kv_scales);
   p.first.cache = grouped_cache(block_size, block_stride, entry_stride, num_blocks, codec);
 

@@ -103,7 +103,8 @@ def test_in_a_graph(gpu, swap_strategy):
 def test_nothing_moves_if_one_address_is_bad(gpu):
     source, target = random_bytes(64, gpu), torch.zeros(64, dtype=torch.uint8, device=gpu)
     addresses = numbers(source.data_ptr(), 16), numbers(target.data_ptr(), target.data_ptr() + 32)
-    with pytest.raises(RuntimeError, match=r"^swap_blocks_batch: src_ptrs: expected addresses of memory, got one that"):
+    message = r"^swap_blocks_batch: src_ptrs: expected mapped addresses, got 0x10 \(32 bytes from 0x10 on"
+    with pytest.raises(RuntimeError, match=message):
         multikv.swap_blocks_batch(*addresses, numbers(32, 32))
     assert not target.any()
     multikv.swap_blocks_batch(addresses[0][:1], addresses[1][:1], numbers(32))
