@@ -4,8 +4,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <sstream>
 #include <stdexcept>
-#include <string>
 #include <string_view>
 #include <vector>
 
@@ -41,26 +41,40 @@ bool is_readable(const void* address) {
   return process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1 || errno != EFAULT;
 }
 
-[[noreturn]] void fail(std::string_view argument, int64_t copy, std::string_view got) {
-  throw std::runtime_error("swap_blocks_batch: " + std::string(argument) + ": expected addresses of memory, got " +
-                           std::string(got) + " (copy " + std::to_string(copy) +
-                           " of those left when neighbours are merged)");
-}
+// One side of a copy, which the front end may have joined from adjacent copies.
+struct CopySide {
+  std::string_view argument;
+  const char* begin;
+  int64_t num_bytes;
 
-ResolvedSide resolve(Ranges& ranges, std::string_view argument, int64_t i, const void* address, int64_t num_bytes) {
-  const auto* begin = static_cast<const char*>(address);
-  const Memory* memory = ranges.find(begin);
+  // `got` is the address at which the memory of the copy is not as expected.
+  [[noreturn]] void fail(std::string_view expected, std::string_view what, const void* got) const {
+    std::ostringstream text;
+    text << "swap_blocks_batch: " << argument << ": expected " << expected << ", got " << what << got << " ("
+         << num_bytes << " bytes from " << static_cast<const void*>(begin) << " on; adjacent copies are joined)";
+    throw std::runtime_error(text.str());
+  }
+
+  void check_readable(const char* address) const {
+    if (!is_readable(address)) fail("mapped addresses", "", address);
+  }
+};
+
+ResolvedSide resolve(Ranges& ranges, const CopySide& copy) {
+  const Memory* memory = ranges.find(copy.begin);
   if (memory == nullptr) {  // the address is of pageable host memory, or invalid
-    if (!is_readable(begin) || !is_readable(begin + num_bytes - 1)) fail(argument, i, "one that no memory is at");
+    copy.check_readable(copy.begin);
+    copy.check_readable(copy.begin + copy.num_bytes - 1);
     return {};
   }
-  const ResolvedSide side{reinterpret_cast<uintptr_t>(begin) + memory->gpu_delta, memory->device};
-  const auto end = reinterpret_cast<uintptr_t>(begin) + num_bytes;
+  const auto begin = reinterpret_cast<uintptr_t>(copy.begin), end = begin + copy.num_bytes;
+  const ResolvedSide side{begin + memory->gpu_delta, memory->device};
   while (memory->end < end) {  // the copy goes on in a range that was registered or mapped separately
     const intptr_t delta = memory->gpu_delta;
-    memory = ranges.find(reinterpret_cast<const void*>(memory->end));
+    const auto* range_end = reinterpret_cast<const void*>(memory->end);
+    memory = ranges.find(range_end);
     if (memory == nullptr || memory->gpu_delta != delta || memory->device != side.device)
-      fail(argument, i, "one whose memory ends before the copy");
+      copy.fail("copies within one memory mapping", "a copy that leaves its mapping at ", range_end);
   }
   return side;
 }
@@ -85,8 +99,8 @@ ResolvedSwapBatch resolve_addresses(const SwapBlocksBatchParams& p) {
   Ranges ranges;
   for (int64_t i = 0; i < p.num_copies; ++i) {
     const SwapCopy& copy = p.copies[i];
-    const ResolvedSide src = resolve(ranges, "src_ptrs", i, copy.src, copy.num_bytes);
-    const ResolvedSide dst = resolve(ranges, "dst_ptrs", i, copy.dst, copy.num_bytes);
+    const ResolvedSide src = resolve(ranges, {"src_ptrs", static_cast<const char*>(copy.src), copy.num_bytes});
+    const ResolvedSide dst = resolve(ranges, {"dst_ptrs", static_cast<const char*>(copy.dst), copy.num_bytes});
     resolved.push_back({src, dst});
   }
   return {p, resolved.data()};
