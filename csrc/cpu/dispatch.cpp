@@ -13,8 +13,8 @@ struct IsaSupport {
   bool (*is_supported)();
 };
 
-// The plainest first, the best last. The features tested here are those that the compiler flags in cmake/CpuIsa.cmake
-// name.
+// From the baseline to the widest, so that the last one that is supported is the best. Each entry tests the features
+// that the compiler flags of its instruction set enable (cmake/Cpu.cmake).
 constexpr IsaSupport kIsas[] = {
     {Isa::kBaseline, "baseline", [] { return true; }},
 #ifdef MULTIKV_X86_ISAS

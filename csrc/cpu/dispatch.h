@@ -7,8 +7,8 @@ namespace multikv::cpu {
 
 Isa active_isa();
 const char* active_isa_name();
-bool set_active_isa(const char* name);  // false: there is none of that name, or this CPU or this build lacks it
-const char* supported_isa_names();      // separated by commas, the plainest first
+bool set_active_isa(const char* name);  // returns false if the name is unknown, or this CPU or build lacks the ISA
+const char* supported_isa_names();      // separated by commas, from the baseline to the widest
 
 // Runs the items [begin, end) of p.work() on the calling thread, with the active instruction set.
 template <class Params>

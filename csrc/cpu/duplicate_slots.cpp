@@ -16,8 +16,8 @@ bool has_duplicates_by_sorting(const Slots& slots) {
   return std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end();
 }
 
-// Marks each slot in a bitmap of `num_words` words. The bitmap is kept between calls: at the end the tokens that set a
-// bit clear it.
+// Marks each slot in a bitmap of `num_words` words. The thread keeps the bitmap for its next call, so the words with
+// marks are cleared before the function returns.
 bool has_duplicates_by_marking(const Slots& slots, int64_t num_words) {
   thread_local std::vector<uint64_t> marks;
   if (static_cast<int64_t>(marks.size()) < num_words) marks.resize(num_words);

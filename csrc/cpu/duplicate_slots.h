@@ -1,4 +1,4 @@
-// Whether an op would write one slot of a cache twice.
+// Finds out whether two tokens of an op have the same slot. Such tokens must be written in order.
 #pragma once
 
 #include <concepts>
@@ -8,22 +8,27 @@
 
 namespace multikv::cpu {
 
-// True where two tokens go to one slot.
+// Returns true if two tokens have the same slot. Negative slots are padding and are ignored.
 bool has_duplicate_slots(const Slots& slots, const Blocks& blocks);
 
-// Params of an op that writes each token to the slot that `slots` names, of a cache with `blocks()`.
+// Params of an op that writes each token to its slot.
+//   p.slots      the slot of each token
+//   p.blocks()   the blocks of the cache
 template <class Params>
 concept WritesSlots = requires(const Params& p) {
   { p.slots } -> std::same_as<const Slots&>;
   { p.blocks() } -> std::same_as<const Blocks&>;
 };
 
-// Params of an op that does something else first, and then writes slots as `write` says.
+// Params of an op whose last step is the write of another op.
+//   p.write      the params of that write
 template <class Params>
 concept WritesSlotsAfterwards = WritesSlots<std::remove_cvref_t<decltype(std::declval<Params>().write)>>;
 
-// Params of an op that writes slots of `num_layers` caches, each as layer(i) says. `first` holds the slots of all
-// layers.
+// Params of an op that writes to the caches of several layers.
+//   p.num_layers   the number of layers
+//   p.layer(i)     the params of the write to the cache of layer i
+//   p.first        its slots.mapping is [layers, tokens]
 template <class Params>
 concept WritesSlotsOfLayers = requires(const Params& p) {
   { p.layer(p.num_layers) } -> WritesSlots;

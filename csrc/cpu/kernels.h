@@ -1,4 +1,4 @@
-// What isa/<family>.cpp defines, once per instruction set.
+// The kernels: run(), which isa/<family>.cpp defines once per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@ namespace multikv::cpu {
 
 enum class Isa : uint8_t { kBaseline, kAvx2, kAvx512 };
 
-// How a kernel writes its output: through the caches, or past them with streaming stores.
+// Whether a kernel writes its output with ordinary or with streaming stores.
 enum class Stores : uint8_t { kOrdinary, kStreaming };
 
 // Runs the items [begin, end) of p.work() on the calling thread. This template is never defined: isa/<family>.cpp

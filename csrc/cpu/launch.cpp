@@ -7,11 +7,11 @@
 namespace multikv::cpu {
 namespace {
 
-// From this many bytes on, outputs are written with streaming stores: the size of a core's L2 cache. A larger output
-// would fit the L3 cache, but an ordinary store there reads the line from memory first and writes it back later.
-// Measured (docs/performance_cpu.md): from here on streaming is faster, even where the output is read right after.
+// The size of a core's L2 cache. Outputs of at least this size are written with streaming stores, because an ordinary
+// store reads its cache line from memory first and writes the line back later. Streaming stores are faster from this
+// size on, even where the output is read right after (measured: docs/performance_cpu.md).
 int64_t streaming_crossover_bytes() {
-  // sysconf() is no help: it returns 0 where the C library does not know the CPU.
+  // sysconf() is not used, because it returns 0 where the C library does not know the CPU.
   static const int64_t bytes = [] {
     int64_t kilobytes = 0;
     std::ifstream("/sys/devices/system/cpu/cpu0/cache/index2/size") >> kilobytes;  // "1024K"

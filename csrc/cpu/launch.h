@@ -1,4 +1,4 @@
-// From the params of an op to its kernel on all threads.
+// Launches ops: runs the kernel of an op over all its items, on one or on several threads.
 #pragma once
 
 #include "core/work.h"
@@ -9,12 +9,12 @@
 
 namespace multikv::cpu {
 
-// Streaming stores for outputs that are larger than the L2 cache; for outputs that are not read soon from a sixteenth
-// of that size on.
+// Returns kStreaming for outputs of at least the size of the L2 cache. For outputs that are not read soon
+// (Work::is_read_soon), a sixteenth of that size is enough.
 Stores stores_for(const Work& work);
 
-// Runs an op. Tokens are spread over threads only if they go to different slots; with duplicate slots one thread writes
-// them in order, so that the last token wins as a whole.
+// Runs an op. If two tokens have the same slot, one thread writes all tokens in order: the slot then holds the last of
+// the two tokens, and never a mixture of both.
 template <class Params>
 void launch(const Params& p) {
   constexpr int64_t kCacheLine = 64;
@@ -33,7 +33,8 @@ void launch(const Params& p) {
   }
 }
 
-// The addresses of swap_blocks_batch may be a GPU's: the GPU's library is asked first, if one is loaded.
+// swap_blocks_batch may receive addresses of GPU memory. If a GPU library is loaded, it is called first; the CPU kernel
+// runs only if the GPU library reports that this process has used no GPU.
 void launch(const SwapBlocksBatchParams& p);
 
 // multikv_gpu_swap_batch of the GPU library (c_api.h).

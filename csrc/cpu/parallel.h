@@ -1,4 +1,4 @@
-// Work over torch's own threads, split by bytes.
+// Parallel loops on PyTorch's intra-op threads. The number of bytes that an item moves decides how many threads run.
 #pragma once
 
 #include <concepts>
@@ -6,18 +6,19 @@
 
 namespace multikv::cpu {
 
-// `context` is passed to each call of body(begin, end, context).
+// Runs body(begin, end, context) over [0, count), as the template below does.
 void parallel_for(int64_t count, int64_t bytes_per_item, void (*body)(int64_t, int64_t, void*), void* context);
 
-// Runs body(begin, end) over [0, count) on as many threads as the bytes are worth.
+// Runs body(begin, end) over [0, count). A loop that moves at most kGrainBytes (parallel.cpp) runs on the calling
+// thread; a larger one runs on at most one thread for each kGrainBytes that it moves, rounded up.
 template <std::invocable<int64_t, int64_t> Body>
 void parallel_for(int64_t count, int64_t bytes_per_item, const Body& body) {
   const auto call = [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); };
   parallel_for(count, bytes_per_item, +call, const_cast<Body*>(&body));
 }
 
-// Runs body(begin, end) over `count` items, each smaller than a cache line. A thread takes 4096 neighbouring items at a
-// time, so that threads write few cache lines in common.
+// Runs body(begin, end) over `count` items, each smaller than a cache line. The items are split into pieces of 4096
+// neighbouring items, which limits false sharing: two threads share at most the cache line between their pieces.
 template <std::invocable<int64_t, int64_t> Body>
 void parallel_for_small_items(int64_t count, int64_t bytes_per_item, const Body& body) {
   constexpr int64_t kPiece = 4096;

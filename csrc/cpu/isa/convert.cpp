@@ -10,7 +10,7 @@ namespace {
 template <class Convert>
 concept ElementConverter = std::invocable<const Convert&, char*, const char*, int64_t, Stores>;
 
-// Copies a few bytes; one, two and four are the most frequent.
+// Copies a few bytes. The most frequent sizes are 1, 2 and 4 bytes; the memcpy of a constant size is inlined.
 void copy_few(char* to, const char* from, int64_t num_bytes) {
   switch (num_bytes) {
     case 1: std::memcpy(to, from, 1); break;
@@ -20,7 +20,7 @@ void copy_few(char* to, const char* from, int64_t num_bytes) {
   }
 }
 
-// Elements [begin, end) of long rows, each piece of a row where it is.
+// Converts the elements [begin, end) of long rows: each piece of a row directly from src to dst.
 template <ElementConverter Convert>
 void convert_long_rows(const ConvertFp8Params& p, int64_t begin, int64_t end, Stores stores, const Convert& convert) {
   const int64_t src_bytes = p.src_element_bytes(), dst_bytes = p.dst_element_bytes();
@@ -33,8 +33,8 @@ void convert_long_rows(const ConvertFp8Params& p, int64_t begin, int64_t end, St
   finish(stores);
 }
 
-// Elements [begin, end) of short rows, or of single elements: collected, converted together, and written where they
-// belong.
+// Converts the elements [begin, end) of short rows. The elements of many rows are collected in a buffer, converted with
+// one call, and copied to dst.
 template <ElementConverter Convert>
 void convert_short_rows(const ConvertFp8Params& p, int64_t begin, int64_t end, const Convert& convert) {
   constexpr int64_t kMost = 256;

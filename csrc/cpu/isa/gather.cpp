@@ -34,7 +34,7 @@ void dequantise_runs(const GatherAndMaybeDequantCacheParams& p, int64_t begin, i
   });
 }
 
-// From an fp8_ds_mla entry to bfloat16.
+// Converts one fp8_ds_mla entry (core/cache_view.h) to bfloat16.
 template <Element kElement>
 void upconvert_entry(BFloat16* to, const char* entry, Stores stores) {
   constexpr int kLatentSize = DsMlaEntry::kLatentSize, kTileSize = DsMlaEntry::kTileSize;
@@ -47,7 +47,8 @@ void upconvert_entry(BFloat16* to, const char* entry, Stores stores) {
   copy(reinterpret_cast<char*>(to + kLatentSize), entry + DsMlaEntry::kRopeAt, DsMlaEntry::kRopeSize * 2, stores);
 }
 
-// The entry of a slot of a logical block; nullptr if it is neither in the cache nor in host_cache.
+// Returns the entry of slot `at`, which is counted in logical blocks. The row ids, if given, say whether the entry is
+// in the cache or in host_cache. Returns nullptr if it is in neither.
 const char* find_entry(const CpGatherAndUpconvertFp8KvCacheParams& p, BlockOffset at) {
   if (p.host_row_ids.is_given()) {
     const int64_t block_size = p.sequences.blocks.block_size.signed_value();

@@ -8,8 +8,8 @@
 namespace multikv::cpu {
 namespace {
 
-// Quantises 16 tiles at a time: amax, scale and codes of a tile are one dependent chain, and independent tiles hide its
-// latency. kSize: the elements of a tile, or 0 if only the params say it.
+// Quantises 16 tiles at a time: amax -> scale -> codes is one dependent chain, and independent tiles hide its latency.
+// kSize is the number of elements of a tile, or 0 if that number is known only at run time.
 template <Element kElement, FloatElement Input, int64_t kSize>
 class TileWriter {
  public:
@@ -52,8 +52,8 @@ class TileWriter {
     for (int64_t begin = 0; begin < size(); begin += LineWriter::kMaxPiece) {
       const int64_t length = size() - begin < LineWriter::kMaxPiece ? size() - begin : LineWriter::kMaxPiece;
       char* to = tile.codes + begin;
-      // Whole cache lines are streamed now: the line writer would stream many lines at once, and the loads after them
-      // would wait for memory, too.
+      // Whole cache lines are streamed here. The line writer would collect the lines of many tiles and stream them
+      // together, which fills the write-combining buffers and delays the loads of the next tiles.
       const bool is_whole_lines = lines_.leaves_to_caller(to, length);
       char* codes = is_whole_lines ? codes_ : lines_.buffer_for(to, length);
       quantise_tile<kElement, kIsPowerOfTwo>(reinterpret_cast<uint8_t*>(codes), tile.from + begin, length, scale);
@@ -105,7 +105,7 @@ void run<kIsa>(const CpGatherIndexerKQuantCacheParams& p, int64_t begin, int64_t
     const char* next_codes = next ? p.cache.codes(next->at) : nullptr;
     const char* next_scales = next ? p.cache.scales(next->at) : nullptr;
     keys.copy_from(p.cache.codes(run.at), run.row, run.count, stores, next_codes);
-    // The scales of a run fill no whole cache lines, so that streaming stores would not pay.
+    // The scales of a run are few bytes, often less than a cache line, so they are written with ordinary stores.
     scales.copy_from(p.cache.scales(run.at), run.row, run.count, Stores::kOrdinary, next_scales);
   });
   finish(stores);

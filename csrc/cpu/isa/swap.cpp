@@ -6,7 +6,7 @@
 namespace multikv::cpu {
 namespace {
 
-// The last i with value(i) <= wanted, of `count` values in ascending order. value(0) <= wanted.
+// Returns the last i with value(i) <= wanted. value(0) to value(count - 1) ascend, and value(0) <= wanted.
 template <std::invocable<int64_t> Value>
 int64_t last_at_most(int64_t wanted, int64_t count, Value value) {
   int64_t low = 0, high = count;
@@ -18,16 +18,18 @@ int64_t last_at_most(int64_t wanted, int64_t count, Value value) {
   return low - 1;
 }
 
-// All copies of an op as one range of bytes; a thread copies [begin, end) of it. `next`: see copy().
+// The bytes [begin, end) that a thread copies. The bytes of all copies of an op (or of a layer) are numbered in order,
+// from 0.
 struct ByteRange {
   int64_t begin, end;
   Stores stores;
 
-  // Copies what is in the range of one copy of `num_bytes` bytes, which begins at `first`.
+  // Does the part of one copy that lies in this range. The copy has `num_bytes` bytes, and its first byte has the
+  // number `first`. `next`: see copy().
   void copy_part(char* dst, const char* src, int64_t num_bytes, int64_t first, const char* next) const {
-    const int64_t from = begin > first ? begin - first : 0;
-    const int64_t to = end - first < num_bytes ? end - first : num_bytes;
-    copy(dst + from, src + from, to - from, stores, next);
+    const int64_t part_begin = begin > first ? begin - first : 0;
+    const int64_t part_end = end - first < num_bytes ? end - first : num_bytes;
+    copy(dst + part_begin, src + part_begin, part_end - part_begin, stores, next);
   }
 };
 

@@ -1,4 +1,4 @@
-// Copying rows of bytes to rows of an output.
+// Copies rows of bytes to rows of an output.
 #pragma once
 
 #include "core/rows.h"
@@ -11,7 +11,8 @@ struct ByteRows {
   const TokenRows& dst;
   int64_t src_stride_bytes, row_bytes;
 
-  // Copies `count` rows to the rows from `row` on, as one if they are contiguous on both sides. `next`: see copy().
+  // Copies `count` rows to the rows row, row + 1, ... of dst. If the rows of both sides are contiguous, this is one
+  // copy, which also prefetches `next` (see copy()).
   void copy_from(const char* from, int64_t row, int64_t count, Stores stores, const char* next) const {
     char* to = dst.row(row);
     if (src_stride_bytes == row_bytes && dst.stride_token_bytes == row_bytes) {

@@ -1,4 +1,4 @@
-// Which entries of a cache the output rows of a gather take: runs of rows whose entries are neighbours.
+// Finds the cache entry of each output row of a gather. Consecutive rows with consecutive entries form a run.
 #pragma once
 
 #include <concepts>
@@ -8,7 +8,7 @@
 namespace multikv::cpu {
 namespace {
 
-// The last sequence that begins at or before an output row; -1 if none does.
+// Returns the last sequence that begins at or before an output row, or -1 if no sequence does.
 inline int64_t sequence_of(const Sequences& sequences, int64_t row) {
   int64_t low = 0, high = sequences.num_sequences;
   while (low < high) {
@@ -19,19 +19,20 @@ inline int64_t sequence_of(const Sequences& sequences, int64_t row) {
   return low - 1;
 }
 
-// Output rows whose entries are neighbours within a block, the first of them at `at`.
+// The output rows row, row + 1, ..., whose entries are consecutive in one block. The entry of the first row is at `at`.
 struct GatherRun {
   int64_t row, count;
   BlockOffset at;
 };
 
-// The runs of the output rows [begin, end). Rows that belong to no sequence, or whose block lies past the width of the
-// block table, are in no run.
+// Walks over the runs of the output rows [begin, end). Rows that belong to no sequence, and rows whose block would lie
+// beyond the last column of the block table, are in no run.
 class GatherRunWalker {
  public:
   GatherRunWalker(const Sequences& sequences, int64_t begin, int64_t end)
       : sequences_(sequences), row_(begin), end_(end), sequence_end_(begin),
         sequence_(sequence_of(sequences, begin) - 1) {
+    // sequence_ is one less, because next() begins with the sequence after sequence_.
     if (sequence_ < -1) sequence_ = -1;
   }
 
@@ -59,7 +60,7 @@ class GatherRunWalker {
     sequence_end_ = next_first < end_ ? next_first : end_;
     if (row_ < first) row_ = first;
     if (row_ >= sequence_end_) return;
-    // Neither number is negative, so that their sum fits an unsigned integer.
+    // Neither the start nor the row's distance from the first row is negative, so their sum fits a uint64_t.
     const uint64_t start =
         sequences_.seq_starts.is_given() ? static_cast<uint64_t>(sequences_.seq_starts.at(sequence_)) : 0;
     const uint64_t position = start + static_cast<uint64_t>(row_ - first);
@@ -70,7 +71,7 @@ class GatherRunWalker {
   const Sequences& sequences_;
   int64_t row_, end_, sequence_end_;  // sequence_end_: the row at which the current sequence ends
   int64_t sequence_;
-  int64_t column_ = 0, offset_ = 0;  // of the next row: the column of the block table, and the offset in the block
+  int64_t column_ = 0, offset_ = 0;  // the block table's column of row_, and the offset of its entry in the block
 };
 
 // Calls body(run, next) for each run. `next` is the run after it, or nullptr.

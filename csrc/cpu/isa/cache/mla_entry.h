@@ -1,4 +1,4 @@
-// Writing entries of an MLA cache: a token's latent vector and rotary key, side by side.
+// Writes entries of an MLA cache: the latent vector of a token, followed by its rotary key.
 #pragma once
 
 #include "cpu/isa/codec/quantise.h"
@@ -11,7 +11,7 @@ namespace {
 
 using WriteDsMlaEntry = void (*)(char* to, const char* kv_c, const char* k_pe);
 
-// k_pe == nullptr: zeros.
+// Writes one fp8_ds_mla entry (core/cache_view.h). If k_pe is nullptr, the rotary key of the entry is zeros.
 template <Element kElement, FloatOf16Bits Input>
 void write_ds_mla_entry(char* to, const char* kv_c, const char* k_pe) {
   constexpr int kTileSize = DsMlaEntry::kTileSize, kNumTiles = DsMlaEntry::kLatentSize / kTileSize;
@@ -30,7 +30,7 @@ void write_ds_mla_entry(char* to, const char* kv_c, const char* k_pe) {
   else std::memcpy(to + DsMlaEntry::kRopeAt, k_pe, kRopeBytes);
 }
 
-// nullptr for caches without fp8_ds_mla entries. The inputs of the others have 16 bits.
+// Returns nullptr if the format is not fp8_ds_mla. The inputs of fp8_ds_mla are float16 or bfloat16.
 inline WriteDsMlaEntry write_ds_mla_entry_for(const ConcatAndCacheMlaParams& p) {
   if (!p.is_ds_mla()) return nullptr;
   return with_e4m3(p.codec().element, [&]<Element kElement>() -> WriteDsMlaEntry {

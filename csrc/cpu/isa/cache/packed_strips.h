@@ -1,12 +1,17 @@
-// Packed caches (core/cache_view.h) as strips, which makes keys and values alike.
+// Describes a block and head of a packed cache (core/cache_view.h) as strips. The same code then writes keys and
+// values.
 //
-// A strip is contiguous memory with one unit for each of some neighbouring slots. A token's row of elements is a column
-// of units, one in each strip of its slots:
+// A strip holds one unit for each slot of a group of consecutive slots. The elements of one token are a column of
+// units, one unit in each strip of the group:
 //
-//                slot 0  slot 1  slot 2  ..                keys                      values
-//   strip 0      unit    unit    unit                      unit: one vector          unit: one element
-//   strip 1      unit    unit    unit                      slots of a strip: all     slots of a strip: vector_size
-//   ..                                                     of a block                neighbours
+//             slot 0  slot 1  slot 2  ..
+//   strip 0   unit    unit    unit
+//   strip 1   unit    unit    unit
+//   ..
+//
+//             a unit is                    a group is
+//   keys      vector_size elements         all slots of a block
+//   values    one element                  vector_size slots
 #pragma once
 
 #include "cpu/isa/simd/vec.h"
@@ -18,9 +23,9 @@ namespace {
 struct PackedStrips {
   int64_t unit_bytes;
   int64_t slots_per_strip;
-  int64_t max_tokens;  // that a writer takes at a time: whole cache lines of a strip, and few input streams
+  int64_t max_tokens;  // written at a time: enough to fill cache lines, and not too many input streams at once
   int64_t strip_stride_bytes, slot_stride_bytes;
-  int64_t group_stride_bytes;  // from the strips of some slots to those of the next slots of the block
+  int64_t group_stride_bytes;  // from strip 0 of a group to strip 0 of the next group; 0: a block has one group
 };
 
 inline PackedStrips strips_of(const PackedKeyCache& cache) {

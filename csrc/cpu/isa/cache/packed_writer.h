@@ -1,4 +1,4 @@
-// Writing keys or values to a packed cache.
+// Writes keys or values to a packed cache.
 #pragma once
 
 #include "cpu/isa/cache/packed_strips.h"
@@ -45,7 +45,7 @@ class PackedWriter {
  private:
   static constexpr int64_t kCodesBytes = 16384;
 
-  // Any layout.
+  // Writes the units one by one, which is slow but works for every layout.
   void write_unit_by_unit(char* cache, const char* source, int64_t num_tokens) const {
     const int64_t unit_elements = strips_.unit_bytes / cache_element_bytes_;
     for (int64_t i = 0; i < num_tokens; ++i) {
@@ -72,7 +72,8 @@ class PackedWriter {
     }
   }
 
-  // Quantises into codes_ first, as many elements of each token's head as fit there.
+  // Quantises up to kMaxElements elements of a head of each token into codes_, writes codes_ to the strips, and goes on
+  // with the next elements.
   void write_codes(char* cache, const char* source, int64_t num_tokens) {
     constexpr int64_t kMaxElements = kCodesBytes / StripWriter::kMaxTokens;
     for (int64_t head = 0; head < num_heads_; ++head) {
@@ -96,7 +97,7 @@ class PackedWriter {
     return cpu::bytes_ahead(head, num_heads_, source_.stride_head_bytes, num_tokens * source_.stride_token_bytes);
   }
 
-  // Always inline: GCC drops the call of a function that does nothing but prefetch.
+  // This function is always inlined, because GCC removes calls of a function that only prefetches.
   [[gnu::always_inline]] void prefetch_heads(const char* from, int64_t num_tokens, int64_t head_bytes) const {
     for (int64_t token = 0; token < num_tokens; ++token) {
       for (int64_t i = 0; i < head_bytes; i += kCacheLine) prefetch(from + token * source_.stride_token_bytes + i);

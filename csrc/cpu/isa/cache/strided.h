@@ -1,4 +1,4 @@
-// Walking over StridedRows (core/rows.h).
+// Iterators over StridedRows (core/rows.h).
 #pragma once
 
 #include "core/rows.h"
@@ -6,7 +6,7 @@
 namespace multikv::cpu {
 namespace {
 
-// The offsets of a row in both tensors; starts at any row.
+// Iterates over rows, and gives the offsets of the current row in both tensors. The first row can be any row.
 class RowWalker {
  public:
   RowWalker(const StridedRows& rows, int64_t row) : rows_(rows) {
@@ -38,7 +38,7 @@ class RowWalker {
   int64_t src_ = 0, dst_ = 0;
 };
 
-// Pieces of rows; starts at any element.
+// Iterates over elements, in pieces that do not cross the end of a row. The first element can be any element.
 class PieceWalker {
  public:
   struct Piece {
@@ -48,7 +48,7 @@ class PieceWalker {
   PieceWalker(const StridedRows& rows, int64_t element)
       : row_size_(rows.row_size), column_(element % rows.row_size), row_(rows, element / rows.row_size) {}
 
-  // The next elements of the current row, `most` of them at most.
+  // Returns the next `most` elements, or fewer if the current row ends before.
   Piece next(int64_t most) {
     const int64_t left = row_size_ - column_;
     const Piece piece{row_.src() + column_, row_.dst() + column_, left < most ? left : most};

@@ -1,4 +1,4 @@
-// Writing columns of units into the strips of a packed cache (packed_strips.h): a transposition.
+// Writes units into the strips of a packed cache (packed_strips.h). This transposes tokens x units to strips x slots.
 #pragma once
 
 #include <bit>
@@ -14,7 +14,7 @@ struct Bytes16 {
   uint64_t words[2];
 };
 
-// Transposes tokens x units into strips x slots, kStrips strips at a time.
+// Transposes the units of kStrips strips at a time, in vector registers.
 class StripWriter {
  public:
   static constexpr int64_t kMaxTokens = 64;
@@ -23,7 +23,8 @@ class StripWriter {
       : strip_stride_(strips.strip_stride_bytes), is_streaming_(stores == Stores::kStreaming),
         write_(strips.slot_stride_bytes == strips.unit_bytes ? write_for(strips.unit_bytes) : nullptr) {}
 
-  // False for layouts that it does not take: slots with gaps between them, units of other sizes.
+  // Returns false if the StripWriter does not support the layout: there are gaps between the units of a strip, or the
+  // size of a unit is not 1, 2, 4, 8 or 16 bytes.
   explicit operator bool() const { return write_ != nullptr; }
 
   // Writes num_units units of each of num_tokens <= kMaxTokens tokens, whose sources are source_stride bytes apart.
@@ -35,7 +36,8 @@ class StripWriter {
   using Write = void (StripWriter::*)(char* cache, const char* source, int64_t source_stride, int64_t num_tokens,
                                       int64_t num_units);
 
-  // A vector holds kTokens units, of as many tokens, in each of its segments.
+  // Each segment of a vector holds the units of kTokens tokens. A vector has units of kNumSegments strips, and kTokens
+  // such vectors have units of kStrips strips.
   template <class Unit> static constexpr int64_t kTokens = kSegmentBytes / sizeof(Unit);
   template <class Unit> static constexpr int64_t kStrips = kTokens<Unit> * kNumSegments;
 
@@ -73,7 +75,7 @@ class StripWriter {
   void write_unit_by_unit(char* cache, const char* source, int64_t source_stride, int64_t num_tokens,
                           int64_t num_units) const {
     constexpr int64_t kBytes = sizeof(Unit);
-    const int64_t strip_stride = strip_stride_;  // a local: the compiler must assume that a store changes a member
+    const int64_t strip_stride = strip_stride_;  // copied, because a store through char* might change the member
     for (int64_t i = 0; i < num_tokens; ++i, cache += kBytes, source += source_stride) {
 #pragma GCC unroll 4
       for (int64_t unit = 0; unit < num_units; ++unit) {
@@ -82,12 +84,12 @@ class StripWriter {
     }
   }
 
-  // Fills tile_ with kStrips units of each token. Vector tile_[j * groups + g] holds, in segment s, the units of strip
-  // s * kTokens + j of the tokens from g * kTokens on:
+  // Fills units_ with kStrips units of each token. Token group g is the tokens from g * kTokens to g * kTokens +
+  // kTokens - 1. Segment s of units_[j * groups + g] holds the units of strip s * kTokens + j and token group g:
   //
-  //                     segment 0                      segment 1
-  //   tile_[g]          strip 0, tokens of group g   | strip kTokens, tokens of group g       ..
-  //   tile_[groups + g] strip 1, tokens of group g   | strip kTokens + 1, tokens of group g   ..
+  //                         segment 0    segment 1           (for token group g)
+  //   units_[g]           | strip 0    | strip kTokens     | ..
+  //   units_[groups + g]  | strip 1    | strip kTokens + 1 | ..
   template <class Unit>
   void read_units(const char* source, int64_t source_stride, int64_t num_tokens) {
     using UnitSegments = Segments<Unit>;
@@ -100,14 +102,15 @@ class StripWriter {
       }
       typename UnitSegments::Vector vectors[kTokens<Unit>];
       UnitSegments::transpose(vectors, from);
-      for (int64_t j = 0; j < kTokens<Unit>; ++j) std::memcpy(&tile_[j * groups + group], &vectors[j], sizeof(Bytes));
+      for (int64_t j = 0; j < kTokens<Unit>; ++j) std::memcpy(&units_[j * groups + group], &vectors[j], sizeof(Bytes));
     }
   }
 
   template <class Unit>
   void write_strips(char* cache, int64_t num_tokens) {
     constexpr int64_t kBytes = sizeof(Unit);
-    // The segments of a strip are contiguous in the cache; if strips follow each other, so are those of kTokens strips.
+    // The segments of one strip are contiguous in the cache. If there is no gap between strips (is_dense), the segments
+    // of kTokens consecutive strips are contiguous, and are written as one piece.
     const bool is_dense = num_tokens * kBytes == strip_stride_;
     const int64_t num_pieces = is_dense ? 1 : kTokens<Unit>;
     const int64_t segments = kTokens<Unit> * num_groups<Unit>(num_tokens) / num_pieces;
@@ -122,7 +125,7 @@ class StripWriter {
     else write_vectors(cache, segment_stride, num_pieces, segments, store);
   }
 
-  // Writes tile_ in whole vectors, each of kNumSegments segments that are contiguous in the cache.
+  // Writes units_ in whole vectors. The segments of a vector are contiguous in the cache.
   template <class Put>
     requires(requires(const Put& put, char* to, Bytes value) { put(to, value); })
   [[gnu::always_inline]] void write_vectors(char* cache, int64_t segment_stride, int64_t num_pieces, int64_t segments,
@@ -132,7 +135,7 @@ class StripWriter {
       for (int64_t i = 0; i < segments; i += kNumSegments) {
         Vector vectors[kNumSegments];
 #pragma GCC unroll 4
-        for (int k = 0; k < kNumSegments; ++k) vectors[k] = std::bit_cast<Vector>(tile_[j * segments + i + k]);
+        for (int k = 0; k < kNumSegments; ++k) vectors[k] = std::bit_cast<Vector>(units_[j * segments + i + k]);
         transpose_segments<kNumSegments>(vectors);
 #pragma GCC unroll 4
         for (int k = 0; k < kNumSegments; ++k) {
@@ -142,15 +145,15 @@ class StripWriter {
     }
   }
 
-  // Writes tile_ segment by segment, and the last units of a strip one by one.
+  // Writes units_ segment by segment. The units after the last whole segment of a strip are written one by one.
   template <class Unit>
   void write_segments(char* cache, int64_t num_tokens) const {
     constexpr int64_t kBytes = sizeof(Unit);
     const int64_t groups = num_groups<Unit>(num_tokens);
     for (int64_t strip = 0; strip < kStrips<Unit>; ++strip) {
       char* to = cache + strip * strip_stride_;
-      const char* from =
-          reinterpret_cast<const char*>(&tile_[strip % kTokens<Unit> * groups]) + strip / kTokens<Unit> * kSegmentBytes;
+      const char* from = reinterpret_cast<const char*>(&units_[strip % kTokens<Unit> * groups]) +
+                         strip / kTokens<Unit> * kSegmentBytes;
       for (int64_t token = 0; token < num_tokens; token += kTokens<Unit>, to += kSegmentBytes, from += sizeof(Bytes)) {
         if (num_tokens - token >= kTokens<Unit>) {
           std::memcpy(to, from, kSegmentBytes);
@@ -164,7 +167,7 @@ class StripWriter {
   const int64_t strip_stride_;
   const bool is_streaming_;
   const Write write_;
-  alignas(64) Bytes tile_[kMaxTokens];
+  alignas(64) Bytes units_[kMaxTokens];
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Where the tokens of a cache write go: tokens one by one, or runs of tokens with neighbouring slots.
+// Loops over the tokens of a cache write and their slots, token by token or in runs of tokens with consecutive slots.
 #pragma once
 
 #include <concepts>
@@ -16,7 +16,7 @@ inline BlockOffset split_slot(const Blocks& blocks, int64_t slot) {
   return {block, slot - block * blocks.block_size.signed_value()};
 }
 
-// Calls body(token, at) for each of the tokens [begin, end) that has a slot.
+// Calls body(token, at) for each token of [begin, end) whose slot is not negative.
 template <std::invocable<int64_t, BlockOffset> Body>
 inline void for_each_token(const Slots& slots, const Blocks& blocks, int64_t begin, int64_t end, const Body& body) {
   for (int64_t token = begin; token < end; ++token) {
@@ -26,13 +26,13 @@ inline void for_each_token(const Slots& slots, const Blocks& blocks, int64_t beg
   }
 }
 
-// Tokens whose slots are neighbours within a block, the first of them at `at`.
+// The tokens token, token + 1, ..., whose slots are consecutive in one block. The slot of the first token is `at`.
 struct TokenRun {
   int64_t token, count;
   BlockOffset at;
 };
 
-// Calls body(run) for the tokens [begin, end) that have slots.
+// Calls body(run) for each run of the tokens [begin, end). Tokens with negative slots are in no run.
 template <std::invocable<const TokenRun&> Body>
 inline void for_each_run(const Slots& slots, const Blocks& blocks, int64_t begin, int64_t end, const Body& body) {
   const int64_t block_size = blocks.block_size.signed_value();

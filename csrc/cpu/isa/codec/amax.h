@@ -11,8 +11,9 @@ inline int32_t bits_of(float x) { return std::bit_cast<int32_t>(x); }
 inline int16_t bits_of(Float16 x) { return static_cast<int16_t>(x.bits); }
 inline int16_t bits_of(BFloat16 x) { return static_cast<int16_t>(x.bits); }
 
-// The bits of the largest magnitude, NaN ignored. Magnitudes have the order of their bits, with NaN above infinity: if
-// the result of the fast loop is a NaN, a second loop ignores NaN.
+// Returns the bits of the largest magnitude that is not NaN; 0 if all elements are NaN. Magnitudes compare like their
+// bits as integers, and every NaN is above infinity. So the first loop does not test for NaN, and only if its result is
+// a NaN, a second loop (kHasNaN) skips them.
 template <auto kInfinity, bool kHasNaN = false, FloatElement Input>
 auto largest_magnitude(const Input* from, int64_t count) {
   using Bits = decltype(bits_of(Input{}));
@@ -31,7 +32,7 @@ auto largest_magnitude(const Input* from, int64_t count) {
 
 #ifdef MULTIKV_HAS_SIMD
 
-// The larger words of the segments of x, in one segment.
+// Word i of the result is the largest of the words i of all segments of x.
 #if defined(__AVX512BW__)
 inline __m128i larger_words_of_segments(Bytes x) {
   const __m256i half = _mm256_max_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
@@ -43,8 +44,8 @@ inline __m128i larger_words_of_segments(Bytes x) {
 }
 #endif
 
-// The largest of words that are not negative. x86 has an instruction for the smallest of eight unsigned words only, so
-// the words are complemented before and after.
+// Returns the largest word of x, whose words are not negative. x86 has a horizontal minimum of eight unsigned words
+// (phminposuw), but no maximum, so the words are complemented before and after.
 inline int32_t largest_word(Bytes x) {
   const __m128i ones = _mm_set1_epi16(-1);
   return _mm_extract_epi16(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(larger_words_of_segments(x), ones)), ones), 0);

@@ -1,4 +1,4 @@
-// Arrays of floats to fp8 codes and back.
+// Converts arrays of floats to fp8 codes, and back.
 #pragma once
 
 #include "core/quotient.h"
@@ -9,8 +9,8 @@
 namespace multikv::cpu {
 namespace {
 
-// Division by one scale. Multiplying by the reciprocal and correcting is faster only with fused multiply-add in
-// hardware; both ways give the same bytes.
+// Divides elements by one scale. With fused multiply-add in hardware, multiplying by the reciprocal and correcting the
+// product (core/quotient.h) is faster than a division. The fp8 codes of both results are the same.
 template <FloatElement Input>
 struct Divider {
 #if defined(__FMA__)
@@ -27,10 +27,11 @@ struct Divider {
 #endif
 };
 
-// The elements that the loops below take at a time, in several passes that the compiler vectorises.
+// The functions below convert this many elements at a time. They make several passes over them, each of which is a loop
+// that the compiler vectorises.
 constexpr int64_t kChunk = 256;
 
-// quantise() for any scale.
+// Does what quantise() does. It takes every scale, and needs no vector operations.
 template <Element kElement, FloatElement Input>
 void quantise_in_chunks(uint8_t* to, const Input* from, int64_t count, float scale, Stores stores) {
   constexpr Fp8Layout kLayout = layout_of(kElement);
@@ -63,7 +64,7 @@ void quantise(uint8_t* to, const Input* from, int64_t count, float scale, Stores
   quantise_in_chunks<kElement>(to, from, count, scale, stores);
 }
 
-// dequantise() for any scale.
+// Does what dequantise() does. It takes every scale, and needs no vector operations.
 template <Element kElement, FloatElement Output>
 void dequantise_in_chunks(Output* to, const uint8_t* from, int64_t count, float scale, Stores stores) {
   constexpr Fp8Layout kLayout = layout_of(kElement);

@@ -1,4 +1,4 @@
-// fp8 codes to floats in vectors: decode_fp8(code) * scale (core/fp8.h), rounded to the type of the output.
+// Decodes fp8 codes with vector operations: decode_fp8(code) * scale (core/fp8.h), rounded to the type of the output.
 #pragma once
 
 #include "core/fp8.h"
@@ -18,16 +18,19 @@ inline Bytes rounded_at_high_word(Floats x) {
   return add_ints(add_ints(bits, all_ints(0x7fff)), odd);
 }
 
-// Decodes sizeof(Bytes) codes at a time, by way of float16, which represents every fp8 number exactly:
+// Decodes sizeof(Bytes) codes at a time. A code becomes a float16, which a CPU instruction widens to float32.
 //
-//   e4m3 code     s eeee mmm                      the same exponent and mantissa bits, in another format, are the same
-//   float16       s 0eeee mmm0000000              number times a power of two (biases 7 and 15): the scale makes up for
-//                                                 it. This holds for subnormal numbers, too.
+//   e4m3 code     s  eeee mmm
+//   float16       s 0eeee mmm0000000
+//
+// The float16 with the same exponent and mantissa bits is the fp8 number times a power of two, because the exponents of
+// the two formats have different biases. The factor of this power of two is part of factor_. Subnormal numbers behave
+// alike.
 template <Element kElement, FloatElement Output>
   requires(is_fp8(kElement))
 class Decoder {
  public:
-  // Scales that stay finite when they are multiplied by kUnit. NaN is not one of them.
+  // Returns true for scales whose product with kUnit is certainly finite; false for NaN.
   static bool takes(float scale) { return scale >= -0x1p100f && scale <= 0x1p100f; }
 
   explicit Decoder(float scale) : factor_(all(scale * kUnit)) {}
@@ -40,8 +43,8 @@ class Decoder {
 
  private:
   static constexpr Fp8Layout kLayout = layout_of(kElement);
-  // fp8 number = float16 number * 2^kExponent. e5m2 has the exponent of float16; float16s_of_codes() gives e5m2fnuz the
-  // same.
+  // fp8 number = float16 number * 2^kExponent. The exponents of e5m2 and float16 have the same bias, and
+  // float16s_of_e5m2fnuz() changes the bias of e5m2fnuz to that of float16.
   static constexpr int kExponent = kLayout.mantissa_bits == 2 ? 0 : 15 - kLayout.bias;
   static constexpr float kUnit = std::bit_cast<float>((127 + kExponent) << 23);
 
@@ -54,7 +57,11 @@ class Decoder {
     else return {{high_words(rounded_at_high_word(low), rounded_at_high_word(high))}};
   }
 
-  // `codes` are words: a code in the low byte, copies of its sign in the high byte.
+  // Each word of `codes` has a code in its low byte and copies of the code's sign in its high byte. For e4m3:
+  //
+  //   word of codes   ssssssss seeeemmm
+  //   << 7            sseeeemm m0000000
+  //   & 0xbfff        s0eeeemm m0000000
   static Bytes float16s_of_codes(Bytes codes) {
     if constexpr (kElement == Element::kE5M2) return shift_words_left<8>(codes);
     Bytes float16s;
@@ -69,9 +76,9 @@ class Decoder {
     return bit_or(float16s, bit_and(add_words(float16s, all_words(0x80)), all_words(0x4000)));
   }
 
-  // The exponent of e5m2fnuz is biased by 16, that of float16 by 15, so the exponent field decreases by one. Where it
-  // is 0 or 1, the float16 is subnormal, and that is the code shifted by one bit less. The larger of both results is
-  // right.
+  // The exponent of e5m2fnuz is biased by 16, that of float16 by 15, so the exponent field decreases by one. If the
+  // field of the code is 0 or 1, the float16 is subnormal: its magnitude is that of the code << 7 instead of << 8.
+  // Whichever of the two words is larger is the right one.
   static Bytes float16s_of_e5m2fnuz(Bytes codes) {
     const Bytes magnitudes = bit_and(codes, all_words(0x7f));
     const Bytes normal = add_words(shift_words_left<8>(magnitudes), all_words(-0x400));
@@ -81,10 +88,10 @@ class Decoder {
   Floats factor_;
 };
 
-// Decodes e4m3 to bfloat16, sizeof(Bytes) codes at a time, by a table of 16 products. How a code times the scale is
-// rounded depends on its mantissa alone, because bfloat16 has all exponents that can occur. So the table holds the
-// products of the codes 0 .. 7 (subnormal) and 8 .. 15 (the smallest normal exponent); the exponent of another code is
-// added to the product:
+// Decodes e4m3 to bfloat16, sizeof(Bytes) codes at a time, with a table of 16 products. No product is subnormal or
+// overflows (see takes()), so the rounding of a product depends only on the mantissa of its code. The table holds the
+// rounded products of the codes 0 .. 7 (subnormal) and 8 .. 15 (the smallest normal exponent). The exponent of a code
+// is added to the product of its table index:
 //
 //   code           s eeee mmm
 //   table index           1mmm   if eeee > 0, otherwise 0mmm
@@ -93,7 +100,7 @@ template <Element kElement>
   requires(is_e4m3(kElement))
 class BFloat16Decoder {
  public:
-  // Scales with which every product is a normal bfloat16.
+  // Returns true for scales whose product with every nonzero e4m3 number is a normal bfloat16.
   static bool takes(float scale) {
     const float magnitude = scale < 0 ? -scale : scale;
     return magnitude >= 0x1p-100f && magnitude <= 0x1p100f;
@@ -101,7 +108,8 @@ class BFloat16Decoder {
 
   explicit BFloat16Decoder(float scale)
       : tables_(tables_of_high_words([&](Bytes codes) {
-          // Products of normal codes are stored without the exponent 1, which sign_and_exponent() adds again.
+          // operator() adds the exponent field of the code. The field of the codes 8 .. 15 is 1, so the exponents of
+          // their table entries are reduced by 1.
           const Bytes exponents = bit_and(shift_ints_left<23 - kBits>(codes), all_ints(1 << 23));
           const Floats products = product(floats_of_ints(codes), all(scale * kSmallest));
           return subtract_ints(rounded_at_high_word(products), exponents);
@@ -125,7 +133,11 @@ class BFloat16Decoder {
   static constexpr int kBits = kLayout.mantissa_bits;
   static constexpr float kSmallest = std::bit_cast<float>((128 - kLayout.bias - kBits) << 23);  // the number of code 1
 
-  // From codes in the high bytes of words to the sign and the exponent where bfloat16 has them.
+  // Moves the sign and the exponent of the codes, which are in the high bytes of words, to their bits in bfloat16:
+  //
+  //   word of codes   seeeemmm 00000000
+  //   >> 4 (signed)   ssssseee emmm0000
+  //   & 0x8780        s0000eee e0000000
   static Bytes sign_and_exponent(Bytes codes) {
     constexpr int kExponents = ((1 << (7 - kBits)) - 1) << 7;
     return bit_and(shift_words_right_signed<1 + kBits>(codes), all_words(0x8000 | kExponents));

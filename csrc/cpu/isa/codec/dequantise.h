@@ -1,4 +1,4 @@
-// From elements that are known at run time to the functions that are compiled for them; quantise.h is the other way.
+// Chooses the instance of dequantise() for an element and a dtype that are known at run time.
 #pragma once
 
 #include "cpu/isa/codec/convert.h"
@@ -14,7 +14,7 @@ void dequantise_bytes(char* to, const char* from, int64_t count, float scale, St
                        next);
 }
 
-// From an fp8 element.
+// `element` is an fp8 element.
 inline Dequantise dequantise_for(Element element, Float dtype) {
   return with_fp8(element, [&]<Element kElement>() {
     return with_float(dtype, [&]<FloatElement Output>() -> Dequantise { return dequantise_bytes<kElement, Output>; });

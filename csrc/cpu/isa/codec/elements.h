@@ -22,7 +22,7 @@ concept FloatOf16Bits = std::same_as<T, Float16> || std::same_as<T, BFloat16>;
 template <class T>
 concept FloatElement = std::same_as<T, float> || FloatOf16Bits<T>;
 
-// The bits of a significand, with the leading one that is not stored.
+// The number of significant bits: the stored mantissa bits and the leading one, which is not stored.
 template <FloatElement T>
 constexpr int kSignificantBits = std::same_as<T, float>     ? 24
                                  : std::same_as<T, Float16> ? 11

@@ -1,4 +1,4 @@
-// Floats to fp8 codes in vectors: encode_fp8(x / scale) (core/fp8.h) in fewer steps.
+// Encodes floats as fp8 codes with vector operations: the codes of encode_fp8(x / scale) (core/fp8.h), in fewer steps.
 #pragma once
 
 #include "core/fp8.h"
@@ -11,15 +11,18 @@
 namespace multikv::cpu {
 namespace {
 
-// Scales with which no step of an Encoder underflows or overflows. NaN is not one of them.
+// Returns true for scales with which no step of an Encoder overflows, and steps underflow only for elements whose code
+// is zero. Returns false for NaN.
 inline bool encoder_takes(float scale) { return scale >= 0x1p-40f && scale <= 0x1p40f; }
 
-// Whether x * (1 / scale), rounded twice, gives the same codes as x / scale for every x with kBits significant bits.
+// Returns true if the estimate x * (1 / scale), in which both operations round, has the same code as x / scale for
+// every x with kBits significant bits.
 //
-// The estimate and the quotient are both within 2^-22 of the exact quotient, so their codes can differ only next to the
-// midpoint between two fp8 numbers, or next to half of the smallest. Each midpoint has at most 5 significant bits, and
-// at most one x is near the product of a midpoint and the scale. Midpoints that differ by a power of two behave alike,
-// which leaves 16 of them to try. The quotient is computed as in core/quotient.h.
+// The relative errors of the estimate and of the quotient are below 2^-22. So the two codes can differ only where x /
+// scale is next to a midpoint: the middle between two neighbouring fp8 numbers, or between zero and the smallest. A
+// midpoint has at most 5 significant bits, and at most one x is near midpoint * scale. Midpoints that differ by a power
+// of two behave alike. Therefore 16 midpoints are tried. The quotient is computed with one corrective step, as Encoder
+// does.
 template <int kBits>
 inline bool estimate_suffices(float scale) {
   const auto significand = static_cast<int32_t>((std::bit_cast<uint32_t>(scale) & 0x7fffff) | 0x800000);
@@ -27,7 +30,7 @@ inline bool estimate_suffices(float scale) {
   const float reciprocal = 1.0f / divisor;
   int32_t num_different = 0;
   for (int32_t midpoint = 16; midpoint < 32; ++midpoint) {
-    const int32_t product = midpoint * significand;  // 2^27 .. 2^29
+    const int32_t product = midpoint * significand;  // from 2^27 to 2^29 - 1
     const int32_t spacing = 1 << (28 - kBits) << (product >> 28);
     const auto x = static_cast<float>((product + spacing / 2) & -spacing);
     const auto m = static_cast<float>(midpoint);
@@ -40,9 +43,10 @@ inline bool estimate_suffices(float scale) {
 
 // Encodes sizeof(Bytes) elements at a time.
 //
-// Division takes the estimate x * (1 / scale) and kSteps corrections: as many as Quotient (core/quotient.h), or none
-// where estimate_suffices(). Magnitudes are clamped first, so that nothing overflows; what underflows would be rounded
-// to zero anyway.
+// Each element is divided by the scale: an estimate x * (1 / scale), followed by kSteps corrective steps as in
+// core/quotient.h. 16-bit elements need one step and float32 needs two; none is needed where estimate_suffices()
+// returns true, or the scale is a power of two. Magnitudes are clamped to the largest fp8 number times the scale first,
+// so that nothing overflows. An underflow happens only for elements whose code is zero.
 template <Element kElement, FloatElement Input, int kSteps>
   requires(is_fp8(kElement))
 class Encoder {
@@ -57,7 +61,7 @@ class Encoder {
   }
 
  private:
-  // Words: codes of magnitudes, and the high words of the elements, of which only the signs are used.
+  // Vectors of 16-bit words: the codes of the magnitudes, and the upper 16 bits of the elements, which hold the signs.
   struct Words {
     Bytes codes, elements;
   };
@@ -74,6 +78,7 @@ class Encoder {
   [[gnu::always_inline]] Words encode_words(const Float16* from) const {
     const Bytes elements = load(from);
     Bytes magnitudes = bit_and(elements, all_words(0x7fff));
+    // Turns every NaN into the NaN with the smallest payload, as Rounder requires.
     if constexpr (!Round::kTakesAnyNan) magnitudes = smaller_word(magnitudes, all_words(0x7c01));
     return {low_words(encode_ints(as_ints(widen_low_float16s(magnitudes))),
                       encode_ints(as_ints(widen_high_float16s(magnitudes)))),
@@ -83,12 +88,13 @@ class Encoder {
     const Bytes a = load(from), b = load(from + sizeof(Bytes) / 4);
     return {low_words(encode_ints(magnitude(a)), encode_ints(magnitude(b))), high_words(a, b)};
   }
+  // Turns every NaN into the NaN with the smallest payload, if Rounder requires it.
   static Bytes magnitude(Bytes x) {
     x = bit_and(x, all_ints(0x7fffffff));
     return Round::kTakesAnyNan ? x : smaller_int(x, all_ints(0x7f800001));
   }
 
-  // Codes of float32 magnitudes, in the low words.
+  // Returns the codes of float32 magnitudes in the low words of the integers.
   [[gnu::always_inline]] Bytes encode_ints(Bytes magnitudes) const {
     const Floats x = smaller_or_second(limit_, as_floats(magnitudes));
     Floats quotient = product(x, reciprocal_);
@@ -97,14 +103,15 @@ class Encoder {
     return round_(quotient);
   }
 
-  // The codes of magnitudes, 0xff for NaN, get the signs of the elements.
+  // Adds the signs of the elements to the codes of their magnitudes. The code of NaN is 0xff here; it becomes 0x80 in
+  // the fnuz formats, which have no -0 either, and 0x7f in the others.
   static Bytes with_signs(Bytes codes, Bytes elements) {
     const Bytes sign_bit = all_words(0x8080);
     if constexpr (kLayout.fnuz) {
       const Bytes signs = bit_and(keep_if_nonzero_byte(codes, elements), sign_bit);
       return bit_or(replace_negative_bytes(codes, 0x80), signs);
     }
-    // The sign bit of 0xff flips to give 0x7f, whatever the element's sign is.
+    // 0xff becomes 0x7f for either sign, because the mask contains the sign bit of the code itself.
     return bit_xor(codes, bit_and(bit_or(codes, elements), sign_bit));
   }
 

@@ -1,4 +1,4 @@
-// From elements and scales that are known at run time to the functions that are compiled for them.
+// Chooses the fastest quantisation for an element, a dtype and scales that are known at run time.
 #pragma once
 
 #include "cpu/isa/codec/convert.h"
@@ -7,27 +7,27 @@
 namespace multikv::cpu {
 namespace {
 
-// Rows of `count` elements, with strides in bytes.
+// Rows of `count` elements that are quantised with one scale. Strides are in bytes.
 struct Matrix {
   int64_t count, num_rows = 1, to_stride = 0, from_stride = 0;
-  int64_t ahead = 0;  // distance in bytes from a row to what will be read after it, which is prefetched
+  int64_t ahead = 0;  // distance in bytes from a source row to the address that is prefetched while the row is read
 };
 
-// The scales that a cache write divides by: num_scales of them, `stride` apart.
+// The scales that an op divides by: data[i * stride] for i < num_scales.
 struct Scales {
   const float* data;
   int64_t stride, num_scales;
-  int64_t num_elements;  // how many elements the write divides
+  int64_t num_elements;  // the number of elements that the op divides
 };
 
-// Divides by scales and rounds to fp8. The constructor examines the scales once and chooses the fastest function that
-// is right for all of them.
+// Divides elements by a scale and rounds the quotients to fp8. The constructor examines all scales once, and chooses
+// the fastest function that gives the right codes with each of them.
 class Quantiser {
  public:
   // Scales are not read unless the element is an fp8 element.
   Quantiser(Element element, Float dtype, const Scales& scales);
 
-  // False for floats, which are copied.
+  // Returns false if the cache stores floats: then the caller copies the elements.
   explicit operator bool() const { return function_ != nullptr; }
 
   void operator()(char* to, const char* from, const Matrix& matrix, float scale, Stores stores) const {
@@ -69,7 +69,7 @@ class Quantiser {
 #endif
 
 #if defined(__AVX512BW__)
-  // From this many elements on, tables are worth making.
+  // An op with at least this many elements uses tables: with fewer, it would not make up for the time to fill them.
   static constexpr int64_t kManyElements = 32768;
 
   template <Element kElement>

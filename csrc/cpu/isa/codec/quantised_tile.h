@@ -1,4 +1,4 @@
-// Quantising a tile: e4m3 codes that share one scale, which was made from the largest of the tile's elements.
+// Quantises a tile to e4m3 codes. All its elements have one scale, which is computed from their largest magnitude.
 #pragma once
 
 #include "core/tile_scale.h"
@@ -22,19 +22,19 @@ inline bool has_negative_byte(Bytes x) { return _mm256_movemask_epi8(x) != 0; }
 template <int kBits> Bytes shift_words_right(Bytes x) { return _mm256_srli_epi16(x, kBits); }
 #endif
 
-// Encodes bfloat16 magnitudes, as 16-bit words, for one scale that is a power of two and was made for these elements,
-// so that no quotient is above the largest code. The division subtracts exponents, and the rounding drops kDropped
-// bits:
+// Encodes bfloat16 elements with integer operations on 16-bit words. The scale is a power of two, and no quotient is
+// above the largest e4m3 number, because the scale is computed from the elements. The division subtracts exponents, and
+// the rounding drops kDropped = 4 bits:
 //
 //   bfloat16     s eeeeeeee mmmmmmm
-//   code         s     eeee mmm         e4m3: kDropped = 4
+//   code         s     eeee mmm
 //
-// Codes are right except for NaN, infinities, and elements whose code is subnormal; has_wrong_codes() tells.
+// The codes of NaN, of infinities and of elements with subnormal codes are wrong; has_wrong_codes() finds them.
 template <Element kElement>
   requires(is_e4m3(kElement))
 class NormalEncoder {
  public:
-  // With larger scales the code of NaN would fit a byte.
+  // has_wrong_codes() recognises infinities and NaN by codes above 0x7f, which they have up to this scale.
   static bool takes(float scale) { return scale <= 0x1p100f; }
 
   explicit NormalEncoder(float scale)
@@ -65,17 +65,20 @@ class NormalEncoder {
     return shift_words_right<kDropped>(add_words(larger_word(magnitudes, below_normal_), add_words(odd, rounding_)));
   }
 
-  // Exponents of bfloat16. Magnitudes with exponents above largest_zero_ and below smallest_normal_ get subnormal
-  // codes.
+  // Biased exponents. The bfloat16 with exponent largest_zero_ and mantissa 0 is the largest magnitude whose code is
+  // zero. Magnitudes above it, with exponents below smallest_normal_, have subnormal codes, or round up to the smallest
+  // normal code.
   const int smallest_normal_, largest_zero_ = smallest_normal_ - kLayout.mantissa_bits - 1;
   const Bytes below_normal_ = all_words((smallest_normal_ - 1) << 7);
   const Bytes rounding_ = all_words((1 << (kDropped - 1)) - 1 - ((smallest_normal_ - 1) << 7));
-  // Added to a magnitude, this makes those with subnormal codes the smallest of all words.
+  // The sum of this word and a magnitude wraps around, so that the magnitudes with subnormal codes become the smallest
+  // words: -0x8000, -0x7fff, and so on.
   const Bytes to_smallest_ = all_words(-0x8000 - (largest_zero_ << 7) - 1);
   Bytes smallest_ = all_words(0x7fff), all_codes_ = all_words(0);
 };
 
-// Returns false, with wrong codes, if an element is not finite or its code is subnormal. Few tiles have such elements.
+// Returns false if an element is not finite or has a subnormal code, which few tiles have, or if NormalEncoder does not
+// take the scale or the count. Then some codes are wrong or not written.
 template <Element kElement>
 [[gnu::always_inline]] inline bool encode_normal(uint8_t* to, const BFloat16* from, int64_t count, float scale) {
   constexpr int64_t kStep = sizeof(Bytes);
@@ -87,7 +90,7 @@ template <Element kElement>
 
 #endif
 
-// Tiles that quantise_tile() does not take inline.
+// Quantises the tiles for which quantise_tile() has no inlined code.
 template <Element kElement, bool kIsPowerOfTwo, FloatElement Input>
 [[gnu::noinline]] void quantise_any_tile(uint8_t* to, const Input* from, int64_t count, float scale) {
 #ifdef MULTIKV_HAS_SIMD
@@ -108,7 +111,7 @@ template <Element kElement, bool kIsPowerOfTwo, FloatElement Input>
     if (encode_normal<kElement>(to, from, count, scale)) return;
   }
   if constexpr (!kIsPowerOfTwo && std::same_as<Input, BFloat16>) {
-    // Inline, because a call would cost a tenth of the time that a tile takes.
+    // This loop is inlined, because a call would cost a tenth of the time that a tile takes.
     if (count % sizeof(Bytes) == 0 && encoder_takes(scale)) {
       const Encoder<kElement, Input, 1> encode(scale);
       for (int64_t i = 0; i < count; i += sizeof(Bytes)) store(to + i, encode(from + i).data[0]);

@@ -1,5 +1,5 @@
-// The arithmetic of rotary position embedding: that of eager PyTorch. A result that has a dtype is rounded to it, and
-// no operations are fused.
+// Conversions and tables for rotary position embedding (rotate.h). The results are those of eager PyTorch: each of its
+// operations rounds its result to the dtype of the result, and no multiplication is fused with an addition.
 #pragma once
 
 #include "cpu/isa/codec/elements.h"
@@ -24,7 +24,8 @@ template <FloatElement Rounded>
 inline float rounded(float x) {
   return widen(narrow<Rounded>(x));
 }
-// x is the result of an operation on bfloat16 values, so that a NaN has zeros in its low word: no test for NaN.
+// x is the result of an operation on bfloat16 values. If it is NaN, its lower 16 bits are zeros, and rounding leaves it
+// unchanged, so no test for NaN is necessary.
 template <>
 inline float rounded<BFloat16>(float x) {
   const auto bits = std::bit_cast<uint32_t>(x);
@@ -34,11 +35,12 @@ inline float rounded<BFloat16>(float x) {
 // How a table stores the cosines (or sines) of pairs 0, 1, 2, 3, ...:
 //
 //   kInOrder       [0] holds pairs 0, 1, 2, 3, ...
-//   kAlternating   [0] holds pairs 0, 2, ... and [1] holds pairs 1, 3, ...: for words that hold elements of two pairs,
-//                  whose low and high elements are rotated apart from each other
+//   kAlternating   [0] holds pairs 0, 2, ... and [1] holds pairs 1, 3, ...
+//
+// kAlternating serves loops over 32-bit words that hold the elements of pairs 2i (low half) and 2i + 1 (high half).
 enum class RopeOrder : uint8_t { kInOrder, kAlternating };
 
-// Cosines and sines of some pairs, as float32.
+// Cosines and sines of at most kMaxPairs pairs, as float32.
 struct RopeTable {
   static constexpr int64_t kMaxPairs = 128;
   using Values = float[2][kMaxPairs];

@@ -1,5 +1,5 @@
-// Rotary position embedding in place. The loops are vectorised by the compiler. Elements of 16 bits are loaded and
-// stored two at a time, as words of 32 bits, so that a vector of words has as many elements as a vector of float32.
+// Applies rotary position embedding in place. The loops are vectorised by the compiler. Elements of 16 bits are loaded
+// and stored two at a time, as words of 32 bits, so that a vector of words has as many elements as a vector of float32.
 #pragma once
 
 #include "cpu/isa/codec/rope_table.h"
@@ -7,7 +7,7 @@
 namespace multikv::cpu {
 namespace {
 
-// The two elements of a word.
+// Word i of an array holds the elements 2i and 2i + 1. These functions return them as float32.
 template <FloatOf16Bits T>
 inline float low(uint32_t word) {
   return widen(T{static_cast<uint16_t>(word)});
@@ -41,7 +41,7 @@ struct Rope {
     store_as(y, i, narrow<T>(second(x_i, y_i, cos, sin)));
   }
 
-  // The pairs (x[i], y[i]). With words, the table's order is kAlternating.
+  // Rotates the pairs (x[i], y[i]). The order of the table is kAlternating if kHasWords, otherwise kInOrder.
   static void rotate_halves(char* __restrict x, char* __restrict y, int64_t num_pairs, const RopeTable& table) {
     if constexpr (kHasWords) {
       for (int64_t i = 0; i < num_pairs / 2; ++i) {
@@ -58,7 +58,7 @@ struct Rope {
     }
   }
 
-  // The pairs (row[2i], row[2i + 1]). The table's order is kInOrder.
+  // Rotates the pairs (row[2i], row[2i + 1]). The order of the table is kInOrder.
   static void rotate_neighbours(char* __restrict row, int64_t num_pairs, const RopeTable& table) {
     for (int64_t i = 0; i < num_pairs; ++i) {
       const float cos = table.cos[0][i], sin = table.sin[0][i];
@@ -74,7 +74,8 @@ struct Rope {
     }
   }
 
-  // `num_rows` rows of 2 * num_pairs elements, `stride_bytes` apart. table_row: num_pairs cosines, then as many sines.
+  // Rotates `num_rows` rows of 2 * num_pairs elements, which are `stride_bytes` apart. table_row holds num_pairs
+  // cosines, then num_pairs sines.
   static void rotate_rows(char* rows, int64_t num_rows, int64_t stride_bytes, const char* table_row, int64_t num_pairs,
                           bool is_neox) {
     constexpr int64_t kBytes = sizeof(T), kTableBytes = sizeof(Table);
@@ -96,7 +97,7 @@ struct Rope {
 using RotateRows = void (*)(char* rows, int64_t num_rows, int64_t stride_bytes, const char* table_row,
                             int64_t num_pairs, bool is_neox);
 
-// table_dtype: `dtype`, or float32.
+// table_dtype is `dtype` or float32.
 inline RotateRows rotate_rows_for(Float dtype, Float table_dtype) {
   return with_float(dtype, [&]<FloatElement T>() -> RotateRows {
     return table_dtype == dtype ? Rope<T, T>::rotate_rows : Rope<T, float>::rotate_rows;

@@ -1,15 +1,15 @@
-// Rounding of quotients to fp8 codes, as Encoder (encode.h) needs it.
+// Rounds quotients to fp8 codes, for Encoder (encode.h).
 //
-// The float adder does the rounding. Let the quotient be q with exponent e, and m the number of mantissa bits of the
-// format. Adding A = 2^(e + 23 - m), whose last bit weighs 2^(e - m), rounds q to a multiple of 2^(e - m) and leaves
-// the multiple n in the last bits of the sum:
+// A float addition does the rounding. Let q be the quotient, e its exponent, and m the number of mantissa bits of the
+// fp8 format. The last bit of A = 2^(e + 23 - m) has the value 2^(e - m). So A + q rounds q to n * 2^(e - m), and the
+// last bits of the sum are the integer n:
 //
 //   A           1 0 0 0 . . . . . . 0 0 0 0
 //   q                               1 x x x y y y y ..      m = 3: the x are kept, the y are rounded away
 //   A + q       1 0 0 0 . . . . . . 1 x x x                 n = 1xxx, or 10000 if it was rounded up to the next power
 //
-// For results below the smallest normal number, e is the exponent of that number, and n is the code. For the k-th
-// exponent above it, the code is n + k * 2^m. Both Rounders below differ in how they add k * 2^m.
+// For quotients below the smallest normal number, e is the exponent of the smallest normal number, and n is the code.
+// For the k-th exponent above it, the code is n + k * 2^m. The two Rounders below differ in how they add k * 2^m.
 #pragma once
 
 #include "core/fp8.h"
@@ -22,19 +22,21 @@ namespace {
 
 #if defined(__AVX512BW__)
 
-// Looks A up in a table, with k * 2^m already in its last bits. Quotients come multiplied by kUnit, which moves their
-// exponents to values that differ in their last five bits from each other and from the exponent of NaN.
+// Looks up A + k * 2^m (in units of A's last bit) in a table of 32 floats, by the last five bits of the quotient's
+// exponent. The caller multiplies quotients by kUnit, which moves their exponents to a range in which these five bits
+// differ from each other, and from those of NaN's exponent.
 template <Element kElement>
   requires(is_fp8(kElement))
 class Rounder {
   static constexpr Fp8Layout kLayout = layout_of(kElement);
   static constexpr int kDropped = 23 - kLayout.mantissa_bits;
-  // Biased exponents of the quotients times kUnit. 159 would end in the five bits of NaN's exponent, 255.
+  // Biased exponents of the quotients times kUnit. 159 is excluded, because its last five bits are those of 255, the
+  // exponent of NaN.
   static constexpr int kLargest = 158;
   static constexpr int kSmallest = kLargest - (kLayout.max_bits >> 23) + (128 - kLayout.bias);
   static_assert(kSmallest >= 128);
 
-  // The constructor sets all elements: GCC 12 treats 64 bytes as zeros if the first of them is not given.
+  // The constructor sets all elements, because GCC 12 treats 64 bytes as zeros if the first of them has no initialiser.
   struct Table {
     alignas(64) float adders[32];
 
@@ -54,12 +56,13 @@ class Rounder {
 
   Rounder() : low_(load(kTable.adders)), high_(load(kTable.adders + 16)) {}
 
-  // quotient: not negative, multiplied by kUnit. The code is in the low word of the result; 0xff for NaN.
+  // `quotient` is not negative and is multiplied by kUnit. The low word of the result is the code, or 0xff for NaN.
   [[gnu::always_inline]] Bytes operator()(Floats quotient) const {
     const Bytes exponents = shift_ints_right<23>(larger_int(as_ints(quotient), all_ints(kSmallest << 23)));
     const Floats adder = _mm512_permutex2var_ps(as_floats(low_), exponents, as_floats(high_));
     Floats sum;
-    // An addition of two NaNs returns the first operand; assembly keeps the operands in this order.
+    // If the quotient is NaN, so is the adder, and the sum of two NaNs is the first operand: the adder, which ends in
+    // 0xff. It is written in assembly because a compiler may swap the operands of an addition.
     asm("vaddps %2, %1, %0" : "=v"(sum) : "v"(adder), "v"(quotient));
     return as_ints(sum);
   }
@@ -70,9 +73,10 @@ class Rounder {
 
 #else
 
-// Computes A as kAdder times the quotient's power of two, and adds the quotient's biased exponent, shifted by m bits,
-// to the sum. That exponent is too large by kExcess, which kAdder subtracts in its last bits, modulo 2^16. Quotients
-// come multiplied by kUnit, which makes the smallest exponent kSmallest, so that the last bits of kAdder are even.
+// Computes A as kAdder times the quotient's power of two, and adds E * 2^m to the sum, where E is the quotient's biased
+// exponent, or kSmallest if that is larger. The caller multiplies quotients by kUnit, which makes E = kSmallest + k. So
+// the sum would be too large by kExcess = kSmallest * 2^m, which the last 16 bits of kAdder subtract, modulo 2^16.
+// These bits are an even number, so that ties still round to the even n.
 template <Element kElement>
   requires(is_fp8(kElement))
 class Rounder {
@@ -86,8 +90,9 @@ class Rounder {
   static constexpr float kUnit = std::bit_cast<float>((127 + kLayout.bias) << 23);
   static constexpr bool kTakesAnyNan = false;
 
-  // quotient: not negative, multiplied by kUnit. The code is in the low word of the result. For a NaN whose own low
-  // word is at most 0x2000 the low word is 0xff .. 0x7fff; other NaNs are not taken.
+  // `quotient` is not negative and is multiplied by kUnit. The low word of the result is the code. If the quotient is
+  // NaN, its low word must be at most 0x2000, and the low word of the result is from 0xff to 0x7fff, which
+  // saturate_words() turns into 0xff.
   [[gnu::always_inline]] Bytes operator()(Floats quotient) const {
     const Bytes power = bit_and(larger_int(as_ints(quotient), all_ints(kSmallest << 23)), all_ints(0x7f800000));
     const Bytes sum = as_ints(fma(as_floats(power), all(kAdder), quotient));

@@ -1,15 +1,16 @@
-// bfloat16 to fp8 by tables that are made for one scale: the same codes as Encoder (encode.h), computed on 16-bit words
-// instead of floats, in two thirds of the steps.
+// Encodes bfloat16 elements as fp8 codes with tables for one scale. The codes are those of Encoder (encode.h), but they
+// are computed on 16-bit words instead of floats, in two thirds of the steps.
 //
-// The code is a step function of the magnitude, taken as an integer. Magnitudes are cut into buckets so narrow that
-// none holds two steps. In a bucket, (magnitude + d) >> kShift is the code of all magnitudes, if d puts the carry where
-// the step is:
+// The code is a step function of the magnitude's bits, taken as an integer. The magnitudes are divided into buckets so
+// narrow that no bucket holds two steps. Each bucket has its own d, such that the code of all its magnitudes is
+// (magnitude + d) >> kShift: the addition carries into the code where the step is.
 //
 //   magnitude       |  bucket 0  |  bucket 1  |  bucket 2  |
 //   code            _____________________|~~~~~~~~~~~~~~~~~        d of bucket 1 makes the carry happen here
 //
-// Above the smallest normal code the steps repeat with every exponent, which is 128 magnitudes: 16 values of d. Below,
-// and down to half of the smallest code, lie at most 512 magnitudes: 32 values of d, for wider buckets.
+// An exponent of bfloat16 has 128 magnitudes. Above the smallest normal code, the steps are the same in every exponent,
+// so 16 buckets of 8 magnitudes suffice. Between half of the smallest fp8 number and the smallest normal number, there
+// are at most 512 magnitudes: 32 buckets of 16 magnitudes.
 #pragma once
 
 #include "cpu/isa/codec/encode.h"
@@ -25,7 +26,7 @@ struct EncoderTables {
   static constexpr int kWidthBelow = 16, kWidth = 8;  // magnitudes of a bucket
   alignas(64) uint16_t below[kBelow / kWidthBelow];
   alignas(64) uint16_t normal[2 * kCycle / kWidth];  // the same cycle twice, which fills a vector
-  uint16_t base;  // the magnitude at which the tables begin; up to this magnitude codes are zero
+  uint16_t base;  // the magnitude at which the tables begin; the codes of smaller magnitudes, and its own, are zero
 };
 
 template <Element kElement>
@@ -44,24 +45,25 @@ class TableEncoder {
     return {{in_order(bit_or(codes, signs))}};
   }
 
-  // Whether one of the elements so far was a NaN. The code written for a NaN is wrong.
+  // Returns true if an element that this object has encoded was NaN. The code that was written for it is wrong.
   bool has_seen_nan() const { return _mm512_cmpgt_epi16_mask(largest_, all_words(0x7f80)) != 0; }
 
-  // Returns false if tables cannot give all codes of this scale.
+  // Returns false if no tables give the right codes with this scale. The tables are tried with every magnitude that
+  // they hold.
   static bool make_tables(EncoderTables& tables, float scale) {
     using T = EncoderTables;
     constexpr int kCount = T::kBelow + T::kCycle;
     constexpr float kHalfOfSmallest = std::bit_cast<float>((127 - kLayout.bias - kLayout.mantissa_bits) << 23);
     tables.base = static_cast<uint16_t>(std::bit_cast<uint32_t>(scale * kHalfOfSmallest) >> 16);
     alignas(64) BFloat16 elements[kCount];
-    alignas(64) uint8_t codes[kCount], found[kCount];
+    alignas(64) uint8_t codes[kCount], codes_by_tables[kCount];
     for (int i = 0; i < kCount; ++i) elements[i].bits = static_cast<uint16_t>(tables.base + i);
     convert_with(Encoder<kElement, BFloat16, 1>(scale), codes, elements, kCount, Stores::kOrdinary);
     fill(tables.below, codes, 0, T::kBelow, T::kWidthBelow);
     fill(tables.normal, codes, T::kBelow, kCount, T::kWidth);
     std::memcpy(tables.normal + T::kCycle / T::kWidth, tables.normal, sizeof tables.normal / 2);
-    convert_with(TableEncoder(tables), found, elements, kCount, Stores::kOrdinary);
-    return std::memcmp(codes, found, kCount) == 0;
+    convert_with(TableEncoder(tables), codes_by_tables, elements, kCount, Stores::kOrdinary);
+    return std::memcmp(codes, codes_by_tables, kCount) == 0;
   }
 
  private:
@@ -69,7 +71,7 @@ class TableEncoder {
   static constexpr int kShift = 7 - kLayout.mantissa_bits;
   static constexpr int kLargestCode = encode_fp8(std::bit_cast<float>(kLayout.max_bits), kLayout);
 
-  // The values of d for the magnitudes [begin, end), counted from tables.base, in buckets of `width`.
+  // Computes d for the magnitudes tables.base + [begin, end), in buckets of `width` magnitudes.
   static void fill(uint16_t* table, const uint8_t* codes, int begin, int end, int width) {
     for (int first = begin; first < end; first += width) {
       int past_step = 0;

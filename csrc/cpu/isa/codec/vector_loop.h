@@ -1,4 +1,4 @@
-// Loops that convert arrays a vector at a time.
+// Loops that convert the elements of arrays with vector operations.
 #pragma once
 
 #include "cpu/isa/codec/elements.h"
@@ -16,7 +16,7 @@ concept VectorConverter = requires(const Convert& convert, const Input* from) {
   { convert(from) } -> std::same_as<Vectors<sizeof(Output)>>;
 };
 
-// Writes count >= sizeof(Bytes) outputs, sizeof(Bytes) of them in each step. `next`: see copy().
+// Converts count >= sizeof(Bytes) elements, sizeof(Bytes) in each step. `next`: see copy().
 template <class Output, class Input, VectorConverter<Output, Input> Convert>
 void convert_in_steps(const Convert& convert, Output* to, const Input* from, int64_t count, Stores stores,
                       const char* next) {
@@ -49,7 +49,7 @@ void convert_in_steps(const Convert& convert, Output* to, const Input* from, int
   if (i < count) store_step(count - kStep);
 }
 
-// Writes any number of outputs. Fewer than a step of them go through a buffer.
+// Converts any number of elements. If there are fewer than sizeof(Bytes), they are converted in a buffer.
 template <class Output, class Input, VectorConverter<Output, Input> Convert>
 void convert_with(const Convert& convert, Output* to, const Input* from, int64_t count, Stores stores,
                   const char* next = nullptr) {

@@ -1,4 +1,4 @@
-// Copying bytes in vectors.
+// Copies bytes with vector loads and stores.
 #pragma once
 
 #include "cpu/isa/simd/prefetch.h"
@@ -6,15 +6,15 @@
 namespace multikv::cpu {
 namespace {
 
-// Streaming stores pay for whole cache lines, or where the incomplete first and last lines are a small part of the
-// output.
+// Streaming stores are slow on the incomplete cache lines at both ends of an output. They are used where there are no
+// incomplete lines, or where the output has at least four vectors.
 inline bool is_worth_streaming(const void* to, int64_t num_bytes) {
   return are_whole_cache_lines(reinterpret_cast<intptr_t>(to) | num_bytes) ||
          num_bytes >= 4 * static_cast<int64_t>(sizeof(Bytes));
 }
 
-// Copies with streaming stores until less than a vector is left. num_bytes >= sizeof(Bytes). Returns how many bytes are
-// written.
+// Copies with streaming stores until less than a vector is left, and returns how many bytes it has written. An ordinary
+// store writes the bytes before the first aligned address. num_bytes >= sizeof(Bytes).
 [[gnu::always_inline]] inline int64_t stream_vectors(char* to, const char* from, int64_t num_bytes,
                                                      const NextInput& next) {
   constexpr int64_t kWidth = sizeof(Bytes);
@@ -34,7 +34,8 @@ inline bool is_worth_streaming(const void* to, int64_t num_bytes) {
   return i;
 }
 
-// `next` is what the caller will read after this, if it knows: the copy prefetches it.
+// Copies num_bytes bytes. `next` is the address that the caller will read after this copy; the copy prefetches it.
+// nullptr: the caller does not know that address.
 inline void copy(char* to, const char* from, int64_t num_bytes, Stores stores, const char* next = nullptr) {
   constexpr int64_t kWidth = sizeof(Bytes);
   if (num_bytes < kWidth) {

@@ -1,4 +1,4 @@
-// Output that reaches memory in whole cache lines.
+// A buffer that turns small pieces of output into streaming stores of whole cache lines.
 #pragma once
 
 #include "cpu/isa/simd/copy.h"
@@ -6,13 +6,13 @@
 namespace multikv::cpu {
 namespace {
 
-// Writes a kernel's output piece by piece. With ordinary stores a piece goes straight to its address. With streaming
-// stores, pieces at neighbouring addresses are collected in a buffer until whole cache lines can be streamed: a line
-// that is streamed in two parts, or partly streamed and partly stored, costs several times as much as a whole one.
+// Writes a kernel's output piece by piece. With ordinary stores, a piece is written to its address at once. With
+// streaming stores, consecutive pieces are collected in a buffer, and whole cache lines of it are streamed. A line that
+// is streamed in two parts, or partly streamed and partly stored, costs several times as much as a whole line.
 //
-//   address   to_          to_ + begin_        to_ + end_
-//              |-- unused --|#### collected ####|
-//   buffer    lines_                                        to_ is a multiple of a cache line
+//   output   to_            to_ + begin_         to_ + end_        to_ and lines_ are aligned to a cache line
+//            |              |#### collected #####|
+//   buffer   lines_         lines_ + begin_      lines_ + end_
 class LineWriter {
  public:
   static constexpr int64_t kMaxPiece = 2048;
@@ -24,7 +24,8 @@ class LineWriter {
     finish(is_streaming_ ? Stores::kStreaming : Stores::kOrdinary);
   }
 
-  // Where the caller shall write the num_bytes <= kMaxPiece that belong at `to`, before its next call.
+  // Returns where the caller writes a piece of num_bytes <= kMaxPiece bytes whose address in the output is `to`. The
+  // caller writes the piece before it calls the LineWriter again.
   char* buffer_for(char* to, int64_t num_bytes) {
     if (!is_streaming_) return to;
     if (to != to_ + end_) {
@@ -38,7 +39,8 @@ class LineWriter {
     return result;
   }
 
-  // Returns true if the piece is whole cache lines to be streamed: then the caller streams it to `to` itself, now.
+  // Returns true if stores are streaming and the piece is whole cache lines. Then the caller streams the piece to `to`
+  // itself, before it calls the LineWriter again.
   bool leaves_to_caller(char* to, int64_t num_bytes) {
     if (!is_streaming_ || !are_whole_cache_lines(reinterpret_cast<intptr_t>(to) | num_bytes)) return false;
     flush();
@@ -69,7 +71,7 @@ class LineWriter {
     }
   }
 
-  // Writes all that is collected. The caller flushes before anything else writes to the same cache lines.
+  // Writes everything that has been collected. Must be called before other code writes to the same cache lines.
   void flush() {
     if (end_ > begin_) write_all();
   }
@@ -96,7 +98,8 @@ class LineWriter {
     to_ = to - begin_;
   }
 
-  // Writes all but an incomplete last line, which moves to the front of the buffer.
+  // Writes the complete cache lines of the buffer, and moves an incomplete last line to its front. An incomplete first
+  // line, which begins at begin_ > 0, is written with ordinary stores.
   void write_lines() {
     const int64_t whole = end_ & -kCacheLine;
     if (whole == 0) return;

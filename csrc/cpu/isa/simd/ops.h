@@ -1,34 +1,40 @@
-// The operations that the codecs are written in, with the same names for vectors of 512 bits (AVX-512) and of 256 bits
-// (AVX2). MULTIKV_HAS_SIMD says that they exist; without them the codecs are loops that the compiler vectorises.
+// The vector operations that the codecs use. They have the same names for vectors of 512 bits (AVX-512) and of 256 bits
+// (AVX2). MULTIKV_HAS_SIMD is defined where they exist; elsewhere the codecs are loops that the compiler vectorises.
 //
-// A vector of Bytes is also a vector of 16-bit words or of 32-bit integers; an operation's name says which it takes.
+// A value of type Bytes is a vector of bytes, of 16-bit words or of 32-bit integers. The name of an operation says
+// which of them it takes.
 //
 //   operation                                  result
 //   all, all_ints, all_words, all_bytes        the same value in each element
+//   negated_fma(a, b, c)                       c - a * b, rounded once
 //   smaller_or_second(a, b)                    the smaller float; b where a or b is NaN
 //   words_of_signed_bytes(from)                sizeof(Bytes) / 2 bytes, sign-extended
 //   widen_low_float16s, widen_high_float16s    the first, or the last, half of a vector of float16, as float32
 //   narrow_to_float16s(low, high)              float16 of both, rounded to nearest even
 //   interleave_low_words(even, odd)            the low words of the integers of `even` and `odd`, alternating
 //   low_words(a, b), high_words(a, b)          the low, or the high, words of the integers of a, then of b
-//   saturate_words(a, b)                       words as bytes clamped to 0 .. 255, out of order: see in_order()
-//   sign_bytes(a, b)                           words as bytes of the same signs, out of order: see in_order()
+//   saturate_words(a, b)                       signed words clamped to bytes 0 .. 255, in the order shown below
+//   sign_bytes(a, b)                           signed words as bytes of the same signs, in the order shown below
+//   in_order(x)                                bytes of x, reordered from the order shown below
 //   keep_if_nonzero_byte(condition, x)         bytes of x; 0 where `condition` is 0
 //   replace_negative_bytes(x, with)            bytes of x; `with` where they are negative
 //   replace_equal_words(x, what, with)         words of x; `with` where they equal `what`
-//   look_up(table, indices)                    table[index] for each byte, in tables of 16 bytes
+//   look_up(table, indices)                    table[index] for each byte index < 16; every segment of 128 bits of
+//                                              `table` holds the same 16 bytes
 //   for_pairs(x)                               the bytes of x in the order that the next two operations expect
-//   low_pairs(a, b), high_pairs(a, b)          words of a low byte from a and a high byte from b: the first, or the
-//                                              last, half of the bytes that for_pairs() reordered
+//   low_pairs(a, b), high_pairs(a, b)          words with a low byte from a and a high byte from b, for the first, or
+//                                              the last, half of the bytes before for_pairs() reordered them
 //   differ(a, b)                               the mask of the bytes that differ
 //   else_zeros(mask, x), else_ones(mask, x)    bytes of x; 0x00, or 0xff, where the mask is not set
 //   tables_of_high_words(ints_of)              the low and the high bytes of the high words of ints_of(0 .. 15), as
 //                                              tables for look_up()
 //
-// Instructions that pack or unpack work on each segment of 128 bits by itself, which puts their results out of order.
-// With two segments (AVX2) in each of the vectors a and b:
+// The instructions that pack and unpack work on each segment of 128 bits separately, so their results are not in order.
+// With AVX2, where the vectors a and b have the segments a0, a1 and b0, b1:
 //
-//   saturate_words(a, b)    | a0 b0 | a1 b1 |        in_order() of it    | a0 a1 | b0 b1 |
+//                                        segment 0   segment 1
+//   saturate_words(a, b)               |  a0   b0  |  a1   b1  |
+//   in_order(saturate_words(a, b))     |  a0   a1  |  b0   b1  |
 #pragma once
 
 #include "cpu/isa/simd/vec.h"

@@ -77,7 +77,7 @@ inline Bytes high_pairs(Bytes a, Bytes b) { return _mm256_unpackhi_epi8(a, b); }
 template <int kBits> Bytes shift_words_right_signed(Bytes x) { return _mm256_srai_epi16(x, kBits); }
 inline Bytes for_pairs(Bytes x) { return _mm256_permute4x64_epi64(x, 0xd8); }
 
-using ByteMask = __m256i;  // inverted: bytes of ones where the mask is not set
+using ByteMask = __m256i;  // stored inverted: a byte is 0xff where the mask is not set, and 0 where it is set
 inline ByteMask differ(Bytes a, Bytes b) { return _mm256_cmpeq_epi8(a, b); }
 inline Bytes else_zeros(ByteMask mask, Bytes x) { return _mm256_andnot_si256(mask, x); }
 inline Bytes else_ones(ByteMask mask, Bytes x) { return _mm256_or_si256(mask, x); }

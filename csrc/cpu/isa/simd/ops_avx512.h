@@ -46,7 +46,7 @@ inline Bytes narrow_to_float16s(Floats low, Floats high) {
 inline Bytes interleave_low_words(Bytes even, Bytes odd) {
   return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
 }
-// The indices of the words first, first + 2, ... of two vectors.
+// The indices first, first + 2, ... of the words of two vectors, which are numbered through from 0 to 63.
 inline __m512i every_second_word(int first) {
   const __m512i pairs = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   return _mm512_add_epi32(_mm512_mullo_epi32(pairs, all_ints(4 << 16 | 4)), all_ints((first + 2) << 16 | first));

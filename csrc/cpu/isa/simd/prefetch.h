@@ -1,5 +1,5 @@
-// Software prefetches into the L2 cache. Where a kernel goes from one token, head or block to the next, the addresses
-// follow no pattern that the hardware prefetcher recognises.
+// Software prefetches into the L2 cache. They serve the first bytes of each token, head or block, whose address follows
+// no pattern that the hardware prefetcher recognises.
 #pragma once
 
 #include "cpu/isa/simd/vec.h"
@@ -12,10 +12,10 @@ inline void prefetch(const void* from) { __builtin_prefetch(from, 0, 2); }
 // Prefetches the next input of a loop while the loop works on its current input.
 class NextInput {
  public:
-  // The first bytes of the next input that are prefetched; what follows them is left to the hardware prefetcher.
+  // At most this many bytes of the next input are prefetched. The hardware prefetcher takes over from there.
   static constexpr int64_t kMaxBytes = 8192;
 
-  // next == nullptr: the next input is unknown.
+  // next == nullptr: the next input is unknown. The current input is prefetched instead, to save a branch in the loop.
   NextInput(const void* current, const void* next)
       : next_(static_cast<const char*>(next == nullptr ? current : next)) {}
 
@@ -29,10 +29,14 @@ class NextInput {
   const char* next_;
 };
 
-// For a loop over the heads of a run of tokens that reads one head of all the tokens at a time: the distance in bytes
-// from `head` to the head that is read kHeads steps later. Near the last head, that is a head of the tokens after this
-// run, which lie `tokens_bytes` behind it. Prefetching one head ahead is too late to hide the latency of memory; eight
-// heads are no better than four.
+// The distance in bytes from a head to the head that a kernel reads kHeads steps later. The kernel reads head 0 of all
+// tokens of a run, then head 1 of all of them, and so on. After the last head it continues with head 0 of the next run,
+// which begins `tokens_bytes` after this one. With 8 heads and kHeads = 4:
+//
+//   head            0   1   2   3   4            5            6            7
+//   prefetches      4   5   6   7   0 (next run) 1 (next run) 2 (next run) 3 (next run)
+//
+// Prefetching one head ahead is too late to hide the latency of memory; eight heads are no better than four.
 inline int64_t bytes_ahead(int64_t head, int64_t num_heads, int64_t head_bytes, int64_t tokens_bytes) {
   constexpr int64_t kHeads = 4;
   const int64_t heads = num_heads < kHeads ? num_heads : kHeads;

@@ -1,4 +1,4 @@
-// Transposing matrices in registers, whose vectors are sequences of 128-bit segments.
+// Transposes matrices in vector registers. A vector is a sequence of 128-bit segments.
 #pragma once
 
 #include <type_traits>
@@ -12,8 +12,8 @@ namespace {
 constexpr int kSegmentBytes = 16;
 constexpr int kNumSegments = sizeof(Bytes) / kSegmentBytes;
 
-// Transposes units of 1 to 16 bytes: square matrices of kPerSegment x kPerSegment units, one in each segment. With
-// units of four bytes and the vectors a, b, c and d:
+// A segment holds kPerSegment units of 1 to 16 bytes. Segment i of kPerSegment vectors is a square matrix of units, and
+// transpose() transposes the matrices of all segments at once. With units of four bytes and the vectors a, b, c and d:
 //
 //          segment 0     segment 1               segment 0     segment 1
 //   from   a0 a1 a2 a3 | a4 a5 a6 a7 ..     to   a0 b0 c0 d0 | a4 b4 c4 d4 ..

@@ -1,7 +1,8 @@
 // The widest vector of the instruction set that a file is compiled for.
 //
-// Everything in csrc/cpu/isa is in an anonymous namespace. A symbol that the objects of two instruction sets shared
-// could be linked from the one that this CPU cannot run.
+// Everything in csrc/cpu/isa except run() is in an anonymous namespace. These files are compiled once per instruction
+// set. If two objects defined the same weak symbol, the linker would keep one copy of it, possibly one with
+// instructions that the CPU lacks.
 #pragma once
 
 #if defined(__SSE2__)
@@ -45,7 +46,7 @@ inline void stream(void* to, Bytes value) { std::memcpy(to, &value, sizeof value
 
 constexpr int64_t kCacheLine = 64;
 
-// True where all of these addresses, sizes and strides, joined by a bitwise or, are multiples of a cache line.
+// `bits` is the bitwise or of addresses, sizes and strides. Returns true if each of them is a multiple of a cache line.
 inline bool are_whole_cache_lines(int64_t bits) { return (bits & (kCacheLine - 1)) == 0; }
 
 inline Bytes load(const void* from) {
@@ -68,8 +69,8 @@ inline void finish(Stores stores) {
 #endif
 }
 
-// Makes arithmetic treat subnormal numbers as IEEE 754 does while it lives, whatever torch.set_flush_denormal has set
-// for the caller's thread.
+// While an object of this class exists, the calling thread computes with subnormal numbers as IEEE 754 defines,
+// whatever torch.set_flush_denormal has set for it. On CPUs other than x86 the class has no effect.
 class IeeeSubnormals {
  public:
 #if defined(__SSE2__)
