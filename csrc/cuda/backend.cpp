@@ -38,7 +38,8 @@ void read_to_host(void* host, const void* device, int64_t num_bytes, int32_t dev
   check("multikv", cudaStreamSynchronize(stream));
 }
 
-// A stream that is being captured cannot be waited for, and its tensors have no values yet.
+// Indices are checked on the host, which has to wait for the stream. A captured stream cannot be waited for, and its
+// tensors have no values yet, so that the indices of a captured call are not checked.
 bool checks_indices(int32_t device_index) {
   if (!check_indices.load(std::memory_order_relaxed)) return false;
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -50,11 +51,12 @@ const void* device_view(const void* host, int32_t device_index) {
   const DeviceGuard guard("multikv", device_index);
   void* device = nullptr;
   if (cudaHostGetDevicePointer(&device, const_cast<void*>(host), 0) == cudaSuccess) return device;
-  static_cast<void>(cudaGetLastError());
+  static_cast<void>(cudaGetLastError());  // clears the error, which the next launch would report otherwise
   return nullptr;
 }
 
-// What launch() takes for the params of an op.
+// Returns the argument of launch(): the params of an op; for swap_blocks_batch, the params with their addresses looked
+// up.
 template <class Params>
 const Params& launchable(const Params& params) {
   return params;

@@ -1,4 +1,4 @@
-// The C functions of a GPU library.
+// Defines the functions that c_api.h declares for a GPU library.
 #include "c_api.h"
 
 #include <cuda_runtime.h>
@@ -45,7 +45,7 @@ const char* multikv_gpu_swap_batch(const void* params, int32_t* is_done) {
 const char* multikv_allocate_host(void** address, int64_t num_bytes) {
   const cudaError_t error = cudaHostAlloc(address, num_bytes, cudaHostAllocPortable);
   if (error == cudaSuccess) return nullptr;
-  static_cast<void>(cudaGetLastError());  // so that the next call does not take this error for its own
+  static_cast<void>(cudaGetLastError());  // clears the error, which the next launch would report otherwise
   return cudaGetErrorString(error);
 }
 

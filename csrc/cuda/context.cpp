@@ -13,8 +13,8 @@ namespace multikv::gpu {
 namespace {
 
 [[noreturn]] void fail(std::string_view op, cudaError_t error) {
-  static_cast<void>(cudaGetLastError());  // so that the next call does not take this error for its own
-  // Some errors stay, whatever is called.
+  static_cast<void>(cudaGetLastError());  // clears the error, which the next launch would report otherwise
+  // A sticky error has corrupted the context, and every later call returns it again.
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   const bool is_lost = cudaStreamIsCapturing(nullptr, &status) == error;
   static_cast<void>(cudaGetLastError());
@@ -40,8 +40,8 @@ void check(std::string_view op, cudaError_t error) {
   if (error != cudaSuccess) fail(op, error);
 }
 
-// torch's GPU library is not linked, because it is absent where this library is built. A process that has a GPU tensor
-// has loaded it.
+// torch's GPU library is looked up at run time and not linked, because multikv may be built with a CPU build of torch,
+// which lacks it. Every process that has a GPU tensor has loaded torch's GPU library.
 cudaStream_t current_stream(int32_t device_index) {
   using Getter = AOTITorchError (*)(int32_t, void**);
   static const auto getter = [] {

@@ -1,4 +1,4 @@
-// What an op is launched in: torch's current stream of a device. Errors of CUDA become exceptions here.
+// Makes the Context of a launch on torch's current stream, and turns errors of the CUDA runtime into exceptions.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace multikv::gpu {
 
-// Throws if a call failed: "op: CUDA error: ...".
+// Throws std::runtime_error if a call of the CUDA runtime failed: "op: CUDA error: ...".
 void check(std::string_view op, cudaError_t error);
 
 // torch's current stream of a device. The process must have used a GPU through torch.

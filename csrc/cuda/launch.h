@@ -1,4 +1,4 @@
-// The GPU backend's side of each op.
+// launch(), which the GPU backend defines for the params of every op.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,10 +7,11 @@
 
 namespace multikv::gpu {
 
-// Returns from the function around it if a call of the CUDA runtime failed.
+// Returns the error from the enclosing function if a call of the CUDA runtime failed.
 #define MULTIKV_RETURN_IF_FAILED(call) \
   if (const cudaError_t error = (call); error != cudaSuccess) return error
 
+// The stream and the device that an op is launched on.
 struct Context {
   cudaStream_t stream;
   int num_multiprocessors;

@@ -1,4 +1,5 @@
-// Reading sequences from a cache: the entry of each output row, and the kernel that all gathers share.
+// Gathers sequences from a cache: finds the slot of each output row, and copies the entries by one kernel that all
+// gathers share.
 #pragma once
 
 #include <algorithm>
@@ -13,27 +14,30 @@
 
 namespace multikv::gpu {
 
-__device__ inline int population(uint32_t mask) { return static_cast<int>(__popc(mask)); }
+__device__ inline int popcount(uint32_t mask) { return static_cast<int>(__popc(mask)); }
 
-// The sequence of a token, and the row with which it begins. sequence == -1: the token precedes all sequences.
+// The sequence of a token (a row of the output), and the output row with which the sequence begins. `sequence` is -1
+// for a token before all sequences, and at least num_sequences for a token after all of them.
 struct SequenceStart {
   int64_t sequence, begin;
 };
 
-// The first of 32 neighbouring bounds (elements of cu_seq_lens), one of which is the last bound that is at most
-// `first`. All lanes of the warp must call; each step of the search probes 32 bounds.
+// Finds 32 neighbouring bounds (elements of cu_seq_lens) among which is the last bound that is at most `first`, and
+// returns the index of the first of the 32. Each step of the search probes 32 bounds, one by each lane. All lanes of
+// the warp must call.
 __device__ __forceinline__ int64_t find_window(const Sequences& sequences, int64_t first, int lane) {
   int64_t low = 0, high = sequences.num_bounds;
   while (high - low > 31) {
     const int64_t step = (high - low + 31) / 32;
     const int64_t probe = low + (lane + 1) * step - 1;
-    low += population(ballot(probe < high && PrefetchedIndex(sequences.cu_seq_lens, probe).value() <= first)) * step;
+    low += popcount(ballot(probe < high && PrefetchedIndex(sequences.cu_seq_lens, probe).value() <= first)) * step;
     high = low + step - 1 < high ? low + step - 1 : high;
   }
   return low > 0 ? low - 1 : 0;
 }
 
-// The last sequence that begins at or before the token, among those whose bounds lie at `next` and after.
+// Finds the sequence of a token by a binary search of the bounds from index `next` on. All earlier bounds must be at
+// most `token`.
 __device__ __forceinline__ SequenceStart search_from(const Sequences& sequences, int64_t next, int64_t token) {
   int64_t end = sequences.num_bounds;
   while (next < end) {
@@ -44,16 +48,17 @@ __device__ __forceinline__ SequenceStart search_from(const Sequences& sequences,
   return {next - 1, PrefetchedIndex(sequences.cu_seq_lens, next - 1).value()};
 }
 
-// For each of the 32 lanes of a warp the last sequence that begins at or before its token, `first` + lane. All lanes
-// must call.
+// Finds, for each lane of a warp, the last sequence that begins at or before the lane's token, `first` + lane. All
+// lanes must call.
 __device__ inline SequenceStart sequence_of(const Sequences& sequences, int64_t first, int num_tokens, int lane) {
   const int64_t window = find_window(sequences, first, lane);
   const bool is_bound = window + lane < sequences.num_bounds;
   const int64_t bound = is_bound ? PrefetchedIndex(sequences.cu_seq_lens, window + lane).value() : 0;
 
   const int64_t token = first + lane;
-  int count = population(ballot(is_bound && bound <= first));
-  if (count != population(ballot(is_bound && bound < first + num_tokens))) {  // tokens of several sequences
+  int count = popcount(ballot(is_bound && bound <= first));
+  if (count != popcount(ballot(is_bound && bound < first + num_tokens))) {  // the tokens belong to several sequences
+    // Each lane counts the bounds up to its token by a binary search; with the second step of 1 it can count all 32.
     count = 0;
 #pragma unroll
     for (const int step : {16, 8, 4, 2, 1, 1}) {
@@ -62,88 +67,94 @@ __device__ inline SequenceStart sequence_of(const Sequences& sequences, int64_t 
     }
   }
   const int64_t begin = shuffle(bound, count > 0 ? count - 1 : 0);
-  // Sequences of less than a token on average may exceed the window.
+  // If all 32 bounds are at most the token, the sequences are shorter than one token on average, and the search goes on
+  // behind the 32 bounds.
   if (count == 32) return search_from(sequences, window + 32, token);
   return {window + count - 1, begin};
 }
 
-// A block of the only sequence, loaded before it is known that the token belongs to the sequence.
-struct LikelyBlock {
-  int64_t column = -1, id = -1;  // of the block table; -1: not loaded
+// A block id that is loaded speculatively: before it is known that the token belongs to the only sequence.
+struct SpeculativeBlock {
+  int64_t column = -1, id = -1;  // the column of the block table, and the id there; -1: not loaded
 };
 
-// Finds the sequence of a token where there is only one. The sequence most likely begins with row 0 and position 0, so
-// that the token's block is loaded together with the bounds.
+// Finds the sequence of a token if there is only one sequence. The sequence most likely begins with output row 0 and
+// position 0. Under this assumption the token's block id is loaded speculatively, so that its load overlaps with that
+// of the bounds.
 __device__ __forceinline__ SequenceStart only_sequence_of(const Sequences& sequences, int64_t token,
-                                                          LikelyBlock& likely) {
+                                                          SpeculativeBlock& speculative) {
   const auto column = static_cast<int64_t>(quotient_of(token, sequences.blocks.block_size));
   const bool is_in_table = column < sequences.blocks_per_sequence;
   const PrefetchedIndex id(sequences.block_table, is_in_table ? column : 0);
   const PrefetchedIndex bounds[] = {{sequences.cu_seq_lens, 0}, {sequences.cu_seq_lens, sequences.num_bounds > 1}};
   const int64_t begin = bounds[0].value();
   const int64_t end = sequences.num_bounds > 1 ? bounds[1].value() : sequences.num_tokens;
-  if (is_in_table) likely = {column, id.value()};
+  if (is_in_table) speculative = {column, id.value()};
   return {token < begin ? -1 : token < end ? 0 : 1, begin};
 }
 
-// The slot of a position of a sequence; block -1: it has none.
+// Returns the slot of a position of a sequence. Its block is -1 if the block table has no valid block for the position.
 __device__ __forceinline__ BlockOffset find_position(const Sequences& sequences, int64_t sequence, uint64_t position,
-                                                     const LikelyBlock& likely) {
+                                                     const SpeculativeBlock& speculative) {
   constexpr BlockOffset kNone = {-1, 0};
   const uint64_t column = quotient_of(position, sequences.blocks.block_size);
   if (column >= static_cast<uint64_t>(sequences.blocks_per_sequence)) return kNone;
-  const int64_t in_table = sequence * sequences.block_table.stride + static_cast<int64_t>(column);
-  const int64_t id = static_cast<int64_t>(column) == likely.column
-                         ? likely.id
-                         : PrefetchedIndex(sequences.block_table, in_table).value();
+  const int64_t table_index = sequence * sequences.block_table.stride + static_cast<int64_t>(column);
+  const int64_t id = static_cast<int64_t>(column) == speculative.column
+                         ? speculative.id
+                         : PrefetchedIndex(sequences.block_table, table_index).value();
   if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(sequences.blocks.num_blocks)) return kNone;
   return {id, static_cast<int64_t>(position - column * sequences.blocks.block_size.value)};
 }
 
-// The slot of the entry for each lane's token, `first` + lane; block -1: there is none. All lanes of the warp must
-// call.
+// Finds the slot of each lane's token, `first` + lane. Its block is -1 if there is none, or if the lane is not one of
+// the first num_tokens. All lanes of the warp must call.
 __device__ inline BlockOffset look_up(const Sequences& sequences, int64_t first, int num_tokens, int lane) {
   constexpr BlockOffset kNone = {-1, 0};
   const int64_t token = first + lane;
-  LikelyBlock likely;
-  const auto [sequence, begin] = sequences.num_sequences == 1 ? only_sequence_of(sequences, token, likely)
+  SpeculativeBlock speculative;
+  const auto [sequence, begin] = sequences.num_sequences == 1 ? only_sequence_of(sequences, token, speculative)
                                                               : sequence_of(sequences, first, num_tokens, lane);
   if (lane >= num_tokens || sequence < 0 || sequence >= sequences.num_sequences) return kNone;
   if (begin < 0 || begin > token) return kNone;
   const int64_t start = sequences.seq_starts.is_given() ? PrefetchedIndex(sequences.seq_starts, sequence).value() : 0;
   if (start < 0) return kNone;
   const uint64_t position = static_cast<uint64_t>(start) + static_cast<uint64_t>(token - begin);
-  return find_position(sequences, sequence, position, likely);
+  return find_position(sequences, sequence, position, speculative);
 }
 
-// What a gather moves for each token: an entry of the cache, as vectors and possibly a rest.
+// What a gather moves for each token: an entry of the cache. An entry consists of vectors, and possibly of a rest that
+// is not moved as vectors.
 template <class Entry>
 concept GatherEntry = requires(const Entry& entry, BlockOffset at, typename Entry::Pointer from, int64_t i,
                                const typename Entry::Value& value, const typename Entry::Rest& rest) {
-  // The bytes of a vector, in the cache or in the output, where it has more.
+  // The bytes of a vector: the larger of its sizes in the cache and in the output.
   { Entry::kVectorBytes } -> std::same_as<const int&>;
-  // The number of thread blocks that a multiprocessor should have registers for.
+  // The minimum number of resident thread blocks per multiprocessor, for __launch_bounds__.
   { Entry::kBlocks } -> std::same_as<const int&>;
   { entry.sequences() } -> std::same_as<const Sequences&>;
   // The number of vectors in an entry.
   { entry.vectors() } -> std::same_as<int64_t>;
-  // Where the entry of a slot lies; false: nowhere, and the token is skipped.
+  // Returns where the entry of a slot lies. A Pointer that converts to false means that there is no entry; its token is
+  // skipped.
   { entry.find(at) } -> std::same_as<typename Entry::Pointer>;
   static_cast<bool>(from);
   // Reads vector i.
   { entry.read(from, i) } -> std::same_as<typename Entry::Value>;
-  // Writes vector i of token i.
+  // Writes a vector: write(token, vector, value).
   entry.write(i, i, value);
-  // Reads and writes what an entry has beside its vectors. One thread does so for a whole entry.
+  // Read and write the rest of an entry. One thread moves the whole rest.
   { entry.read_rest(from) } -> std::same_as<typename Entry::Rest>;
   entry.write_rest(i, from, rest);
 };
 
-constexpr int kMaxChunk = 128;             // tokens of a thread block
-constexpr int64_t kChunkBytes = 9 * 1024;  // bytes of a thread block that repay its look-ups
+constexpr int kMaxChunk = 128;             // the most tokens of a thread block
+constexpr int64_t kChunkBytes = 9 * 1024;  // a chunk of so many bytes amortises its look-ups
 
-// A thread block takes `chunk` tokens. Threads: x over vectors, z over tokens. The grid: x over chunks, y over parts of
-// blockDim.x vectors, beginning with part first_part.
+// A thread block gathers `chunk` tokens.
+//
+//   threadIdx  x: vectors            z: tokens
+//   blockIdx   x: chunks of tokens   y: parts of blockDim.x vectors, from part first_part on
 template <class Entry>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
     gather_kernel(const MULTIKV_GRID_CONSTANT Entry entry, int chunk, int64_t first_part) {
@@ -152,8 +163,8 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
   using Pointer = typename Entry::Pointer;
   __shared__ Pointer entries[kMaxChunk];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * chunk;
-  const int64_t rest = entry.sequences().num_tokens - first;
-  const int num_tokens = static_cast<int>(rest < chunk ? rest : chunk);
+  const int64_t remaining = entry.sequences().num_tokens - first;
+  const int num_tokens = static_cast<int>(remaining < chunk ? remaining : chunk);
   const int thread = threadIdx.z * blockDim.x + threadIdx.x;
   // Each warp looks up 32 tokens; launch_gather() provides enough warps.
   const int begin = thread & ~31;
@@ -193,19 +204,22 @@ template <class Entry>
 cudaError_t launch_gather(const Entry& entry, const Context& context) {
   const int64_t num_tokens = entry.sequences().num_tokens;
   const int64_t vectors = std::max<int64_t>(entry.vectors(), 1);
-  // Chunks are small enough to occupy every multiprocessor eight times, and large enough to repay the look-ups.
+  // A chunk has no more tokens than leave about 8 thread blocks to each multiprocessor, and no more than amortise the
+  // look-ups.
   const int64_t spread = ceil_div<int64_t>(num_tokens, 8 * context.num_multiprocessors);
   const int64_t enough = std::clamp<int64_t>(kChunkBytes / (vectors * Entry::kVectorBytes), 1, kMaxChunk);
   int64_t chunk = std::min(spread, enough);
   BlockShape shape = block_shape(vectors, 1, chunk);
-  // A multiple of the tokens that threads take at a time, so that all threads have the same number of tokens.
+  // Rounds the chunk to a multiple of the tokens that a thread block reads at a time, so that all threads have the same
+  // number of tokens.
   const int64_t step = std::min<int64_t>(shape.threads.z, kMaxChunk);
   chunk =
       spread < enough ? chunk / step * step : std::min<int64_t>(ceil_div(chunk, step) * step, kMaxChunk / step * step);
   shape.row_blocks = ceil_div<int64_t>(vectors, shape.threads.x);
-  // Whole warps look up, enough of them for all tokens.
-  const auto lookers = static_cast<unsigned>(ceil_div<int64_t>(chunk, 32) * 32);
-  shape.threads.x = std::max(shape.threads.x, ceil_div(lookers, shape.threads.z));
+  // Slots are looked up by whole warps, one token by each thread. The thread block gets enough threads for all its
+  // tokens.
+  const auto lookup_threads = static_cast<unsigned>(ceil_div<int64_t>(chunk, 32) * 32);
+  shape.threads.x = std::max(shape.threads.x, ceil_div(lookup_threads, shape.threads.z));
   for_each_grid(ceil_div(num_tokens, chunk), shape, 1, [&](dim3 grid, int64_t first_part) {
     gather_kernel<<<grid, shape.threads, 0, context.stream>>>(entry, static_cast<int>(chunk), first_part);
   });

@@ -1,4 +1,4 @@
-// Writing MLA entries: a latent vector and a rotary key side by side, or fp8_ds_mla.
+// Writes MLA entries: a latent vector and a rotary key side by side, or an fp8_ds_mla entry.
 #pragma once
 
 #include "cuda/cache/write_tokens.cuh"
@@ -7,8 +7,8 @@
 
 namespace multikv::gpu {
 
-// Writes the entries of a thread's part of a chunk: the latent vectors, then rope_bytes of the rotary keys.
-// part.num_vectors is computed here.
+// Writes a thread's part of a chunk of entries: the latent vectors, and behind them the first rope_bytes bytes of the
+// rotary keys. Computes part.num_vectors.
 template <VectorMove Move, int kUnroll, bool kOnce, class IndexOf>
 __device__ __forceinline__ void write_entries(const ConcatAndCacheMlaParams& p, int64_t rope_bytes, ChunkPart part,
                                               IndexOf index_of) {
@@ -27,12 +27,12 @@ __device__ __forceinline__ void write_entries(const ConcatAndCacheMlaParams& p, 
   write_tokens<Move, kUnroll, kOnce>(to, part, index_of, pointers_of);
 }
 
-// The entry in a slot; nullptr if the index is no slot.
+// Returns the entry of a slot, or nullptr if the index is not a slot of the cache.
 __device__ inline char* entry_at(const EntryCache& cache, int64_t index) {
   return is_slot(cache.blocks, index) ? cache.entry(split(cache.blocks, index)) : nullptr;
 }
 
-// The scales of fp8_ds_mla.
+// The TileScaling of fp8_ds_mla.
 struct DsMlaScaling {
   Element element;
 
@@ -41,8 +41,9 @@ struct DsMlaScaling {
   __device__ static uint32_t stored(float scale) { return __float_as_uint(scale); }
 };
 
-// Writes the codes and scales of a token's fp8_ds_mla entry by a warp, all of whose lanes must call: 8 lanes for each
-// tile. find_entry() returns the entry, or nullptr; it is called after all loads are issued.
+// Quantises the latent vector of a token into the codes and the scales of its fp8_ds_mla entry. One warp writes the
+// entry, 8 lanes for each of its 4 tiles; all lanes must call. find_entry() returns the entry, or nullptr if the token
+// is skipped. It is called after the loads of the latent vector are issued.
 template <Float kDtype, bool kWide, bool kOnce, class FindEntry>
 __device__ inline void write_ds_mla_latent(const ConcatAndCacheMlaParams& p, int64_t token, int lane,
                                            FindEntry find_entry) {
@@ -55,7 +56,7 @@ __device__ inline void write_ds_mla_latent(const ConcatAndCacheMlaParams& p, int
     if (entry == nullptr) return {nullptr, nullptr};
     return {entry + tile * DsMlaEntry::kTileSize, entry + DsMlaEntry::kScalesAt + tile * 4};
   };
-  quantise_tile<kDtype, kElements, kOnce>(source, DsMlaEntry::kTileSize, LaneOf{lane % kLanes, kLanes},
+  quantise_tile<kDtype, kElements, kOnce>(source, DsMlaEntry::kTileSize, GroupLane{lane % kLanes, kLanes},
                                           DsMlaScaling{p.codec().element}, pointers_of);
 }
 

@@ -1,4 +1,4 @@
-// Writing keys to the packed layout: [blocks, heads, head_size / vector_size, block_size, vector_size].
+// Writes keys to the packed layout: [blocks, heads, head_size / vector_size, block_size, vector_size].
 #pragma once
 
 #include "cuda/cache/write_tokens.cuh"
@@ -6,23 +6,30 @@
 
 namespace multikv::gpu {
 
-// How the accessors of the packed caches divide.
+// The division that the accessors of PackedCache take as an argument.
 __device__ inline int64_t divide_index(int64_t x, const Divisor& divisor) {
   return static_cast<int64_t>(quotient_of(x, divisor));
 }
 
-// Writes the keys of one head of kTokens tokens from `first` on; each vector of the source lies within one vector of
-// the cache. Threads: first over four vectors of a token, because the memory of the source is read in sectors of at
-// least 32 bytes; then over tokens, whose vectors are neighbours in the cache; then over further vectors.
+// Writes the keys of one head of kTokens tokens from `first` on. Each vector of the source lies within one vector of
+// the cache. The lanes of a warp cover 4 vectors of 8 tokens, and the 4 warps of the thread block 16 vectors of these
+// tokens:
+//
+//   lane     0 1 2 3   4 5 6 7   ...   28 29 30 31
+//   token    0 0 0 0   1 1 1 1   ...    7  7  7  7
+//   vector   0 1 2 3   0 1 2 3   ...    0  1  2  3
+//
+// Four lanes read contiguous vectors of a token, because memory is read in sectors of at least 32 bytes. Eight lanes
+// write the same vector of 8 tokens, which is contiguous in the cache if the slots are neighbours.
 template <VectorMove Move, int kElementBytes, int kTokens>
 __device__ inline void write_packed_keys(const ReshapeAndCacheParams& p, int64_t head, int64_t first) {
-  constexpr int kNear = 4, kVectorThreads = 16, kStep = kThreads / kVectorThreads, kUnroll = kTokens / kStep;
+  constexpr int kNearVectors = 4, kVectorThreads = 16, kStep = kThreads / kVectorThreads, kUnroll = kTokens / kStep;
   const auto& [source, cache] = p.key;
   const ChunkPart part = {
-      .first = first,
-      .row = static_cast<int>(threadIdx.x / kNear % kStep),
-      .rows = kStep,
-      .vector = threadIdx.x / (kNear * kStep) * kNear + threadIdx.x % kNear,
+      .first_token = first,
+      .token = static_cast<int>(threadIdx.x / kNearVectors % kStep),
+      .token_step = kStep,
+      .vector = threadIdx.x / (kNearVectors * kStep) * kNearVectors + threadIdx.x % kNearVectors,
       .vector_step = kVectorThreads,
       .num_vectors = num_vectors<Move>(source.head_bytes),
   };

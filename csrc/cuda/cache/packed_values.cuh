@@ -1,6 +1,6 @@
-// Writing values to the packed layout: [blocks, heads, block_size / vector_size, head_size, vector_size].
+// Writes values to the packed layout: [blocks, heads, block_size / vector_size, head_size, vector_size].
 //
-// The source has the dimensions of a token side by side, the cache has the tokens of a dimension side by side, so that
+// The dimensions of a token are contiguous in the source, and the tokens of a dimension are contiguous in the cache. So
 // values are transposed in shared memory:
 //
 //   source  token 0: d0 d1 d2 ...       cache  d0: token 0, token 1, ...
@@ -11,61 +11,66 @@
 
 namespace multikv::gpu {
 
-constexpr int kDims = 128;  // dimensions that are transposed at a time
-constexpr int kRun = 16;    // tokens that are written as one, if they are neighbours in the cache
+constexpr int kDims = 128;  // the number of dimensions that are transposed at a time
+constexpr int kRun = 16;    // the tokens of a run: neighbours in the cache, written by stores of 16 bytes
 
-// Transposes rows of elements into words: returns the word that holds element `column` of each of kPer rows. Stored is
-// the unsigned integer that is as wide as an element of the cache; kPer = 4 / sizeof(Stored). For kPer = 2:
+// Returns a word of the transposed values: element `column` of each of kPerWord rows, that of rows[0] in the low bits.
+// Stored is the unsigned integer that is as wide as an element of the cache; kPerWord = 4 / sizeof(Stored). For
+// kPerWord = 2:
 //
 //   rows[0]   a0 a1 | a2 a3       column_of(rows, 0)   a0 b0
 //   rows[1]   b0 b1 | b2 b3       column_of(rows, 3)   a3 b3
-template <class Stored, int kPer>
-__device__ inline uint32_t column_of(const uint32_t* const (&rows)[kPer], int column) {
-  if constexpr (kPer == 1) {
+template <class Stored, int kPerWord>
+__device__ inline uint32_t column_of(const uint32_t* const (&rows)[kPerWord], int column) {
+  if constexpr (kPerWord == 1) {
     return rows[0][column];
-  } else if constexpr (kPer == 2) {
+  } else if constexpr (kPerWord == 2) {
     return __byte_perm(rows[0][column / 2], rows[1][column / 2], column % 2 == 0 ? 0x5410 : 0x7632);
   } else {
+    // The inner words hold the elements of two rows in their bytes 0 and 1.
     const int word = column / 4, selector = column % 4 | (column % 4 + 4) << 4;
     return __byte_perm(__byte_perm(rows[0][word], rows[1][word], selector),
                        __byte_perm(rows[2][word], rows[3][word], selector), 0x5410);
   }
 }
 
-// Transposed values in shared memory: a row for each dimension, whose words hold kPer tokens each.
+// Transposed values in shared memory. words[dim] holds the tokens of one dimension, kPerWord tokens in each word.
 template <class Stored, int kTokens>
 struct TransposedValues {
-  static constexpr int kPer = 4 / sizeof(Stored), kWords = kTokens / kPer;
-  static constexpr int kLocated = kTokens < 32 ? 32 : kTokens;  // threads that locate tokens: whole warps
+  static constexpr int kPerWord = 4 / sizeof(Stored), kWords = kTokens / kPerWord;
+  static constexpr int kLocators = kTokens < 32 ? 32 : kTokens;  // the threads that locate tokens: whole warps
   uint32_t words[kDims][kWords + 1];
-  int64_t offsets[kLocated];     // of each token's dimension 0, in bytes from the cache's start; negative: skipped
-  bool is_run[kLocated / kRun];  // whether kRun tokens are neighbours in the cache
+  int64_t offsets_bytes[kLocators];  // of dimension 0 of each token, from the start of the cache; -1: skipped
+  bool is_run[kLocators / kRun];     // whether kRun tokens are neighbours in the cache
 
-  // The words of a row are rotated, so that lanes that write a column and lanes that read a column use different banks.
+  // Rotates the words of a dimension by 2 for every 32 dimensions. Together with the padding word of each dimension,
+  // the rotation spreads both a warp's writes (of dimensions that are a vector apart) and its reads (of neighbouring
+  // dimensions) over the banks of shared memory.
   __device__ uint32_t& word(int dim, int word) {
     return words[dim][static_cast<unsigned>(word + dim / 32 * 2) % kWords];
   }
   __device__ Stored element(int dim, int token) {
-    return static_cast<Stored>(word(dim, token / kPer) >> (token % kPer * 8 * sizeof(Stored) % 32));
+    return static_cast<Stored>(word(dim, token / kPerWord) >> (token % kPerWord * 8 * sizeof(Stored) % 32));
   }
 };
 
-// Computes where the tokens go, and which of them are runs. One thread for each of kLocated tokens must call.
+// Computes the offsets of the tokens, and which groups of kRun tokens are runs. kLocators threads must call, one for
+// each token.
 template <class Stored, int kTokens>
 __device__ inline void locate_values(const ReshapeAndCacheParams& p, TransposedValues<Stored, kTokens>& values,
                                      int64_t head, int64_t index, int token) {
   constexpr int kBytes = sizeof(Stored);
   const PackedValueCache& cache = p.value.cache;
-  int64_t offset = -1;
+  int64_t offset_bytes = -1;
   if (is_slot(p.blocks(), index)) {
-    offset = cache.element(split(p.blocks(), index), head, 0, kBytes, divide_index) - cache.data;
+    offset_bytes = cache.element(split(p.blocks(), index), head, 0, kBytes, divide_index) - cache.data;
   }
-  values.offsets[token] = offset;
+  values.offsets_bytes[token] = offset_bytes;
   const int lane = token % 32, begin = lane / kRun * kRun;
-  const int64_t first = shuffle(offset, begin);
-  const bool is_wide = (reinterpret_cast<uintptr_t>(cache.data + first) | cache.stride_row_bytes) % 16 == 0;
-  const uint32_t neighbours = ballot(offset >= 0 && offset == first + (lane - begin) * kBytes) >> begin;
-  if (lane == begin) values.is_run[token / kRun] = is_wide && (neighbours & 0xffff) == 0xffff;
+  const int64_t first = shuffle(offset_bytes, begin);
+  const bool is_aligned = (reinterpret_cast<uintptr_t>(cache.data + first) | cache.stride_row_bytes) % 16 == 0;
+  const uint32_t neighbours = ballot(offset_bytes >= 0 && offset_bytes == first + (lane - begin) * kBytes) >> begin;
+  if (lane == begin) values.is_run[token / kRun] = is_aligned && (neighbours & 0xffff) == 0xffff;
 }
 
 // The source of a transposition: num_tokens rows of `dims` dimensions.
@@ -75,24 +80,25 @@ struct ValueRows {
   int num_tokens, dims;
 };
 
-// Reads up to kTokens rows, and writes them transposed to shared memory.
+// Reads up to kTokens rows, and writes them to shared memory transposed. A task of a thread is one vector of each of
+// the kPerWord tokens that share a word.
 template <VectorMove Move, class Stored, int kTokens>
 __device__ __forceinline__ void transpose_values(const ValueRows& source, typename Move::Scale scale, Element element,
                                                  TransposedValues<Stored, kTokens>& out) {
   using Values = TransposedValues<Stored, kTokens>;
-  constexpr int kPer = Values::kPer, kVector = Move::kCacheBytes / static_cast<int>(sizeof(Stored));
-  constexpr int kUnroll = kVector == 1 || kPer == 4 || kTokens < 64 ? 1 : 4 / kPer;
-  const int vectors = source.dims / kVector, count = vectors * Values::kWords;
+  constexpr int kPerWord = Values::kPerWord, kVector = Move::kCacheBytes / static_cast<int>(sizeof(Stored));
+  constexpr int kUnroll = kVector == 1 || kPerWord == 4 || kTokens < 64 ? 1 : 4 / kPerWord;
+  const int vectors = source.dims / kVector, num_tasks = vectors * Values::kWords;
   const SmallDivisor vectors_of_word = SmallDivisor::of(vectors);
-  for (int round = threadIdx.x; round < count; round += kUnroll * kThreads) {
-    typename Move::Source values[kUnroll][kPer];
+  for (int round = threadIdx.x; round < num_tasks; round += kUnroll * kThreads) {
+    typename Move::Source values[kUnroll][kPerWord];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       const int task = round + i * kThreads, word = vectors_of_word.divide(task), vector = task - word * vectors;
-      const char* from = source.data + word * kPer * source.stride_token_bytes + vector * Move::kSourceBytes;
+      const char* from = source.data + word * kPerWord * source.stride_token_bytes + vector * Move::kSourceBytes;
 #pragma unroll
-      for (int k = 0; k < kPer; ++k) {
-        if (word * kPer + k < source.num_tokens)
+      for (int k = 0; k < kPerWord; ++k) {
+        if (word * kPerWord + k < source.num_tokens)
           values[i][k] = Move::Source::template read<true>(from + k * source.stride_token_bytes);
       }
     }
@@ -100,32 +106,33 @@ __device__ __forceinline__ void transpose_values(const ValueRows& source, typena
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       const int task = round + i * kThreads, word = vectors_of_word.divide(task), vector = task - word * vectors;
-      if (task >= count) continue;
-      Pack<Move::kCacheBytes> rows[kPer];
-      const uint32_t* row_words[kPer];
+      if (task >= num_tasks) continue;
+      Pack<Move::kCacheBytes> rows[kPerWord];
+      const uint32_t* row_words[kPerWord];
 #pragma unroll
-      for (int k = 0; k < kPer; ++k) row_words[k] = (rows[k] = move(values[i][k])).words;
+      for (int k = 0; k < kPerWord; ++k) row_words[k] = (rows[k] = move(values[i][k])).words;
 #pragma unroll
-      for (int d = 0; d < kVector; ++d) out.word(vector * kVector + d, word) = column_of<Stored, kPer>(row_words, d);
+      for (int d = 0; d < kVector; ++d)
+        out.word(vector * kVector + d, word) = column_of<Stored, kPerWord>(row_words, d);
     }
   }
 }
 
-// Writes the runs by accesses of 16 bytes; neighbouring lanes write a run of one dimension. `cache` is where the first
-// of the `dims` dimensions lies at offset 0.
+// Writes the runs by stores of 16 bytes. kPieces neighbouring lanes write the run of one dimension. The first of the
+// `dims` dimensions of a token is written at `cache` + the token's offset.
 template <class Stored, int kTokens>
 __device__ __forceinline__ void write_runs(TransposedValues<Stored, kTokens>& values, int dims, char* cache,
                                            int64_t stride_row_bytes) {
-  constexpr int kPer = TransposedValues<Stored, kTokens>::kPer, kRuns = kTokens / kRun;
+  constexpr int kPerWord = TransposedValues<Stored, kTokens>::kPerWord, kRuns = kTokens / kRun;
   constexpr int kPieces = kRun * sizeof(Stored) / 16, kStep = kThreads / kRuns / kPieces;
   const int thread = threadIdx.x, lane = thread % 32, run = thread / 32 % kRuns;
   if (!values.is_run[run]) return;
   const int piece = lane % kPieces;
-  char* to = cache + values.offsets[run * kRun] + piece * 16;
+  char* to = cache + values.offsets_bytes[run * kRun] + piece * 16;
   for (int dim = (thread / (32 * kRuns) * 32 + lane) / kPieces; dim < dims; dim += kStep) {
     Pack<16> out;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out.words[i] = values.word(dim, run * (kRun / kPer) + piece * 4 + i);
+    for (int i = 0; i < 4; ++i) out.words[i] = values.word(dim, run * (kRun / kPerWord) + piece * 4 + i);
     out.template write<true>(to + dim * stride_row_bytes);
   }
 }
@@ -137,9 +144,9 @@ __device__ __forceinline__ void write_elements(TransposedValues<Stored, kTokens>
   const int thread = threadIdx.x, first_dim = thread / kRun;
   for (int begin_run = 0; begin_run < num_tokens; begin_run += kRun) {
     const int token = begin_run + thread % kRun;
-    const int64_t offset = values.offsets[token];
-    if (values.is_run[begin_run / kRun] || offset < 0) continue;
-    char* to = cache + offset + first_dim * stride_row_bytes;
+    const int64_t offset_bytes = values.offsets_bytes[token];
+    if (values.is_run[begin_run / kRun] || offset_bytes < 0) continue;
+    char* to = cache + offset_bytes + first_dim * stride_row_bytes;
 #pragma unroll 4
     for (int dim = first_dim; dim < dims; dim += kThreads / kRun, to += kThreads / kRun * stride_row_bytes) {
       *reinterpret_cast<Stored*>(to) = values.element(dim, token);
@@ -155,8 +162,8 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
   constexpr int64_t kSourceElementBytes = Move::kSourceBytes / kVector;
   const TokenHeads& source = p.value.source;
   const PackedValueCache& cache = p.value.cache;
-  const int64_t rest = p.slots.num_tokens - first;
-  const int num_tokens = static_cast<int>(rest < kTokens ? rest : kTokens);
+  const int64_t remaining = p.slots.num_tokens - first;
+  const int num_tokens = static_cast<int>(remaining < kTokens ? remaining : kTokens);
   const auto scale = Move::scale(cache.scale_of(head));
   const int thread = threadIdx.x;
   const int64_t index = thread < num_tokens ? p.slots.mapping.at(first + thread) : -1;
@@ -166,7 +173,7 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
     const char* from = source.head(first, head) + begin * kSourceElementBytes;
     transpose_values<Move>(ValueRows{from, source.stride_token_bytes, num_tokens, dims}, scale, cache.codec.element,
                            values);
-    if (begin == 0 && thread < values.kLocated) locate_values(p, values, head, index, thread);
+    if (begin == 0 && thread < values.kLocators) locate_values(p, values, head, index, thread);
     __syncthreads();
     char* to = cache.data + begin * cache.stride_row_bytes;
     write_runs(values, dims, to, cache.stride_row_bytes);

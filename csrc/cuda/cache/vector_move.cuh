@@ -1,4 +1,4 @@
-// How one thread moves one vector to a cache: as a copy, or quantised.
+// The moves of one vector to a cache by one thread: a copy, or a quantisation.
 #pragma once
 
 #include <concepts>
@@ -8,23 +8,25 @@
 
 namespace multikv::gpu {
 
-// Constrains templates of device code only: on HIP the host cannot name a move's functions.
+// A move copies or converts one vector on its way to a cache. Only templates of device code are constrained by
+// VectorMove, because HIP's host compilation cannot name the __device__ functions of a move.
 template <class Move>
 concept VectorMove = requires(const Move& move, const typename Move::Source& source, const typename Move::Scale& loaded,
                               const float* scale, Element element) {
-  // The sizes of a vector before and after the move, powers of two.
+  // The bytes of a vector in the source and in the cache: powers of two.
   { Move::kSourceBytes } -> std::same_as<const int&>;
   { Move::kCacheBytes } -> std::same_as<const int&>;
-  // The number of vectors that a thread reads before it writes the first, where there are many tokens: just enough to
-  // hide the latency of memory.
+  // The number of vectors that a thread has in flight if there are many tokens: just enough to hide the latency of
+  // memory.
   { Move::kUnroll } -> std::same_as<const int&>;
-  // The same move, element by element.
+  // The same move in the narrowest vectors (one element, or a copy of 2 bytes), for a cache that is not aligned to
+  // kCacheBytes.
   typename Move::Narrow;
-  // A vector before the move.
+  // A vector as it is read from the source.
   requires std::same_as<typename Move::Source, Pack<Move::kSourceBytes>>;
-  // Loads what a move needs beside the vector. The load is issued with that of the vector, and consumed after it.
+  // Issues the load of the scale, which the constructor consumes, so that it overlaps with the load of the vector.
   { Move::scale(scale) } -> std::same_as<typename Move::Scale>;
-  // A move to a cache of such elements.
+  // Constructs a move that quantises with this scale to this element.
   Move(loaded, element);
   // Converts a vector.
   { move(source) } -> std::same_as<Pack<Move::kCacheBytes>>;
@@ -43,7 +45,7 @@ struct Copy {
 };
 static_assert(VectorMove<Copy<16>>);
 
-// Encodes kElements floats as fp8.
+// Divides kElements floats by the scale, and encodes the quotients as fp8.
 template <Float kDtype, int kElements>
 struct Quantise {
   static constexpr int kSourceBytes = kElements * static_cast<int>(num_bytes(kDtype)), kCacheBytes = kElements;
@@ -62,14 +64,14 @@ struct Quantise {
 };
 static_assert(VectorMove<Quantise<Float::kFloat16, 8>>);
 
-// The number of vectors in so many bytes of the source, which vectors divide.
+// The number of vectors in `source_bytes` bytes of the source, a multiple of the bytes of a vector.
 template <class Move>
 __host__ __device__ constexpr int64_t num_vectors(int64_t source_bytes) {
   return static_cast<int64_t>(static_cast<uint64_t>(source_bytes) / Move::kSourceBytes);
 }
 
-// Calls with<Move>() with the move from elements of type `dtype` to the codec's. The widths: the widest accesses, up to
-// 16 bytes, that the alignment of source and cache allows.
+// Calls with<Move>() for the move from elements of type `dtype` to elements of the codec. source_width and cache_width
+// are the bytes, up to 16, of the widest accesses that the alignment of source and cache allows.
 template <class With>
 void with_moves(Float dtype, const Codec& codec, int source_width, int cache_width, With with) {
   const auto quantise = [&]<Float kDtype>() {

@@ -6,8 +6,8 @@
 
 namespace multikv::gpu {
 
-// x / divisor. Numbers that fit 32 bits, as nearly all do, take a quarter of the instructions: the upper half of a
-// 64-bit reciprocal is the 32-bit reciprocal.
+// Returns x / divisor. If both fit into 32 bits, as nearly always, 32-bit products suffice, which take a quarter of the
+// instructions. The upper half of the 64-bit reciprocal is the 32-bit reciprocal.
 __device__ inline uint64_t quotient_of(uint64_t x, const Divisor& divisor) {
   if ((x | divisor.value) >> 32 != 0)
     return divisor.divide(x, [](uint64_t a, uint64_t b) { return high_product(a, b); });

@@ -8,8 +8,8 @@
 
 namespace multikv::gpu {
 
-// Calls with<kElement>() if this GPU has an instruction for the fp8 element, else other(), which all elements without
-// an instruction share. The element is known at run time only, and the same for all threads.
+// Calls with<kElement>() if this GPU has an instruction for the fp8 element, else other(). The element is known only at
+// run time, but it is the same for all threads, so that the branches do not diverge.
 template <int kIndex = 0, class With, class Other>
 __device__ inline auto with_fp8_instruction(Element element, With with, Other other) {
   if constexpr (kIndex == std::size(kFp8Elements)) {
@@ -23,8 +23,8 @@ __device__ inline auto with_fp8_instruction(Element element, With with, Other ot
   }
 }
 
-// The codes of the quotients value(0), value(1), ...; kCount is 1 or a multiple of 4. encode(low, high) returns the
-// codes of two floats, that of `low` in the low byte.
+// Returns the codes of value(0), ..., value(kCount - 1), the first in the lowest byte; kCount is 1 or a multiple of 4.
+// encode(low, high) returns the codes of two floats, that of `low` in the low byte.
 template <int kCount, class Value, class Encode>
 __device__ inline Pack<kCount> encode_with(Value value, Encode encode) {
   Pack<kCount> out;
@@ -40,29 +40,30 @@ __device__ inline Pack<kCount> encode_with(Value value, Encode encode) {
   return out;
 }
 
-// x / scale for an x that came as an element of type kDtype.
+// Returns x / scale. kDtype is the type that x was converted from: a 16-bit type needs one step of Quotient::divide(),
+// float32 two.
 template <Float kDtype>
 __device__ inline float divide(const Quotient& quotient, float x) {
   constexpr int kSteps = kDtype == Float::kFloat32 ? 2 : 1;
   return quotient.divide<kSteps>(x, [](float a, float b, float c) { return fmaf(a, b, c); });
 }
 
-// Encodes kCount elements of type kDtype; by_scale(x) divides an element by its scale.
+// Encodes kCount elements of type kDtype as fp8, after by_scale(x) has divided each by its scale.
 template <Float kDtype, int kCount, class Divide>
-__device__ inline Pack<kCount> quantise(const uint32_t* words, Element code, Divide by_scale) {
+__device__ inline Pack<kCount> quantise(const uint32_t* words, Element fp8, Divide by_scale) {
   const auto divided = [&](int i) { return by_scale(element<kDtype>(words, i)); };
   return with_fp8_instruction(
-      code, [&]<Element kCode>() { return encode_with<kCount>(divided, convert_to_fp8<kCode>); },
+      fp8, [&]<Element kCode>() { return encode_with<kCount>(divided, convert_to_fp8<kCode>); },
       [&] {
-        return encode_with<kCount>(divided, [layout = layout_of(code)](float low, float high) {
+        return encode_with<kCount>(divided, [layout = layout_of(fp8)](float low, float high) {
           return encode_fp8(low, layout) | static_cast<uint32_t>(encode_fp8(high, layout)) << 8;
         });
       });
 }
 
-// Decodes kCount codes and multiplies each by its scale.
+// Decodes kCount codes, multiplies each by `scale`, and rounds the products to kDtype.
 template <Float kDtype, int kCount>
-__device__ inline FloatPack<kDtype, kCount> dequantise(const uint32_t* words, float scale, Element code) {
+__device__ inline FloatPack<kDtype, kCount> dequantise(const uint32_t* words, float scale, Element fp8) {
   float decoded[kCount + kCount % 2];
   const auto decode_with = [&](auto decode) {
 #pragma unroll
@@ -73,9 +74,9 @@ __device__ inline FloatPack<kDtype, kCount> dequantise(const uint32_t* words, fl
     }
   };
   with_fp8_instruction(
-      code, [&]<Element kCode>() { decode_with(convert_from_fp8<kCode>); },
+      fp8, [&]<Element kCode>() { decode_with(convert_from_fp8<kCode>); },
       [&] {
-        decode_with([layout = layout_of(code)](uint16_t codes) -> float2 {
+        decode_with([layout = layout_of(fp8)](uint16_t codes) -> float2 {
           return {decode_fp8(static_cast<uint8_t>(codes), layout),
                   decode_fp8(static_cast<uint8_t>(codes >> 8), layout)};
         });

@@ -1,4 +1,4 @@
-// How the work of an op is laid out over threads: tokens consist of rows (heads), rows of vectors.
+// Lays out the work of an op over threads. A token consists of rows (its heads, in most ops), and a row of vectors.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,19 +13,21 @@ constexpr Integer ceil_div(Integer value, Integer divisor) {
   return (value + divisor - 1) / divisor;
 }
 
-// Threads of a thread block. Thread blocks are small: while one waits at a barrier or drains, others move bytes.
+// The number of threads of a thread block. Thread blocks are small, so that other resident blocks move bytes while one
+// of them waits at a barrier or drains.
 constexpr int kThreads = 128;
 constexpr int kMaxThreads = kThreads * 3 / 2;
 
-// The threads of one thread block: x over the vectors of a row, y over the rows of a token, z over tokens. Threads loop
-// over the vectors that exceed x; the rows that exceed y are spread over `row_blocks` thread blocks.
+// The shape of a thread block: threadIdx.x runs over the vectors of a row, y over the rows of a token, z over tokens.
+// Threads loop over the vectors that exceed blockDim.x. The rows that exceed blockDim.y are spread over `row_blocks`
+// thread blocks.
 struct BlockShape {
   dim3 threads;
   int64_t row_blocks;
 };
 
-// Chooses the number of tokens that brings a thread block closest to kThreads: 2 tokens of the 72 vectors of an MLA
-// entry, not 1 token with 56 idle threads.
+// Chooses the shape whose number of threads is closest to kThreads. Entries of 72 vectors (MLA), for example, get
+// thread blocks of 2 tokens: 144 threads, where 1 token would leave 56 of 128 threads idle.
 inline BlockShape block_shape(int64_t vectors, int64_t rows, int64_t max_tokens, int64_t max_threads = kMaxThreads) {
   constexpr int64_t kMaxTokens = 64;  // CUDA's limit of blockDim.z
   const int64_t passes = ceil_div(vectors, max_threads);
@@ -38,8 +40,8 @@ inline BlockShape block_shape(int64_t vectors, int64_t rows, int64_t max_tokens,
   return {dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)), row_blocks};
 }
 
-// Calls launch(grid, first_row) until all rows are covered: once, unless there are more row blocks than a grid may
-// have. The grid: x over `chunks` of tokens, y over row blocks, z as given.
+// Calls launch(grid, first_row) until all rows are covered: once, unless there are more row blocks than CUDA's limit of
+// gridDim.y. gridDim.x is `chunks`, the number of chunks of tokens; gridDim.y counts row blocks; gridDim.z is `z`.
 template <class Launch>
 void for_each_grid(int64_t chunks, const BlockShape& shape, unsigned z, Launch launch) {
   constexpr int64_t kMaxRowBlocks = 65535;  // CUDA's limit of gridDim.y

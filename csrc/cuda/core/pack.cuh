@@ -1,4 +1,4 @@
-// Vectors: loads and stores of 1 to 16 bytes, and the floats that they hold.
+// Packs of contiguous elements: how they are loaded and stored, and the floats that they hold.
 #pragma once
 
 #include "core/format.h"
@@ -6,7 +6,7 @@
 
 namespace multikv::gpu {
 
-// What one instruction loads or stores.
+// The 1 to 16 bytes that one instruction loads or stores.
 template <int kBytes>
 struct alignas(kBytes) Vec {
   uint8_t bytes[kBytes];
@@ -28,8 +28,8 @@ struct Vec<2> {
   uint16_t x;
 };
 
-// kBytes of contiguous elements, moved by accesses of up to 16 bytes. kOnce: the memory is touched once, so that
-// accesses of 8 and 16 bytes are streaming ones (load_once, store_once).
+// kBytes of contiguous elements, loaded and stored by instructions of up to 16 bytes each. With kOnce, the memory is
+// touched only once, and accesses of 8 and 16 bytes are streaming loads and stores.
 template <int kBytes>
 struct Pack {
   static constexpr int kAccess = kBytes < 16 ? kBytes : 16;
@@ -65,7 +65,7 @@ struct Pack {
 template <Float kDtype, int kCount>
 using FloatPack = Pack<kCount* static_cast<int>(num_bytes(kDtype))>;
 
-// Four bytes at any address.
+// Load and store four bytes at an address that need not be aligned.
 __device__ inline uint32_t load_word(const char* from) {
   if (reinterpret_cast<uintptr_t>(from) % 4 == 0) return *reinterpret_cast<const uint32_t*>(from);
   const auto* bytes = reinterpret_cast<const uint8_t*>(from);
@@ -79,7 +79,7 @@ __device__ inline void store_word(char* to, uint32_t word) {
   }
 }
 
-// Element i of 32-bit words that hold contiguous elements of type kDtype.
+// Returns element i of 32-bit words that hold contiguous elements of type kDtype.
 template <Float kDtype>
 __device__ inline float element(const uint32_t* words, int i) {
   if constexpr (kDtype == Float::kFloat32) {
@@ -91,7 +91,7 @@ __device__ inline float element(const uint32_t* words, int i) {
   }
 }
 
-// Two floats, rounded to a 16-bit type, in the low and the high half of a word.
+// Rounds two floats to the 16-bit type kDtype. `low` goes to the low half of the word.
 template <Float kDtype>
 __device__ inline uint32_t rounded(float low, float high) {
   return kDtype == Float::kBFloat16 ? floats_to_bfloat16(low, high) : floats_to_half(low, high);

@@ -1,4 +1,4 @@
-// Quantisation of tiles: elements that share one scale, which the largest of them determines.
+// Quantises tiles: groups of elements with one scale, which the largest magnitude of the elements determines.
 #pragma once
 
 #include <concepts>
@@ -8,7 +8,7 @@
 
 namespace multikv::gpu {
 
-// How the scale of a tile is computed and stored.
+// A type that computes the scale of a tile, and what the cache stores for it.
 template <class Scaling>
 concept TileScaling = requires(const Scaling& scaling, float x) {
   // The fp8 element of the codes.
@@ -21,18 +21,18 @@ concept TileScaling = requires(const Scaling& scaling, float x) {
   { scaling.stored(x) } -> std::same_as<uint32_t>;
 };
 
-// One of `count` neighbouring threads of a warp that share a task; count is a power of two.
-struct LaneOf {
+// A lane's number among `count` neighbouring lanes of a warp that share a tile; count is a power of two.
+struct GroupLane {
   int lane, count;
 };
 
-// Where a tile goes. codes == nullptr: the tile is skipped.
+// Where a tile is written. If codes is nullptr, the tile is skipped.
 struct TilePointers {
   char* codes;
   char* scale;  // four bytes
 };
 
-// The largest magnitude of kCount elements and `amax`. fmaxf ignores NaN.
+// Returns the largest of `amax` and the magnitudes of kCount elements. fmaxf ignores NaN, and so does this function.
 template <Float kDtype, int kCount>
 __device__ inline float amax_of(const uint32_t* words, float amax) {
 #pragma unroll
@@ -40,13 +40,15 @@ __device__ inline float amax_of(const uint32_t* words, float amax) {
   return amax;
 }
 
-// Vectors of a tile that a lane keeps in registers. Most tiles have no more than these.
+// The number of a tile's vectors that each lane keeps in registers. Most tiles have no more than this; the further
+// vectors of a larger tile are read twice.
 constexpr int kTileVectors = 2;
 
-// Quantises a tile of `size` elements by `lanes.count` lanes, which take turns over vectors of kElements. All lanes of
-// the warp must call; source == nullptr: these lanes have no tile. pointers_of() is called after all loads are issued.
+// Quantises a tile of `size` elements. The `lanes.count` lanes of a group share the tile, and take turns over its
+// vectors of kElements. All lanes of the warp must call; a group without a tile passes source == nullptr. pointers_of()
+// is called after the loads of the vectors in registers are issued.
 template <Float kDtype, int kElements, bool kOnce, TileScaling Scaling, class PointersOf>
-__device__ inline void quantise_tile(const char* source, int64_t size, LaneOf lanes, const Scaling& scaling,
+__device__ inline void quantise_tile(const char* source, int64_t size, GroupLane lanes, const Scaling& scaling,
                                      PointersOf pointers_of) {
   constexpr int kSourceBytes = kElements * static_cast<int>(num_bytes(kDtype));
   using Source = Pack<kSourceBytes>;
@@ -80,7 +82,9 @@ __device__ inline void quantise_tile(const char* source, int64_t size, LaneOf la
     }
     for (int i = lane + kTileVectors * count; i < vectors; i += count) write_vector(read(i), i);
   };
-  if (scaling.is_power_of_two()) {  // a product with 2^-e is exactly the quotient by 2^e
+  if (scaling.is_power_of_two()) {
+    // The product with 2^-e is exactly the quotient by 2^e. The exponent field of 2^e is 127 + e, that of 2^-e is
+    // 254 - (127 + e), and 0x7f000000 is 254 in the exponent field.
     write([factor = __uint_as_float(0x7f000000u - __float_as_uint(scale))](float x) { return x * factor; });
   } else {
     write([quotient = Quotient(scale)](float x) { return divide<kDtype>(quotient, x); });

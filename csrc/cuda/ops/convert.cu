@@ -6,7 +6,7 @@
 namespace multikv::gpu {
 namespace {
 
-// Converts fp8 to floats; the counterpart of Quantise.
+// Decodes kElements fp8 codes, and multiplies them by the scale. The counterpart of Quantise.
 template <Float kDtype, int kElements>
 struct Dequantise {
   static constexpr int kSourceBytes = kElements, kDestinationBytes = kElements * static_cast<int>(num_bytes(kDtype));
@@ -20,13 +20,17 @@ struct Dequantise {
   }
 };
 
-struct Offsets {
-  int64_t src, dst;  // in elements
+// Where a vector begins in src and in dst, in elements.
+struct ElementOffsets {
+  int64_t src, dst;
 };
-__device__ inline Offsets offsets_of(const StridedRows& rows, Divisor row_vectors, int64_t vector, int elements) {
+
+// Returns the offsets of a vector. A row has row_vectors vectors, a vector has `elements` elements.
+__device__ inline ElementOffsets offsets_of(const StridedRows& rows, Divisor row_vectors, int64_t vector,
+                                            int elements) {
   int64_t row = quotient_of(vector, row_vectors);
   const int64_t within = (vector - row * row_vectors.signed_value()) * elements;
-  Offsets offsets = {within, within};
+  ElementOffsets offsets = {within, within};
   for (int d = 0; d < rows.num_dims; ++d) {
     const int64_t index = d + 1 < rows.num_dims ? row % rows.size[d] : row;
     if (d + 1 < rows.num_dims) row /= rows.size[d];
@@ -36,13 +40,14 @@ __device__ inline Offsets offsets_of(const StridedRows& rows, Divisor row_vector
   return offsets;
 }
 
+// Each thread converts kUnroll vectors, blockDim.x apart. kDense: src and dst are one contiguous row.
 template <class Move, int kElements, int kUnroll, bool kDense>
 __global__ void __launch_bounds__(kThreads)
     convert_fp8_kernel(const MULTIKV_GRID_CONSTANT ConvertFp8Params p, Divisor row_vectors, int64_t num_vectors) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (blockDim.x * kUnroll) + threadIdx.x;
   const int64_t src_bytes = p.src_element_bytes(), dst_bytes = p.dst_element_bytes();
   typename Move::Source values[kUnroll];
-  Offsets at[kUnroll];
+  ElementOffsets at[kUnroll];
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
     const int64_t vector = first + i * blockDim.x;
@@ -51,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
     else at[i] = offsets_of(p.rows, row_vectors, vector, kElements);
     values[i] = Move::Source::read(p.src + at[i].src * src_bytes);
   }
-  const Move move(p.scale, p.element);  // after the loads are issued, because it divides
+  const Move move(p.scale, p.element);  // constructed after the loads are issued, because a Quantise computes 1 / scale
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
     if (first + i * blockDim.x < num_vectors) move(values[i]).write(p.dst + at[i].dst * dst_bytes);

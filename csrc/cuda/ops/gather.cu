@@ -6,7 +6,7 @@
 namespace multikv::gpu {
 namespace {
 
-// An entry that consists of vectors alone.
+// What a GatherEntry inherits if it consists of vectors alone.
 struct NoRest {
   static constexpr int kBlocks = 10;
   using Pointer = const char*;
@@ -15,26 +15,26 @@ struct NoRest {
   __device__ static void write_rest(int64_t, Pointer, Rest) {}
 };
 
-// Entries that are contiguous in the cache and in the output.
-struct DenseEntries : NoRest {
+// What the gathers from an EntryCache to the rows of one tensor share.
+struct EntryGather : NoRest {
   EntryCache cache;
   TokenRows dst;
   int64_t num_vectors;
-  Sequences all;
+  Sequences gathered_sequences;
 
-  DenseEntries(const CpGatherCacheParams& p, int vector_bytes)
-      : cache(p.cache), dst(p.dst), num_vectors(p.entry.row_size / vector_bytes), all(p.sequences) {}
-  __host__ __device__ const Sequences& sequences() const { return all; }
+  EntryGather(const CpGatherCacheParams& p, int vector_bytes)
+      : cache(p.cache), dst(p.dst), num_vectors(p.entry.row_size / vector_bytes), gathered_sequences(p.sequences) {}
+  __host__ __device__ const Sequences& sequences() const { return gathered_sequences; }
   __host__ __device__ int64_t vectors() const { return num_vectors; }
   __device__ Pointer find(BlockOffset at) const { return cache.entry(at); }
 };
 
-// Copies kWidth bytes at a time.
+// Copies entries that are contiguous in the cache and in the output, kWidth bytes at a time.
 template <int kWidth>
-struct CopyDense : DenseEntries {
+struct CopyDense : EntryGather {
   static constexpr int kVectorBytes = kWidth;
   using Value = Pack<kWidth>;
-  explicit CopyDense(const CpGatherCacheParams& p) : DenseEntries(p, kWidth) {}
+  explicit CopyDense(const CpGatherCacheParams& p) : EntryGather(p, kWidth) {}
   __device__ Value read(Pointer from, int64_t vector) const {
     return Value::template read<true>(from + vector * kWidth);
   }
@@ -43,9 +43,9 @@ struct CopyDense : DenseEntries {
   }
 };
 
-// Copies kWidth bytes at a time of entries that consist of several contiguous rows.
+// Copies entries that consist of several contiguous rows, kWidth bytes at a time.
 template <int kWidth>
-struct CopyRows : DenseEntries {
+struct CopyRows : EntryGather {
   static constexpr int kBlocks = 8;
   static constexpr int kVectorBytes = kWidth;
   using Value = Pack<kWidth>;
@@ -53,7 +53,7 @@ struct CopyRows : DenseEntries {
   Divisor row_vectors;
 
   explicit CopyRows(const CpGatherCacheParams& p)
-      : DenseEntries(p, kWidth), rows(p.entry), row_vectors(Divisor::of(p.entry.row_size / kWidth)) {
+      : EntryGather(p, kWidth), rows(p.entry), row_vectors(Divisor::of(p.entry.row_size / kWidth)) {
     num_vectors *= rows.num_rows;
   }
   __device__ Value read(Pointer from, int64_t vector) const {
@@ -62,7 +62,7 @@ struct CopyRows : DenseEntries {
   __device__ void write(int64_t token, int64_t vector, const Value& value) const {
     value.template write<true>(dst.row(token) + offset_bytes(vector, rows.dst_stride));
   }
-  // The offset of a vector within its entry.
+  // Returns the offset of a vector from the start of its entry.
   __device__ int64_t offset_bytes(int64_t vector, const int64_t* strides) const {
     int64_t row = quotient_of(vector, row_vectors);
     int64_t bytes = (vector - row * row_vectors.signed_value()) * kWidth;
@@ -74,16 +74,16 @@ struct CopyRows : DenseEntries {
   }
 };
 
-// Decodes kElements codes at a time.
+// Dequantises entries that are contiguous in the cache and in the output, kElements codes at a time.
 template <Float kDtype, int kElements>
-struct DequantiseDense : DenseEntries {
+struct DequantiseDense : EntryGather {
   static constexpr int kVectorBytes = kElements * static_cast<int>(num_bytes(kDtype));
   struct Value {
     Pack<kElements> codes;
     float scale;
   };
 
-  explicit DequantiseDense(const GatherAndMaybeDequantCacheParams& p) : DenseEntries(p.gather, kElements) {}
+  explicit DequantiseDense(const GatherAndMaybeDequantCacheParams& p) : EntryGather(p.gather, kElements) {}
   __device__ Value read(Pointer from, int64_t vector) const {
     return {Pack<kElements>::template read<true>(from + vector * kElements), *cache.scale};
   }
@@ -93,14 +93,20 @@ struct DequantiseDense : DenseEntries {
   }
 };
 
-// Decodes fp8_ds_mla entries, kElements of the output at a time. An entry lies in one of two caches.
+// Converts fp8_ds_mla entries to bfloat16, kElements elements at a time. An entry lies in the device's cache or in the
+// host's.
 template <int kElements>
 struct UpconvertEntry : NoRest {
   static constexpr int kVectorBytes = 2 * kElements;
   static constexpr int64_t kCodeVectors = DsMlaEntry::kLatentSize / kElements;
-  // Some lanes of a warp read codes and others rotary elements. Both take the same path as far as possible.
+  // A vector of codes, or of rotary elements. Lanes with codes and lanes with rotary elements share one path as far as
+  // possible, which saves registers (docs/performance.md).
+  //
+  //           first                        second
+  //   codes   kElements codes              kElements == 8: two neighbouring scales
+  //   rotary  the first half of its bytes  the second half
   struct Value {
-    Pack<kElements> first, second;  // the codes; or the rotary elements in two halves
+    Pack<kElements> first, second;
     float scale;
     bool is_rope;
   };
@@ -110,14 +116,14 @@ struct UpconvertEntry : NoRest {
   __host__ __device__ int64_t vectors() const { return kCodeVectors + DsMlaEntry::kRopeSize / kElements; }
   __device__ Pointer find(BlockOffset at) const {
     if (p.host_row_ids.is_given()) {
-      const int64_t row = at.block * p.cache.blocks.block_size.signed_value() + at.offset;
-      const int64_t device_row = p.device_row_ids.at(row);
-      if (device_row < 0) {
-        const int64_t host_row = p.host_row_ids.at(row);
+      const int64_t logical_slot = at.block * p.cache.blocks.block_size.signed_value() + at.offset;
+      const int64_t device_slot = p.device_row_ids.at(logical_slot);
+      if (device_slot < 0) {
+        const int64_t host_row = p.host_row_ids.at(logical_slot);
         if (static_cast<uint64_t>(host_row) >= static_cast<uint64_t>(p.num_host_rows)) return nullptr;
         return p.host_cache + host_row * p.host_stride_row_bytes;
       }
-      at = split(p.cache.blocks, device_row);
+      at = split(p.cache.blocks, device_slot);
       if (at.block >= p.cache.blocks.num_blocks) return nullptr;
     }
     return p.cache.entry(at);
@@ -130,7 +136,7 @@ struct UpconvertEntry : NoRest {
     value.first = Pack<kElements>::template read<true>(from);
     const int64_t tile = value.is_rope ? 0 : vector * kElements / DsMlaEntry::kTileSize;
     const char* scales = entry + DsMlaEntry::kScalesAt;
-    if constexpr (kElements == 8) {  // reads two neighbouring scales as a vector
+    if constexpr (kElements == 8) {  // reads a pair of scales as one vector
       value.second = Pack<kElements>::template read<true>(value.is_rope ? from + kElements : scales + tile / 2 * 8);
       value.scale = __uint_as_float(tile % 2 == 0 ? value.second.words[0] : value.second.words[1]);
     } else {

@@ -6,7 +6,7 @@
 namespace multikv::gpu {
 namespace {
 
-// The scales of the indexer's cache.
+// The TileScaling of the indexer's cache.
 struct IndexerScaling {
   Element element;
   ScaleType type;
@@ -16,15 +16,15 @@ struct IndexerScaling {
   __device__ uint32_t stored(float scale) const { return stored_tile_scale(scale, type); }
 };
 
-// Each 2^lane_bits neighbouring lanes quantise a tile.
+// Every group of 2^lane_bits neighbouring lanes quantises one tile.
 template <Float kDtype, int kElements>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12)
     indexer_k_quant_and_cache_kernel(const MULTIKV_GRID_CONSTANT IndexerKQuantAndCacheParams p, Divisor tiles_per_token,
                                      int lane_bits) {
   const int lane = threadIdx.x & ((1 << lane_bits) - 1);
-  const int64_t i = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) >> lane_bits;
-  const auto token = static_cast<int64_t>(quotient_of(i, tiles_per_token));
-  const int64_t tile = i - token * tiles_per_token.signed_value(), begin = tile * p.quant_block_size;
+  const int64_t group = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) >> lane_bits;
+  const auto token = static_cast<int64_t>(quotient_of(group, tiles_per_token));
+  const int64_t tile = group - token * tiles_per_token.signed_value(), begin = tile * p.quant_block_size;
   const char* source = nullptr;
   int64_t index = -1;
   if (token < p.slots.num_tokens) {
@@ -36,7 +36,7 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12)
     const BlockOffset at = split(p.blocks(), index);
     return {p.cache.codes(at) + begin, p.cache.scales(at) + tile * 4};
   };
-  quantise_tile<kDtype, kElements, true>(source, p.quant_block_size, LaneOf{lane, 1 << lane_bits},
+  quantise_tile<kDtype, kElements, true>(source, p.quant_block_size, GroupLane{lane, 1 << lane_bits},
                                          IndexerScaling{p.codec().element, p.codec().scale_type}, pointers_of);
 }
 
@@ -47,6 +47,7 @@ void launch_quantise(const IndexerKQuantAndCacheParams& p, const Context& contex
   const AlignmentBits cache = p.cache.code_alignment_bits() | p.quant_block_size;
   const bool is_wide = source.widest(16) == 16 && cache.widest(kWide) == kWide;
   const int64_t vectors = p.quant_block_size / (is_wide ? kWide : 1);
+  // A group has as many lanes as hold the vectors of a tile in registers, but at most a warp.
   int lane_bits = 0;
   while ((kTileVectors << lane_bits) < vectors && lane_bits < 5) ++lane_bits;
   const Divisor tiles_per_token = Divisor::of(p.head_size / p.quant_block_size);
@@ -60,7 +61,7 @@ void launch_quantise(const IndexerKQuantAndCacheParams& p, const Context& contex
   }
 }
 
-// What a gather moves for each token: the codes as vectors, the scales as the rest.
+// An entry of the indexer's cache, as a gather moves it: the codes are the vectors, the scales are the rest.
 template <int kWidth>
 struct IndexerEntry {
   static constexpr int kVectorBytes = kWidth, kBlocks = 8;
@@ -69,7 +70,7 @@ struct IndexerEntry {
     __device__ explicit operator bool() const { return codes != nullptr; }
   };
   using Value = Pack<kWidth>;
-  using Rest = uint32_t;  // the first scale
+  using Rest = uint32_t;  // the first scale; write_rest() copies the others
   CpGatherIndexerKQuantCacheParams p;
 
   __host__ __device__ const Sequences& sequences() const { return p.sequences; }
@@ -85,7 +86,9 @@ struct IndexerEntry {
   __device__ void write_rest(int64_t token, Pointer from, Rest first) const {
     char* to = p.dst_scale.row(token);
     store_word(to, first);
-    for (int64_t at = 4; at < p.cache.scale_bytes; at += 4) store_word(to + at, load_word(from.scales + at));
+    for (int64_t byte = 4; byte < p.cache.scale_bytes; byte += 4) {
+      store_word(to + byte, load_word(from.scales + byte));
+    }
   }
 };
 

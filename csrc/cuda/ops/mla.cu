@@ -6,26 +6,30 @@
 namespace multikv::gpu {
 namespace {
 
+// Returns the params of layer i.
 __device__ inline const ConcatAndCacheMlaParams& layer_of(const ConcatAndCacheMlaParams& p, int64_t) { return p; }
 __device__ inline ConcatAndCacheMlaParams layer_of(const ConcatAndCacheMlaGroupedParams& p, int64_t i) {
   return p.layer(i);
 }
 
-// Threads: x over the vectors of an entry, z and blockIdx.x over tokens. blockIdx.y: over layers.
+// Writes entries of latent vector and rotary key.
+//
+//   threadIdx  x: vectors of an entry   z: tokens
+//   blockIdx   x: chunks of tokens      y: layers, from first_layer on
 template <class Move, int kUnroll, class Params>
 __global__ void __launch_bounds__(kMaxThreads)
     concat_and_cache_mla_kernel(const MULTIKV_GRID_CONSTANT Params p, int64_t first_layer) {
   const auto& layer = layer_of(p, first_layer + blockIdx.y);
   const auto index_of = [&](int64_t token) { return PrefetchedIndex(layer.slots.mapping, token); };
   const ChunkPart part = {
-      .first = static_cast<int64_t>(blockIdx.x) * (blockDim.z * kUnroll),
-      .row = static_cast<int>(threadIdx.z),
-      .rows = static_cast<int>(blockDim.z),
+      .first_token = static_cast<int64_t>(blockIdx.x) * (blockDim.z * kUnroll),
+      .token = static_cast<int>(threadIdx.z),
+      .token_step = static_cast<int>(blockDim.z),
       .vector = threadIdx.x,
       .vector_step = blockDim.x,
   };
   if constexpr (std::is_same_v<Params, ConcatAndCacheMlaGroupedParams>) {
-    // The addresses of the caches, and so their alignment, are known only here.
+    // The caches' addresses (kv_cache_ptrs) are in the device's memory, so that their alignment is known only here.
     if (reinterpret_cast<uintptr_t>(layer.cache.data) % Move::kCacheBytes != 0) {
       return write_entries<typename Move::Narrow, kUnroll, false>(layer, layer.k_pe.row_bytes, part, index_of);
     }
@@ -50,25 +54,25 @@ void launch_layers(const Params& p, const ConcatAndCacheMlaParams& first, int64_
   });
 }
 
-// A warp writes an entry.
+// Writes fp8_ds_mla entries, each by one warp.
 template <Float kDtype, bool kWide>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12)
     ds_mla_kernel(const MULTIKV_GRID_CONSTANT ConcatAndCacheMlaParams p) {
   constexpr int kBytes = kWide ? 16 : 1, kRopeBytes = DsMlaEntry::kRopeSize * static_cast<int>(num_bytes(kDtype));
   const int64_t token = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32, first = lane * kBytes;
+  const int lane = threadIdx.x % 32, first_byte = lane * kBytes;
   if (token >= p.slots.num_tokens) return;
   const PrefetchedIndex slot(p.slots.mapping, token);
   const char* rope = p.k_pe.row(token);
-  const auto read = [&](int at) { return p.rope_size > 0 ? Pack<kBytes>::read(rope + at) : Pack<kBytes>{}; };
+  const auto read = [&](int byte) { return p.rope_size > 0 ? Pack<kBytes>::read(rope + byte) : Pack<kBytes>{}; };
   Pack<kBytes> value{};
-  if (first < kRopeBytes) value = read(first);
+  if (first_byte < kRopeBytes) value = read(first_byte);
   char* entry = nullptr;
   write_ds_mla_latent<kDtype, kWide, false>(p, token, lane, [&] { return entry = entry_at(p.cache, slot.value()); });
   if (entry == nullptr) return;
-  if (first < kRopeBytes) value.write(entry + DsMlaEntry::kRopeAt + first);
-  for (int at = first + 32 * kBytes; at < kRopeBytes; at += 32 * kBytes)
-    read(at).write(entry + DsMlaEntry::kRopeAt + at);
+  if (first_byte < kRopeBytes) value.write(entry + DsMlaEntry::kRopeAt + first_byte);
+  for (int byte = first_byte + 32 * kBytes; byte < kRopeBytes; byte += 32 * kBytes)
+    read(byte).write(entry + DsMlaEntry::kRopeAt + byte);
 }
 
 template <Float kDtype>
@@ -81,7 +85,10 @@ void launch_ds_mla(const ConcatAndCacheMlaParams& p, const Context& context) {
   }
 }
 
-// Rows are the heads of all tokens. Threads: x over the vectors of a row of q_out, y and blockIdx.x over rows.
+// Concatenates rows: a row is one head of one token.
+//
+//   threadIdx  x: vectors of a row of q_out   y: rows
+//   blockIdx   x: chunks of rows
 template <int kWidth, int kUnroll>
 __global__ void __launch_bounds__(256)
     concat_mla_q_kernel(const MULTIKV_GRID_CONSTANT ConcatMlaQParams p, Divisor heads) {

@@ -4,11 +4,14 @@
 namespace multikv::gpu {
 namespace {
 
-constexpr int kHeads = 2;         // heads of queries that a thread rotates
-constexpr int kLatentTokens = 8;  // tokens of a thread block that writes latent vectors
+constexpr int kQueryHeads = 2;    // the number of query heads that a thread rotates
+constexpr int kLatentTokens = 8;  // the number of tokens of a thread block that writes latent vectors
 
-// The thread blocks that rotate: their threads over the vectors of a head, rows (kHeads heads of queries, or the key),
-// and tokens.
+// The thread blocks that rotate. A row is kQueryHeads heads of a token's queries, or its key. A thread block has
+// `tokens` tokens of `rows` rows of `vectors` threads, one for each vector of a head:
+//
+//   threadIdx.x = (token * rows + row) * vectors + vector
+//   block       = chunk of tokens * row_blocks + row block
 struct RotatingBlocks {
   SmallDivisor vectors, rows;
   int tokens;
@@ -24,14 +27,19 @@ struct RotatingBlocks {
   }
 };
 
-// The grid has three kinds of thread blocks, in this order: those that rotate queries; those that rotate keys and write
-// them to the cache; those that write latent vectors to the cache.
+// The thread blocks of the grid, which are of three kinds:
+//
+//   blockIdx.x  | rotate queries | rotate keys, and write them to the cache | write latent vectors to the cache |
 struct RopeShape {
   RotatingBlocks queries, keys;
 };
 
 // Rotates kPairs pairs (x, y) of a head: x' = x * cos - y * sin, y' = y * cos + x * sin. As in eager PyTorch, each
 // product is rounded to the table's dtype and the sum to the input's; a 16-bit table has the input's dtype.
+//
+//          first              second
+//   kNeox  x0 x1 x2 x3        y0 y1 y2 y3
+//   else   x0 y0 x1 y1        x2 y2 x3 y3
 template <Float kDtype, Float kTable, int kPairs, bool kNeox>
 __device__ inline void rotate(FloatPack<kDtype, kPairs>& first, FloatPack<kDtype, kPairs>& second, const float* cosines,
                               const float* sines) {
@@ -58,7 +66,7 @@ __device__ inline void rotate(FloatPack<kDtype, kPairs>& first, FloatPack<kDtype
   second = pack_floats<kDtype, kPairs>([&](int i) { return outputs[kPairs + i]; });
 }
 
-// Writes a vector of the rotated key, which begins at element `at` of the key, to the token's entry.
+// Writes a vector of the rotated key to the token's entry. Element 0 of the vector is element `at` of the key.
 template <Float kDtype, int kElements>
 __device__ inline void write_key(const ConcatAndCacheMlaParams& p, char* entry, int64_t at, float scale,
                                  const FloatPack<kDtype, kElements>& value) {
@@ -66,7 +74,7 @@ __device__ inline void write_key(const ConcatAndCacheMlaParams& p, char* entry, 
     char* to = entry + DsMlaEntry::kRopeAt + at * num_bytes(kDtype);
     if constexpr (kElements > 1) {
       value.template write<true>(to);
-    } else {  // an entry may begin at any byte
+    } else {  // byte by byte, because an entry may begin at any byte
       to[0] = static_cast<char>(value.words[0]);
       to[1] = static_cast<char>(value.words[0] >> 8);
     }
@@ -84,7 +92,7 @@ struct Angles {
   float cosines[kPairs], sines[kPairs];
 };
 
-// Reads the cosines and sines of the pairs i, i + 1, ... from a row of the table.
+// Reads the cosines and sines of the pairs i, i + 1, ... from a row of the table, which has `half` of each.
 template <Float kTable, int kPairs>
 __device__ __forceinline__ Angles<kPairs> read_angles(const char* row, int64_t half, int64_t i) {
   constexpr int64_t kTableBytes = num_bytes(kTable);
@@ -99,30 +107,33 @@ __device__ __forceinline__ Angles<kPairs> read_angles(const char* row, int64_t h
   return angles;
 }
 
-// The heads of a token that a thread rotates: first_head + k * head_step for k < kRows, as far as they are below
-// num_heads. In each head a thread rotates the pairs that two vectors hold.
-template <Float kDtype, int kPairs, int kRows>
+// The kNumHeads heads of a token that a thread rotates: first_head + k * head_step for k < kNumHeads, as far as they
+// are below num_heads. In each head, the thread rotates the pairs that two vectors hold.
+template <Float kDtype, int kPairs, int kNumHeads>
 struct RotatedHeads {
   using Vector = FloatPack<kDtype, kPairs>;
   char* data;
-  int64_t stride_head_bytes, first_head, head_step, num_heads;  // Calls with(k, address of the head) for each head.
+  int64_t stride_head_bytes, first_head, head_step, num_heads;
+
+  // Calls with(k, address of the head) for each head.
   template <class With>
   __device__ __forceinline__ void for_each(With with) const {
 #pragma unroll
-    for (int k = 0; k < kRows; ++k) {
+    for (int k = 0; k < kNumHeads; ++k) {
       const int64_t head = first_head + k * head_step;
       if (head < num_heads) with(k, data + head * stride_head_bytes);
     }
   }
 };
 
-// Rotates one vector of pairs of kHeads heads of a token's queries, or of its key, which is also written to the cache.
+// Rotates the queries of a token, or its key, which is then also written to the cache. A thread rotates the same pairs
+// of kQueryHeads query heads, or of the key.
 template <Float kDtype, Float kTable, int kPairs, bool kIsKey>
 __device__ __forceinline__ void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, const RotatingBlocks& shape,
                                              int64_t block) {
   constexpr int64_t kBytes = num_bytes(kDtype);
-  constexpr int kRows = kIsKey ? 1 : kHeads;
-  using Heads = RotatedHeads<kDtype, kPairs, kRows>;
+  constexpr int kNumHeads = kIsKey ? 1 : kQueryHeads;
+  using Heads = RotatedHeads<kDtype, kPairs, kNumHeads>;
   const ConcatAndCacheMlaParams& write = p.write;
   const int64_t row_blocks = shape.row_blocks.signed_value();
   const auto chunk = static_cast<int64_t>(quotient_of(block, shape.row_blocks)), row_block = block - chunk * row_blocks;
@@ -131,7 +142,7 @@ __device__ __forceinline__ void rotate_heads(const ConcatAndCacheMlaRopeFusedPar
   if (z >= shape.tokens || token >= write.slots.num_tokens) return;
 
   const int64_t half = write.rope_size / 2;
-  const PrefetchedIndex at_position(p.positions, token), at_slot(write.slots.mapping, token);
+  const PrefetchedIndex position_index(p.positions, token), slot_index(write.slots.mapping, token);
   const float scale = kIsKey ? Quantise<kDtype, kPairs>::scale(write.cache.scale) : 1.0f;
   const Heads heads = {
       .data = kIsKey ? write.k_pe.row(token) : p.q_pe.head(token, 0),
@@ -141,31 +152,31 @@ __device__ __forceinline__ void rotate_heads(const ConcatAndCacheMlaRopeFusedPar
       .num_heads = kIsKey ? 1 : p.num_heads,
   };
   for (int64_t i = (thread - row * shape.vectors.value) * kPairs; i < half; i += shape.vectors.value * kPairs) {
-    const int64_t at_first = p.is_neox ? i : 2 * i, at_second = p.is_neox ? half + i : 2 * i + kPairs;
-    typename Heads::Vector first[kRows], second[kRows];
+    const int64_t first_element = p.is_neox ? i : 2 * i, second_element = p.is_neox ? half + i : 2 * i + kPairs;
+    typename Heads::Vector first[kNumHeads], second[kNumHeads];
     heads.for_each([&](int k, const char* head) {
-      first[k] = Heads::Vector::template read<true>(head + at_first * kBytes);
-      second[k] = Heads::Vector::template read<true>(head + at_second * kBytes);
+      first[k] = Heads::Vector::template read<true>(head + first_element * kBytes);
+      second[k] = Heads::Vector::template read<true>(head + second_element * kBytes);
     });
-    const int64_t position = at_position.value();
+    const int64_t position = position_index.value();
     if (static_cast<uint64_t>(position) >= static_cast<uint64_t>(p.num_positions)) return;
     const Angles<kPairs> angles = read_angles<kTable, kPairs>(p.cos_sin_cache.row(position), half, i);
     heads.for_each([&](int k, char* head) {
       if (p.is_neox) rotate<kDtype, kTable, kPairs, true>(first[k], second[k], angles.cosines, angles.sines);
       else rotate<kDtype, kTable, kPairs, false>(first[k], second[k], angles.cosines, angles.sines);
-      first[k].template write<true>(head + at_first * kBytes);
-      second[k].template write<true>(head + at_second * kBytes);
+      first[k].template write<true>(head + first_element * kBytes);
+      second[k].template write<true>(head + second_element * kBytes);
     });
     if constexpr (kIsKey) {
-      char* entry = entry_at(write.cache, at_slot.value());
+      char* entry = entry_at(write.cache, slot_index.value());
       if (entry == nullptr) continue;
-      write_key<kDtype, kPairs>(write, entry, at_first, scale, first[0]);
-      write_key<kDtype, kPairs>(write, entry, at_second, scale, second[0]);
+      write_key<kDtype, kPairs>(write, entry, first_element, scale, first[0]);
+      write_key<kDtype, kPairs>(write, entry, second_element, scale, second[0]);
     }
   }
 }
 
-// The prefetched index of a token's slot; -1 if the token's position is not in the table.
+// The prefetched index of a token's slot. value() is -1 if the token's position is not in the table.
 struct SlotIfPosition {
   PrefetchedIndex position, slot;
   int64_t num_positions;
@@ -198,9 +209,9 @@ __device__ inline void write_latent(const ConcatAndCacheMlaRopeFusedParams& p, i
   }
   constexpr int kVectorThreads = 64, kStep = kThreads / kVectorThreads, kUnroll = kLatentTokens / kStep;
   const ChunkPart part = {
-      .first = first,
-      .row = static_cast<int>(threadIdx.x / kVectorThreads),
-      .rows = kStep,
+      .first_token = first,
+      .token = static_cast<int>(threadIdx.x / kVectorThreads),
+      .token_step = kStep,
       .vector = threadIdx.x % kVectorThreads,
       .vector_step = kVectorThreads,
   };
@@ -227,7 +238,7 @@ template <Float kDtype, Float kTable, bool kWide>
 void launch_width(const ConcatAndCacheMlaRopeFusedParams& p, const Context& context) {
   constexpr int kPairs = kWide ? 16 / num_bytes(kDtype) : 1;
   const int64_t num_tokens = p.write.slots.num_tokens, vectors = p.write.rope_size / 2 / kPairs;
-  const RopeShape shape = {RotatingBlocks::of(vectors, ceil_div<int64_t>(p.num_heads, kHeads), num_tokens),
+  const RopeShape shape = {RotatingBlocks::of(vectors, ceil_div<int64_t>(p.num_heads, kQueryHeads), num_tokens),
                            RotatingBlocks::of(vectors, 1, num_tokens)};
   const int64_t latent_blocks = ceil_div<int64_t>(num_tokens, kLatentTokens);
   const auto blocks = static_cast<unsigned>(shape.queries.num_blocks + shape.keys.num_blocks + latent_blocks);

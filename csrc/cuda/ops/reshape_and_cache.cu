@@ -8,8 +8,10 @@
 namespace multikv::gpu {
 namespace {
 
-// Threads: x over the vectors of a head, y and blockIdx.y over heads, z and blockIdx.x over tokens. blockIdx.z: key or
-// value.
+// Writes keys and values to caches of the flash layout.
+//
+//   threadIdx  x: vectors of a head   y: heads                    z: tokens
+//   blockIdx   x: chunks of tokens    y: heads, from first_head   z: keys, values
 template <class Move, int kUnroll>
 __global__ void __launch_bounds__(kMaxThreads)
     reshape_and_cache_flash_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheFlashParams p, int64_t first_head) {
@@ -17,9 +19,9 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int64_t head = first_head + blockIdx.y * blockDim.y + threadIdx.y;
   const bool is_head = head < p.num_heads;
   const ChunkPart part = {
-      .first = static_cast<int64_t>(blockIdx.x) * (blockDim.z * kUnroll),
-      .row = static_cast<int>(threadIdx.z),
-      .rows = static_cast<int>(blockDim.z),
+      .first_token = static_cast<int64_t>(blockIdx.x) * (blockDim.z * kUnroll),
+      .token = static_cast<int>(threadIdx.z),
+      .token_step = static_cast<int>(blockDim.z),
       .vector = threadIdx.x,
       .vector_step = blockDim.x,
       .num_vectors = is_head ? num_vectors<Move>(write.source.head_bytes) : 0,
@@ -40,12 +42,16 @@ AlignmentBits cache_alignment_bits(const FlashWrite& write) {
   return write.cache.alignment_bits() | write.cache.codec.num_bytes(write.head_size);
 }
 
-// Thread blocks of the packed layout that a multiprocessor should have registers for. Narrow copies need few registers.
+// The minimum number of resident thread blocks per multiprocessor of the packed layout's kernel. Narrow copies need
+// fewer registers.
 template <class Move, class Stored>
 constexpr int kPackedBlocks = Move::kSourceBytes < 16 && sizeof(Stored) > 1 ? 8 : 7;
 
-// The packed layout: a thread block takes kTokens tokens of one head. The grid: x over heads and y over tokens, so that
-// thread blocks that read neighbouring memory run together; x, or z, also over keys and values.
+// Writes keys and values to caches of the packed layout. A thread block writes kTokens tokens of one head. Heads come
+// before tokens in the grid, so that thread blocks that read neighbouring memory run together.
+//
+//   blockIdx  x: heads of keys, then (if gridDim.x is 2 * num_heads) heads of values   y: chunks of tokens
+//             z: keys, values (if gridDim.x is num_heads)
 template <class Move, class Stored, int kTokens>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, (kPackedBlocks<Move, Stored>))
     reshape_and_cache_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_chunk) {
@@ -55,8 +61,10 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, (kPackedBlocks<Move, Stored>))
   else write_packed_values<Move, Stored, kTokens>(p, head - p.num_heads, first);
 }
 
-// The packed layout for few tokens, element by element: the shortest chain from load to store. Threads: over
-// dimensions. blockIdx.x: over tokens, y over heads, z: key or value.
+// The packed layout for few tokens, which are written element by element: the shortest chain from load to store.
+//
+//   threadIdx  x: dimensions
+//   blockIdx   x: tokens   y: heads, from first_head   z: keys, values
 template <class Move>
 __global__ void __launch_bounds__(kThreads)
     reshape_and_cache_elements_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_head) {
@@ -80,10 +88,10 @@ __global__ void __launch_bounds__(kThreads)
 template <class Move, class Stored, int kTokens>
 void launch_chunks(const ReshapeAndCacheParams& p, const Context& context) {
   const BlockShape shape = {dim3(kThreads), ceil_div<int64_t>(p.slots.num_tokens, kTokens)};
-  // Copies of keys and values run side by side. Quantisation has much code: values run after keys, for side by side
-  // they would wait for each other's instructions.
-  const int64_t beside = p.codec().is_float() ? 2 : 1;
-  for_each_grid(beside * p.num_heads, shape, 2 / beside, [&](dim3 grid, int64_t first_row) {
+  // Copies write keys and values at the same time. Quantisation writes the values after the keys: it has much code, and
+  // at the same time the two would stall on instruction fetches (docs/performance.md).
+  const int64_t planes_in_x = p.codec().is_float() ? 2 : 1;
+  for_each_grid(planes_in_x * p.num_heads, shape, 2 / planes_in_x, [&](dim3 grid, int64_t first_row) {
     reshape_and_cache_kernel<Move, Stored, kTokens>
         <<<grid, shape.threads, 0, context.stream>>>(p, first_row / shape.threads.y);
   });
@@ -96,20 +104,21 @@ bool is_wide(const ReshapeAndCacheParams& p) {
   return bits.widest(16) == 16;
 }
 
-// Wide and Narrow: the moves of vectors and of single elements.
+// Wide moves vectors of several elements, Narrow moves single elements.
 template <class Wide, class Narrow, class Stored>
 void launch_packed(const ReshapeAndCacheParams& p, const Context& context) {
-  constexpr int kMany = 64, kFew = 16;
-  if (p.slots.num_tokens <= kFew) {
+  constexpr int kManyTokens = 64, kFewTokens = 16;
+  if (p.slots.num_tokens <= kFewTokens) {
     const BlockShape shape = {dim3(kThreads), p.num_heads};
     return for_each_grid(p.slots.num_tokens, shape, 2, [&](dim3 grid, int64_t first_head) {
       reshape_and_cache_elements_kernel<Narrow><<<grid, shape.threads, 0, context.stream>>>(p, first_head);
     });
   }
   if (!is_wide(p)) return launch_chunks<Narrow, Stored, kRun>(p, context);
-  const bool is_small = p.slots.num_tokens / kMany * 2 * p.num_heads <= 4 * context.num_multiprocessors;
+  // With chunks of kManyTokens, a multiprocessor would get at most 4 thread blocks.
+  const bool is_small = p.slots.num_tokens / kManyTokens * 2 * p.num_heads <= 4 * context.num_multiprocessors;
   if (is_small) launch_chunks<Wide, Stored, kRun>(p, context);
-  else launch_chunks<Wide, Stored, kMany>(p, context);
+  else launch_chunks<Wide, Stored, kManyTokens>(p, context);
 }
 
 }  // namespace

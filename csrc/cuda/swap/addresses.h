@@ -1,4 +1,4 @@
-// What the driver knows of addresses: the device of their memory, and where a GPU finds it.
+// Looks addresses up in the driver: the device that their memory is on, and the addresses at which a GPU accesses it.
 #pragma once
 
 #include <cstdint>
@@ -9,30 +9,31 @@
 
 namespace multikv::gpu {
 
-// Where a GPU finds `num_bytes` bytes of the host's memory; nullptr if some of them are not pinned, or a GPU sees them
-// in several pieces. `memory` is the range that was last found: the next tensor often lies in the same range.
-void* view_of_host(const void* address, int64_t num_bytes, std::optional<Memory>& memory);
+// Returns the address at which a GPU accesses `num_bytes` bytes of the host's memory, or nullptr if some of them are
+// not pinned, or are not contiguous for a GPU. `memory` keeps the range that was last found, because the next tensor
+// often lies in the same range.
+void* gpu_address_of_host(const void* address, int64_t num_bytes, std::optional<Memory>& memory);
 
-// One side of a copy, looked up.
+// The source or the destination of a copy, after its address was looked up.
 struct ResolvedSide {
-  uintptr_t view = 0;   // where a GPU finds it; 0: a GPU cannot read it
-  int32_t device = -1;  // -1: the host
+  uintptr_t gpu_address = 0;  // the address at which a GPU accesses the memory; 0: no GPU can
+  int32_t device = -1;        // -1: the host
 
-  bool is_visible() const { return view != 0; }
+  bool is_visible() const { return gpu_address != 0; }
 };
 
 struct ResolvedCopy {
   ResolvedSide src, dst;
 };
 
-// swap_blocks_batch with its addresses looked up: what launch() takes for this op.
+// The params of swap_blocks_batch, and its addresses after they were looked up. launch() takes this struct for the op.
 struct ResolvedSwapBatch {
   SwapBlocksBatchParams batch;
   const ResolvedCopy* resolved;  // [batch.num_copies]
 };
 
-// Looks up all addresses, and throws if there is an address without memory. The result is valid until the thread's next
-// call.
+// Looks up all addresses, and throws if there is no memory at one of them. The result points to data of the calling
+// thread, which the thread's next call overwrites.
 ResolvedSwapBatch resolve_addresses(const SwapBlocksBatchParams& p);
 
 }  // namespace multikv::gpu

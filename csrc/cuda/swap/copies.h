@@ -1,4 +1,4 @@
-// Copies by the copy engines, in order on a stream.
+// Submits copies to the copy engines, in stream order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,7 +11,8 @@
 
 namespace multikv::gpu {
 
-// Makes a device the current one for as long as the object lives. The process must have used both devices before.
+// Makes a device the current one for as long as the object lives. The process must have used both this device and the
+// current one before, because cudaSetDevice() initialises a device.
 class CurrentDevice {
  public:
   explicit CurrentDevice(int device) {
@@ -24,8 +25,8 @@ class CurrentDevice {
   int previous_ = 0;
 };
 
-// Lets later work on stream `after` wait for the work that is now on stream `before`. Each stream belongs to the device
-// that is named with it. A thread keeps an event for each device.
+// Makes later work on stream `after` wait for the work that is already on stream `before`. before_device and
+// after_device are the devices of the two streams. Each thread reuses one event per device.
 inline cudaError_t wait_for(cudaStream_t before, int before_device, cudaStream_t after, int after_device) {
   static thread_local std::vector<cudaEvent_t> events;
   if (static_cast<int>(events.size()) <= before_device) events.resize(before_device + 1);
@@ -46,8 +47,8 @@ inline cudaError_t is_capturing(cudaStream_t stream, bool& result) {
   return error;
 }
 
-// Submits copies in batches where the driver has them and `may_batch` allows them, else one by one. A thread may have
-// only one such object at a time.
+// Submits copies in batches if the driver has batches and `may_batch` is set, else one by one. A thread may have only
+// one Copies at a time, because the arrays of the batch are thread-local.
 class Copies {
  public:
   Copies(cudaStream_t stream, int device, bool may_batch, bool is_src_access_order_any = false)
@@ -68,9 +69,8 @@ class Copies {
     count_ = 0;
     if (count == 1) return cudaMemcpyAsync(dst_[0], src_[0], sizes_[0], cudaMemcpyDefault, stream_);
     if (!is_legacy_default(stream_)) return copy_batch(dst_, src_, sizes_, count, any_order_, stream_);
-    // The driver refuses batches on the legacy default stream, so that the thread's own default stream takes them. The
-    // two streams wait for each other's earlier work by definition; the event serves those who wait for the legacy
-    // stream alone.
+    // The driver refuses batches on the legacy default stream, so that they go to the per-thread default stream
+    // instead. CUDA orders the two streams implicitly. The event is for work that waits for the legacy stream alone.
     MULTIKV_RETURN_IF_FAILED(copy_batch(dst_, src_, sizes_, count, any_order_, thread_stream()));
     return wait_for(thread_stream(), device_, stream_, device_);
   }
@@ -80,7 +80,7 @@ class Copies {
   int device_;
   bool may_batch_, any_order_;
   size_t count_ = 0;
-  // Too large for the stack, and so the thread's.
+  // Thread-local, because together the arrays are too large for the stack.
   static inline thread_local void* dst_[kMaxBatch];
   static inline thread_local const void* src_[kMaxBatch];
   static inline thread_local size_t sizes_[kMaxBatch];

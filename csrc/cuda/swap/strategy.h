@@ -1,4 +1,4 @@
-// What copies the blocks of a swap: a kernel or the copy engines. docs/swap.md says what each costs.
+// Chooses what copies the blocks of a swap: a kernel or the copy engines. docs/swap.md says what each of them costs.
 #pragma once
 
 #include <algorithm>
@@ -14,15 +14,16 @@ inline std::atomic<Strategy> strategy{Strategy::kAuto};
 enum class Direction : int32_t { kToHost, kFromHost, kWithinDevice };
 inline constexpr int kNumDirections = 3;
 
-// Devices are numbered as in params/swap.h: -1 is the host.
+// Devices are numbered as in params/swap_params.h: -1 is the host.
 inline Direction direction_of(int32_t src_device, int32_t dst_device) {
   return dst_device < 0 ? Direction::kToHost : src_device < 0 ? Direction::kFromHost : Direction::kWithinDevice;
 }
 
 inline constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
-// From how many bytes of a run on a copy engine pays: it gains more time on the device than its submission costs on the
-// host. A submission costs less in batches than one by one.
+// The sizes, in bytes, from which a run is copied by a copy engine and not by the kernel. From there on, the engine
+// saves more time on the device than its submission costs the host. Submission in batches costs less than submission
+// one by one.
 struct Crossover {
   std::atomic<int64_t> in_batches, one_by_one;
   std::atomic<int32_t> kernel_threads;  // threads that saturate the link; 0: as many as there is work for
@@ -54,7 +55,7 @@ class Crossovers {
 };
 inline Crossovers crossovers;
 
-// From how many bytes on a copy engine copies a run that a kernel could copy.
+// Returns the number of bytes from which a run goes to a copy engine although the kernel could copy it.
 inline int64_t copy_engine_from(const Crossover& crossover, bool may_batch) {
   switch (strategy.load(std::memory_order_relaxed)) {
     case Strategy::kCopyEngine: return 0;

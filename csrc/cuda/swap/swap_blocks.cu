@@ -28,7 +28,7 @@ cudaError_t copy_runs(const SwapBlocksParams& p, int64_t from_blocks, Copies& co
   return copies.submit();
 }
 
-// Copies the runs of less than from_blocks blocks by a kernel.
+// Copies the runs of fewer than from_blocks blocks by a kernel.
 cudaError_t copy_by_kernel(const SwapBlocksParams& p, int64_t from_blocks, SwapKernel kernel) {
   for (int64_t i = 0; i < p.num_runs; ++i) {
     const SwapRun run = p.runs[i];
@@ -43,27 +43,29 @@ cudaError_t copy_by_kernel(const SwapBlocksParams& p, int64_t from_blocks, SwapK
 cudaError_t copy_between_devices(const SwapBlocksParams& p, const Context& context, bool capturing) {
   const int src = p.src_device, dst = p.dst_device;
   const cudaStream_t dst_stream = context.stream_of(dst);
-  // A graph has one stream. Whoever captures on two streams has joined them.
+  // Under capture, context.stream alone orders the copy: a captured stream may not wait for a stream outside the
+  // capture, and a caller who captures both streams has joined them.
   if (!capturing) MULTIKV_RETURN_IF_FAILED(wait_for(dst_stream, dst, context.stream, src));
   Copies copies(context.stream, src, !capturing);
   MULTIKV_RETURN_IF_FAILED(copy_runs(p, 0, copies));
   return capturing ? cudaSuccess : wait_for(context.stream, src, dst_stream, dst);
 }
 
-// Collects where the GPU finds the layers; false if it cannot read some of the host's memory.
-bool find_views(const SwapBlocksParams& p, std::vector<SwapLayer>& views) {
-  views.assign(p.layers, p.layers + p.num_layers);
+// Collects the addresses at which the GPU accesses the layers. Returns false if it cannot access some of the host's
+// memory.
+bool find_gpu_addresses(const SwapBlocksParams& p, std::vector<SwapLayer>& layers) {
+  layers.assign(p.layers, p.layers + p.num_layers);
   std::optional<Memory> memory;
-  for (SwapLayer& layer : views) {
-    if (p.src_device < 0 && (layer.src = view_of_host(layer.src, p.src_bytes, memory)) == nullptr) return false;
-    if (p.dst_device < 0 && (layer.dst = view_of_host(layer.dst, p.dst_bytes, memory)) == nullptr) return false;
+  for (SwapLayer& layer : layers) {
+    if (p.src_device < 0 && (layer.src = gpu_address_of_host(layer.src, p.src_bytes, memory)) == nullptr) return false;
+    if (p.dst_device < 0 && (layer.dst = gpu_address_of_host(layer.dst, p.dst_bytes, memory)) == nullptr) return false;
   }
   return true;
 }
 
-// From how many blocks on a copy engine copies a run; 0: it copies all of them.
+// Returns the number of blocks from which a run goes to a copy engine; 0: all runs do.
 int64_t copy_engine_from_blocks(const SwapBlocksParams& p, const Crossover& crossover, bool may_batch) {
-  // The kernel's block ids have 32 bits.
+  // The kernel's block ids have 32 bits. With more blocks, the copy engines copy all runs.
   const int64_t most_blocks = std::max(p.src_bytes, p.dst_bytes) / p.block_bytes;
   if (most_blocks > std::numeric_limits<uint32_t>::max()) return 0;
   const int64_t from_bytes = copy_engine_from(crossover, may_batch);
@@ -79,8 +81,8 @@ cudaError_t launch(const SwapBlocksParams& p, const Context& context) {
   if (p.src_device >= 0 && p.dst_device >= 0 && p.src_device != p.dst_device) {
     return copy_between_devices(p, context, capturing);
   }
-  static thread_local std::vector<SwapLayer> views;
-  const bool are_visible = find_views(p, views);
+  static thread_local std::vector<SwapLayer> gpu_layers;
+  const bool are_visible = find_gpu_addresses(p, gpu_layers);
   const Direction direction = direction_of(p.src_device, p.dst_device);
   const bool may_batch = are_visible && !capturing && direction != Direction::kWithinDevice && has_batches();
   const Crossover& crossover = crossovers.of(context.device_index, direction);
@@ -90,7 +92,7 @@ cudaError_t launch(const SwapBlocksParams& p, const Context& context) {
   MULTIKV_RETURN_IF_FAILED(copy_runs(p, from_blocks, copies));
   if (from_blocks == 0) return cudaSuccess;
   const SwapKernelWork work = {
-      .layers = views.data(),
+      .layers = gpu_layers.data(),
       .num_layers = p.num_layers,
       .unit_bytes = p.block_bytes,
       .block_bytes = p.block_bytes,

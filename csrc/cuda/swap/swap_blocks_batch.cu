@@ -1,5 +1,5 @@
-// swap_blocks_batch: large copies go to the copy engines, the other copies to a kernel, which is launched for each
-// size.
+// swap_blocks_batch: large copies go to the copy engines, the other copies to a kernel. Each launch of the kernel makes
+// copies of one size and one direction.
 #include <algorithm>
 #include <limits>
 #include <span>
@@ -14,7 +14,7 @@
 namespace multikv::gpu {
 namespace {
 
-// A copy between addresses that a GPU uses.
+// A copy for the kernel: src and dst are the addresses at which the GPU accesses the memory.
 struct KernelCopy {
   uintptr_t src, dst;
   int64_t num_bytes;
@@ -25,14 +25,14 @@ struct KernelCopy {
   }
 };
 
-// Who makes the copies.
+// Which copies the kernel makes, and which the copy engines.
 struct Plan {
   std::vector<KernelCopy> by_kernel;  // ordered by direction and size
-  std::vector<int64_t> by_engine;     // indices
+  std::vector<int64_t> by_engine;     // indices into the copies of the batch
   bool are_visible;                   // whether a GPU can read and write all copies
 };
 
-// Whether a kernel on this device makes a copy.
+// Whether a kernel on the context's device makes a copy.
 bool is_for_kernel(const ResolvedCopy& copy, int64_t num_bytes, const Context& context, bool may_batch) {
   const auto& [src, dst] = copy;
   if (!src.is_visible() || !dst.is_visible()) return false;
@@ -53,7 +53,7 @@ void make_plan(const ResolvedSwapBatch& p, const Context& context, bool may_batc
     plan.are_visible = plan.are_visible && copy.src.is_visible() && copy.dst.is_visible();
     if (is_for_kernel(copy, num_bytes, context, may_batch)) {
       plan.by_kernel.push_back(
-          {copy.src.view, copy.dst.view, num_bytes, direction_of(copy.src.device, copy.dst.device)});
+          {copy.src.gpu_address, copy.dst.gpu_address, num_bytes, direction_of(copy.src.device, copy.dst.device)});
     } else {
       plan.by_engine.push_back(i);
     }
@@ -63,7 +63,8 @@ void make_plan(const ResolvedSwapBatch& p, const Context& context, bool may_batc
     std::stable_sort(plan.by_kernel.begin(), plan.by_kernel.end(), is_before);
 }
 
-// How addresses become the kernel's block ids: they are counted in units from the lowest address.
+// How addresses become the kernel's block ids. An id is the distance from the lowest address, in units of unit_bytes. A
+// unit is the largest power of two that divides all distances.
 struct BlockIds {
   uintptr_t src, dst;  // the lowest addresses
   uintptr_t unit_bytes;
@@ -81,7 +82,8 @@ BlockIds block_ids_of(std::span<const KernelCopy> copies) {
   return {src, dst, unit, std::max(src_end - src, dst_end - dst) / unit <= std::numeric_limits<uint32_t>::max()};
 }
 
-// Makes copies of one size and direction by a kernel; by the copy engines if they are too far apart for its block ids.
+// Makes copies of one size and one direction by a kernel. If the addresses are too far apart for block ids of 32 bits,
+// the copy engines make the copies.
 cudaError_t copy_by_kernel(std::span<const KernelCopy> copies, const Context& context, Copies& engine) {
   const BlockIds ids = block_ids_of(copies);
   if (!ids.do_fit) {

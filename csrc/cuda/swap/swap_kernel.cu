@@ -11,25 +11,31 @@
 
 namespace multikv::gpu {
 
-// A block is copied in pieces, each by a group of threads.
+// How the kernel divides its work. A block is copied in pieces, and each piece by a group of threads; the last piece of
+// a block may be shorter.
+//
+//   block   | piece | piece | ... | last |
+//   piece   kUnroll times the vectors of 2^lanes_log2 neighbouring threads
 struct SwapHead {
   int64_t unit_bytes, block_bytes;
   int64_t num_pieces;  // of all blocks of all layers
   Divisor pieces_per_block;
   Divisor num_pairs;
   int32_t num_layers;
-  int32_t lanes_log2;  // of the number of threads in a group
+  int32_t lanes_log2;  // 2^lanes_log2 threads are a group
   int32_t piece_bytes;
 };
 
 namespace {
 
-// The parameters of a launch, kBytes of them.
+// The parameters of a launch, which have kBytes bytes at most.
+//
+//   | head | SwapLayer[num_layers] | BlockPair[num_pairs] | unused |
 template <int kBytes>
 struct SwapLaunch {
   static constexpr int kPayload = (kBytes - static_cast<int>(sizeof(SwapHead))) / 16 * 16;
   SwapHead head;
-  alignas(16) unsigned char payload[kPayload];  // SwapLayer[num_layers], then BlockPair[num_pairs]
+  alignas(16) unsigned char payload[kPayload];
 
   __host__ __device__ const SwapLayer* layers() const { return reinterpret_cast<const SwapLayer*>(payload); }
   __host__ __device__ const BlockPair* pairs() const {
@@ -37,20 +43,23 @@ struct SwapLaunch {
   }
 };
 
-// The driver copies all parameters of a launch, so that they have several sizes. The medium one holds 2,048 pairs in 32
-// layers.
+// The bytes of the parameters. The driver copies all of them at each launch, also unused ones, so that there are three
+// sizes. kMedium holds 2,048 pairs in 32 layers.
 constexpr int kSmall = 4'000, kMedium = std::min(17'024, kMaxParameterBytes), kLarge = kMaxParameterBytes;
 
-// Over a link few threads have many vectors in flight; within a device there are many threads.
+// Thread blocks have up to kMostThreads threads over a link, where few threads have 4 vectors each in flight. Within a
+// device they have kThreadsWithin threads, of which there are many, with kUnrollWithin vectors of 16 bytes each in
+// flight.
 constexpr int kMostThreads = 1024, kThreadsWithin = 128, kUnrollWithin = 2;
 
-// A piece, and the bytes from its begin to the end of its block.
+// Where a piece begins in src and in dst, and the bytes that are left from there to the end of its block.
 struct SwapPiece {
   const char* src;
   char* dst;
   int64_t left;
 };
 
+// Computes where piece i lies. The pieces of a block are counted first, then the pairs, then the layers.
 template <int kBytes>
 __device__ SwapPiece piece_of(const SwapLaunch<kBytes>& launch, int64_t i) {
   const SwapHead& h = launch.head;
@@ -67,10 +76,10 @@ __device__ SwapPiece piece_of(const SwapLaunch<kBytes>& launch, int64_t i) {
           static_cast<char*>(tensors.dst) + pair.dst * h.unit_bytes + begin, h.block_bytes - begin};
 }
 
-// A group of threads copies a piece, kUnroll vectors each, all of which are in flight before the first is written.
-// Groups take turns over the pieces of each block, of each pair, of each layer. Over a link a thread computes where the
-// next piece is while it waits for this one: the sooner the next piece is in flight, the fewer threads saturate the
-// link. Within a device most threads have no next piece, and those with 16-byte vectors do not look ahead.
+// Each group of threads copies a piece: a thread loads kUnroll vectors before it writes the first. Groups loop over the
+// pieces with a grid-wide stride. With kLooksAhead, a thread computes where its next piece lies while the loads of this
+// piece are in flight. Over a link, the sooner the next loads are in flight, the fewer threads saturate the link.
+// Within a device most threads have no next piece, so that with 16-byte vectors they do not look ahead.
 template <int kWidth, int kUnroll, int kBytes>
 __global__ void __launch_bounds__(kMostThreads)
     swap_blocks_kernel(const MULTIKV_GRID_CONSTANT SwapLaunch<kBytes> launch) {
@@ -81,7 +90,8 @@ __global__ void __launch_bounds__(kMostThreads)
   const int64_t step = gridDim.x * groups_per_block;
   int64_t i = blockIdx.x * groups_per_block + (threadIdx.x >> h.lanes_log2);
   SwapPiece next;
-  // The launch is an argument and not a capture: HIP's compiler would copy captured parameters to scratch memory.
+  // The lambda takes `launch` as an argument and does not capture it: HIP's compiler would copy captured parameters to
+  // scratch memory.
   const auto look_ahead = [&i, &next](const SwapLaunch<kBytes>& from) {
     if (kLooksAhead && i < from.head.num_pieces) next = piece_of(from, i);
   };
@@ -105,13 +115,14 @@ __global__ void __launch_bounds__(kMostThreads)
   }
 }
 
+// The calling thread's parameters of this size, which all its launches fill again.
 template <int kBytes>
 SwapLaunch<kBytes>& parameters() {
   static thread_local SwapLaunch<kBytes> launch;
   return launch;
 }
 
-// The bytes of a vector: the widest accesses that all addresses allow, of 16, 4 or 1 bytes.
+// Returns the bytes of a vector, 16, 4 or 1: the widest access that the alignment of all addresses and sizes allows.
 int vector_width(const SwapKernelWork& work) {
   AlignmentBits bits(work.unit_bytes | work.block_bytes);
   for (int64_t i = 0; i < work.num_layers; ++i) {
@@ -141,14 +152,13 @@ void SwapKernel::choose_parameters() {
   if (most_bytes <= SwapLaunch<kSmall>::kPayload || !has_large_parameters()) use_parameters<kSmall>();
   else if (most_bytes <= SwapLaunch<kMedium>::kPayload) use_parameters<kMedium>();
   else use_parameters<kLarge>();
-  // The layers of a launch leave at least half of the payload to pairs.
+  // The layers of a launch take at most half of the payload, and the pairs get the rest.
   layers_per_launch_ =
       std::min<int64_t>(work_.num_layers, payload_bytes_ / 2 / static_cast<int64_t>(sizeof(SwapLayer)));
   pairs_ = reinterpret_cast<BlockPair*>(payload_ + layers_per_launch_ * sizeof(SwapLayer));
   max_pairs_ = (payload_bytes_ - layers_per_launch_ * sizeof(SwapLayer)) / sizeof(BlockPair);
 }
 
-// Divides blocks into pieces.
 void SwapKernel::divide_blocks() {
   SwapHead& h = *head_;
   h = {};
@@ -166,7 +176,7 @@ cudaError_t SwapKernel::submit() {
   if (count_ == 0) return cudaSuccess;
   for (int64_t begin = 0; begin < work_.num_layers; begin += layers_per_launch_) {
     const int64_t layers = std::min(layers_per_launch_, work_.num_layers - begin);
-    if (layers != layers_per_launch_) {  // the last launch: the pairs move up behind its layers
+    if (layers != layers_per_launch_) {  // the last launch has fewer layers: the pairs move up behind them
       std::memmove(payload_ + layers * sizeof(SwapLayer), pairs_, count_ * sizeof(BlockPair));
     }
     std::memcpy(payload_, work_.layers + begin, layers * sizeof(SwapLayer));

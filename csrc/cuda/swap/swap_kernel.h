@@ -1,5 +1,5 @@
-// A kernel that copies blocks between any memory that a GPU reads and writes. Which blocks it copies are parameters of
-// its launch: nothing is uploaded or allocated, and a CUDA graph can hold the launch.
+// A kernel that copies blocks between any memories that a GPU can access. The list of blocks is passed by value, in the
+// parameters of the launch: nothing is uploaded or allocated, and a CUDA graph can capture the launch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,22 +14,23 @@ namespace multikv::gpu {
 struct SwapKernelWork {
   const SwapLayer* layers;
   int64_t num_layers;
-  int64_t unit_bytes;   // block ids count units
+  int64_t unit_bytes;   // the unit of block ids
   int64_t block_bytes;  // bytes that are copied for each pair
-  int64_t most_pairs;
-  // How many threads copy in all; 0: as many as there is work for. The bytes that few threads have in flight saturate a
-  // link, and more threads would only hinder other kernels: docs/swap.md.
+  int64_t most_pairs;   // the most pairs that will be added
+  // The number of threads that copy; 0: as many as there is work for. The bytes that few threads have in flight
+  // saturate a link, and more threads would only hinder other kernels: docs/swap.md.
   int32_t link_threads;
 };
 
-// Ids of the two blocks of a pair, in units.
+// The two blocks of a pair: their distances from the pointers of a layer, in units.
 struct BlockPair {
   uint32_t src, dst;
 };
 
 struct SwapHead;
 
-// Collects pairs, and launches the kernel whenever its parameters are full.
+// Collects pairs, and launches the kernel whenever its parameters are full. A thread may have only one SwapKernel at a
+// time, because the parameters are thread-local.
 class SwapKernel {
  public:
   SwapKernel(const SwapKernelWork& work, cudaStream_t stream);
@@ -40,7 +41,7 @@ class SwapKernel {
     return count_ == max_pairs_ ? submit() : cudaSuccess;
   }
 
-  // Launches the kernel for the pairs that add() has not launched it for.
+  // Launches the kernel for the pairs that were added since its last launch.
   cudaError_t submit();
 
  private:
@@ -56,14 +57,14 @@ class SwapKernel {
 
   SwapKernelWork work_;
   cudaStream_t stream_;
-  // The parameters of the launch, which are the thread's.
+  // Pointers into the thread-local parameters of the launch.
   SwapHead* head_;
   unsigned char* payload_;
   BlockPair* pairs_;
   int64_t payload_bytes_;
   void (SwapKernel::*launch_)();
   int64_t layers_per_launch_ = 1, max_pairs_ = 0, count_ = 0;
-  int width_ = 1, unroll_ = 4;  // bytes of a vector, and vectors that a thread has in flight
+  int width_ = 1, unroll_ = 4;  // the bytes of a vector, and the vectors that a thread has in flight
 };
 
 }  // namespace multikv::gpu

@@ -15,10 +15,11 @@ namespace multikv::gpu {
 inline constexpr const char* kVendor = "CUDA";
 inline constexpr const char* kTorchLibrary = "libtorch_cuda.so";
 
-// The e4m3 element that this device computes with.
+// The e4m3 element of a uint8 cache. NVIDIA has only e4m3fn.
 inline Element e4m3_of_bytes(int32_t) { return Element::kE4M3FN; }
 
-// The most bytes of parameters that a kernel takes: since CUDA 12.1 almost 32 KB.
+// The most bytes of kernel parameters that this library uses. CUDA's limit is 4,096 bytes; since CUDA 12.1 it is
+// 32,764. has_large_parameters() says whether the installed driver takes more than 4,096.
 #if CUDART_VERSION >= 12010
 inline constexpr int kMaxParameterBytes = 32'000;
 inline bool has_large_parameters() {
@@ -33,14 +34,14 @@ inline constexpr int kMaxParameterBytes = 4'000;
 inline bool has_large_parameters() { return false; }
 #endif
 
-// A function of the driver, or nullptr. The driver is not linked, so that this library can be loaded on hosts without
-// one.
+// Returns a function of the driver, or nullptr. The driver is not linked, so that this library can be loaded on hosts
+// without a driver.
 inline void* driver_function(const char* name) {
   static void* const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
   return driver == nullptr ? nullptr : dlsym(driver, name);
 }
 
-// Whether this process has used the GPU.
+// Whether this process has initialised the GPU. The query does not initialise it.
 inline bool has_context(int32_t device_index) {
   static const auto get_state =
       reinterpret_cast<CUresult (*)(CUdevice, unsigned*, int*)>(driver_function("cuDevicePrimaryCtxGetState"));
@@ -52,11 +53,11 @@ inline bool has_context(int32_t device_index) {
 // A range of memory that the driver knows.
 struct Memory {
   uintptr_t begin, end;
-  intptr_t view;   // what to add to an address of the range to get the address that a GPU uses
-  int32_t device;  // -1: the host
+  intptr_t gpu_delta;  // an address of the range + gpu_delta is the address at which a GPU accesses it
+  int32_t device;      // -1: the host
 };
 
-// The range of memory that holds an address; nothing if no GPU can read the address.
+// Returns the range of memory that holds an address; nothing if no GPU can access the address.
 inline std::optional<Memory> memory_at(const void* address) {
   using Getter = CUresult (*)(unsigned, CUpointer_attribute*, void**, CUdeviceptr);
   static const auto get = reinterpret_cast<Getter>(driver_function("cuPointerGetAttributes"));
@@ -64,22 +65,24 @@ inline std::optional<Memory> memory_at(const void* address) {
                                  CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, CU_POINTER_ATTRIBUTE_RANGE_SIZE,
                                  CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL};
   unsigned type = 0;
-  CUdeviceptr view = 0, begin = 0;
+  CUdeviceptr gpu_address = 0, begin = 0;
   size_t size = 0;
   int device = -1;
-  void* values[] = {&type, &view, &begin, &size, &device};
+  void* values[] = {&type, &gpu_address, &begin, &size, &device};
   const auto at = reinterpret_cast<uintptr_t>(address);
-  if (get == nullptr || get(5, names, values, at) != CUDA_SUCCESS || type == 0 || view == 0 || size == 0) return {};
-  // The driver may tell the begin of the range as an address of the host or of the GPU.
-  const uintptr_t offset = begin <= at && at - begin < size ? at - begin : view - begin;
-  return Memory{at - offset, at - offset + size, static_cast<intptr_t>(view - at),
+  if (get == nullptr || get(5, names, values, at) != CUDA_SUCCESS || type == 0 || gpu_address == 0 || size == 0)
+    return {};
+  // RANGE_START_ADDR may be an address of the host or of the GPU.
+  const uintptr_t offset_bytes = begin <= at && at - begin < size ? at - begin : gpu_address - begin;
+  return Memory{at - offset_bytes, at - offset_bytes + size, static_cast<intptr_t>(gpu_address - at),
                 type == CU_MEMORYTYPE_HOST ? -1 : device};
 }
 
-// The most copies of a batch. The driver has been seen to fail on tens of thousands of copies at once.
+// The most copies of a batch. A driver has failed on tens of thousands of copies at once.
 inline constexpr int kMaxBatch = 1024;
 
-// cuMemcpyBatchAsync with the signature of CUDA 12.8, or nullptr before CUDA 12.8.
+// Returns cuMemcpyBatchAsync with its signature of CUDA 12.8, or nullptr if the driver is older. Later drivers export
+// another signature under another name.
 inline void* batch_function() {
   static void* const function = driver_function("cuMemcpyBatchAsync");
   return function;
@@ -88,8 +91,8 @@ inline bool is_legacy_default(cudaStream_t stream) { return stream == nullptr ||
 inline cudaStream_t thread_stream() { return cudaStreamPerThread; }  // the calling thread's own default stream
 inline bool has_batches() { return batch_function() != nullptr; }
 
-// Copies many ranges by one call. The driver refuses it on the legacy default stream, and a stream that is being
-// captured does not record it.
+// Submits many copies by one call. The driver refuses the call on the legacy default stream, and loses the copies on a
+// stream that is being captured. Attributes is CUmemcpyAttributes, which headers before CUDA 12.8 lack.
 inline cudaError_t copy_batch(void** dst, const void** src, size_t* sizes, size_t count, bool is_src_access_order_any,
                               cudaStream_t stream) {
   struct Location {

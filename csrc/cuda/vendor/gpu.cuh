@@ -13,7 +13,7 @@ namespace multikv::gpu {
 
 // Keeps a kernel parameter in constant memory, even if the kernel takes its address.
 #define MULTIKV_GRID_CONSTANT __grid_constant__
-// The most threads of a thread block, and the number of thread blocks that a multiprocessor should have registers for.
+// The maximum number of threads of a thread block, and the minimum number of resident thread blocks per multiprocessor.
 #define MULTIKV_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 
 // A warp is 32 neighbouring threads on every GPU; its threads are called lanes.
@@ -21,6 +21,7 @@ namespace multikv::gpu {
 // The mask of the lanes of the caller's warp for which `predicate` holds. All lanes must call.
 __device__ inline uint32_t ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 
+// Returns the upper half of a * b.
 __device__ inline uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 __device__ inline uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
@@ -41,7 +42,7 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
   else __stcs(reinterpret_cast<uint2*>(to), make_uint2(vec.x, vec.y));
 }
 
-// The value of another lane of the warp. All lanes must call.
+// Returns the value of another lane of the warp: of `lane`, or of the caller's own lane ^ mask. All lanes must call.
 template <class T>
 __device__ inline T shuffle(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
@@ -49,7 +50,7 @@ __device__ inline T shuffle(T value, int lane) {
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 __device__ inline float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
-// Rounds two floats; `low` goes to the low half of the word.
+// Rounds two floats to nearest even; `low` goes to the low half of the word.
 __device__ inline uint32_t floats_to_half(float low, float high) {
   const __half2 halves = __floats2half2_rn(low, high);
   return reinterpret_cast<const uint32_t&>(halves);
@@ -59,8 +60,8 @@ __device__ inline uint32_t floats_to_bfloat16(float low, float high) {
   return reinterpret_cast<const uint32_t&>(halves);
 }
 
-// Whether this GPU has an instruction that converts to and from the fp8 element. Without one, core/fp8.h computes
-// codes.
+// Whether this GPU has instructions that convert to and from the fp8 element. Without them, kernels use the functions
+// of core/fp8.h.
 template <Element kElement>
 __device__ constexpr bool has_fp8_instruction() {
 #if __CUDA_ARCH__ >= 890
@@ -70,7 +71,8 @@ __device__ constexpr bool has_fp8_instruction() {
 #endif
 }
 
-// Decodes two codes by that instruction; x is the float of the low byte. Every fp8 number is a float16.
+// Decodes two codes by the GPU's instruction; x is the float of the low byte. The instruction returns float16 numbers,
+// which is exact: every fp8 number is a float16 number.
 template <Element kElement>
 __device__ inline float2 convert_from_fp8(uint16_t codes) {
   uint32_t halves;
@@ -82,7 +84,8 @@ __device__ inline float2 convert_from_fp8(uint16_t codes) {
   return {half_to_float(static_cast<uint16_t>(halves)), half_to_float(static_cast<uint16_t>(halves >> 16))};
 }
 
-// Encodes two floats by that instruction, `low` in the low byte. The instruction saturates, and NaN becomes 0x7f.
+// Encodes two floats by the GPU's instruction, `low` in the low byte. The instruction saturates, and encodes NaN as
+// 0x7f.
 template <Element kElement>
 __device__ inline uint32_t convert_to_fp8(float low, float high) {
   uint16_t codes;

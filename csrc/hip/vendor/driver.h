@@ -16,8 +16,8 @@ namespace multikv::gpu {
 inline constexpr const char* kVendor = "HIP";
 inline constexpr const char* kTorchLibrary = "libtorch_hip.so";
 
-// The e4m3 element that this device computes with: gfx940 to gfx942 have instructions for fnuz. If the device's name
-// cannot be read, the op's next call of the runtime reports the error.
+// The e4m3 element of a uint8 cache: e4m3fnuz on gfx940 to gfx942, whose fp8 instructions are for the fnuz elements. If
+// the name of the architecture cannot be read, the next call of the runtime by the op reports the error.
 inline Element e4m3_of_bytes(int32_t device_index) {
   constexpr int kMaxDevices = 128;
   enum class Known : uint8_t { kNothing, kE4M3FN, kE4M3FNUZ };
@@ -36,11 +36,11 @@ inline Element e4m3_of_bytes(int32_t device_index) {
   return e4m3 == Known::kE4M3FNUZ ? Element::kE4M3FNUZ : Element::kE4M3FN;
 }
 
-// The most bytes of parameters that a kernel takes.
+// The most bytes of kernel parameters that this library uses.
 inline constexpr int kMaxParameterBytes = 4'000;
 inline bool has_large_parameters() { return false; }
 
-// Whether this process has used the GPU.
+// Whether this process has initialised the GPU. The query does not initialise it.
 inline bool has_context(int32_t device_index) {
   unsigned flags = 0;
   int is_active = 0;
@@ -50,11 +50,11 @@ inline bool has_context(int32_t device_index) {
 // A range of memory that the runtime knows.
 struct Memory {
   uintptr_t begin, end;
-  intptr_t view;   // what to add to an address of the range to get the address that a GPU uses
-  int32_t device;  // -1: the host
+  intptr_t gpu_delta;  // an address of the range + gpu_delta is the address at which a GPU accesses it
+  int32_t device;      // -1: the host
 };
 
-// The range of memory that holds an address; nothing if no GPU can read the address.
+// Returns the range of memory that holds an address; nothing if no GPU can access the address.
 inline std::optional<Memory> memory_at(const void* address) {
   const auto at = reinterpret_cast<uintptr_t>(address);
   hipPointerAttribute_t attributes{};
@@ -62,20 +62,20 @@ inline std::optional<Memory> memory_at(const void* address) {
     static_cast<void>(hipGetLastError());
     return {};
   }
-  const auto view = reinterpret_cast<uintptr_t>(attributes.devicePointer);
+  const auto gpu_address = reinterpret_cast<uintptr_t>(attributes.devicePointer);
   hipDeviceptr_t begin = nullptr;
   size_t size = 0;
   if (hipMemGetAddressRange(&begin, &size, attributes.devicePointer) != hipSuccess) {
     static_cast<void>(hipGetLastError());
     return {};
   }
-  const uintptr_t first = at - (view - reinterpret_cast<uintptr_t>(begin));
+  const uintptr_t first = at - (gpu_address - reinterpret_cast<uintptr_t>(begin));
   const bool is_host = attributes.hostPointer != nullptr;
-  return Memory{first, first + size, static_cast<intptr_t>(view - at), is_host ? -1 : attributes.device};
+  return Memory{first, first + size, static_cast<intptr_t>(gpu_address - at), is_host ? -1 : attributes.device};
 }
 
-// Batches of copies are not used: up to ROCm 7.2 hipMemcpyBatchAsync is a loop over single copies and fails with
-// attributes, and later versions have crashed above 8192 copies.
+// Batches of copies are not used. Up to ROCm 7.2, hipMemcpyBatchAsync is a loop over single copies, and fails if it is
+// given attributes. Later versions have crashed on more than 8,192 copies.
 inline constexpr int kMaxBatch = 1;
 inline bool is_legacy_default(hipStream_t stream) { return stream == nullptr; }
 inline hipStream_t thread_stream() { return hipStreamPerThread; }  // the calling thread's own default stream

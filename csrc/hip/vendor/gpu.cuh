@@ -9,21 +9,22 @@
 
 namespace multikv::gpu {
 
-// Kernel parameters are in constant memory without it.
+// Empty: on AMD, kernel parameters are in constant memory in any case.
 #define MULTIKV_GRID_CONSTANT
-// The most threads of a thread block, and the number of thread blocks that a compute unit should have registers for.
-// HIP takes the latter as waves (of 64 threads) on each of the compute unit's four SIMD units.
+// The maximum number of threads of a thread block, and the minimum number of resident thread blocks per compute unit.
+// HIP takes the latter as a number of waves (of 64 threads) on each of the four SIMD units of a compute unit.
 #define MULTIKV_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, (threads) * (blocks) / 256)
 
 // A warp is 32 neighbouring threads on every GPU; its threads are called lanes. A wave of 64 threads holds two warps.
 
-// The mask of the lanes of the caller's warp for which `predicate` holds. All lanes must call. The mask is one half of
-// the wave's mask, and does not depend on the other half.
+// The mask of the lanes of the caller's warp for which `predicate` holds. All lanes must call. It is one half of the
+// mask of a wave of 64 threads, and does not depend on the other half.
 __device__ inline uint32_t ballot(bool predicate) {
   const uint64_t wave = __ballot(predicate);
   return static_cast<uint32_t>(wave >> (__lane_id() & 32));
 }
 
+// Returns the upper half of a * b.
 __device__ inline uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 __device__ inline uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
@@ -39,7 +40,7 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
   __builtin_nontemporal_store(__builtin_bit_cast(Words<Vec>, vec), reinterpret_cast<Words<Vec>*>(to));
 }
 
-// The value of another lane of the warp. All lanes must call.
+// Returns the value of another lane of the warp: of `lane`, or of the caller's own lane ^ mask. All lanes must call.
 template <class T>
 __device__ inline T shuffle(T value, int lane) {
   return __shfl(value, lane, 32);
@@ -47,7 +48,7 @@ __device__ inline T shuffle(T value, int lane) {
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor(value, mask, 32); }
 
 __device__ inline float half_to_float(uint16_t bits) { return static_cast<float>(__builtin_bit_cast(_Float16, bits)); }
-// Rounds two floats; `low` goes to the low half of the word.
+// Rounds two floats to nearest even; `low` goes to the low half of the word.
 __device__ inline uint32_t floats_to_half(float low, float high) {
   return __builtin_bit_cast(uint16_t, static_cast<_Float16>(low)) |
          static_cast<uint32_t>(__builtin_bit_cast(uint16_t, static_cast<_Float16>(high))) << 16;
@@ -63,8 +64,8 @@ __device__ inline uint32_t floats_to_bfloat16(float low, float high) {
 #define MULTIKV_CONVERTS_TO_FNUZ false
 #endif
 
-// Whether this GPU has an instruction that converts to and from the fp8 element. Without one, core/fp8.h computes
-// codes.
+// Whether this GPU has instructions that convert to and from the fp8 element. Without them, kernels use the functions
+// of core/fp8.h.
 template <Element kElement>
 __device__ constexpr bool has_fp8_instruction() {
 #ifdef MULTIKV_CONVERTS_TO_FNUZ
@@ -74,7 +75,7 @@ __device__ constexpr bool has_fp8_instruction() {
 #endif
 }
 
-// Decodes two codes by that instruction; x is the float of the low byte.
+// Decodes two codes by the GPU's instruction; x is the float of the low byte.
 template <Element kElement>
 __device__ inline float2 convert_from_fp8([[maybe_unused]] uint16_t codes) {
 #ifdef MULTIKV_CONVERTS_TO_FNUZ
@@ -90,11 +91,11 @@ __device__ inline float2 convert_from_fp8([[maybe_unused]] uint16_t codes) {
 #endif
 }
 
-// Encodes two floats by that instruction, `low` in the low byte.
+// Encodes two floats by the GPU's instruction, `low` in the low byte.
 //
 // AMD documents that the instruction rounds to nearest even, also to subnormals, and never returns a fnuz -0. Its
-// result for an overflow depends on a mode and for a NaN on the GPU, so that both are handled here. No such GPU has run
-// this code yet; the tests of fp8 try every rounding there.
+// result for an overflow depends on a mode of the GPU, and its result for a NaN depends on the GPU, so that both are
+// handled here. No GPU with this instruction has run this code yet; there, the tests of fp8 will try every rounding.
 template <Element kElement>
 __device__ inline uint32_t convert_to_fp8([[maybe_unused]] float low, [[maybe_unused]] float high) {
 #ifdef MULTIKV_CONVERTS_TO_FNUZ
