@@ -37,9 +37,9 @@ Tensor::~Tensor() {
 }
 
 int64_t Tensor::numel() const {
-  int64_t product = 1;
-  for (int64_t i = 0; i < dim_; ++i) product *= sizes_[i];
-  return product;
+  uint64_t product = 1;  // unsigned: the sizes of an empty tensor may overflow before a 0 comes
+  for (int64_t i = 0; i < dim_; ++i) product *= static_cast<uint64_t>(sizes_[i]);
+  return static_cast<int64_t>(product);
 }
 
 bool Tensor::is_contiguous() const {
