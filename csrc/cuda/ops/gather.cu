@@ -116,14 +116,15 @@ struct UpconvertEntry : NoRest {
   __host__ __device__ int64_t vectors() const { return kCodeVectors + DsMlaEntry::kRopeSize / kElements; }
   __device__ Pointer find(BlockOffset at) const {
     if (p.host_row_ids.is_given()) {
-      const int64_t logical_slot = at.block * p.cache.blocks.block_size.signed_value() + at.offset;
+      // Logical blocks have the size of the cache's blocks.
+      const int64_t logical_slot = at.block * p.sequences.blocks.block_size.signed_value() + at.offset;
       const int64_t device_slot = p.device_row_ids.at(logical_slot);
       if (device_slot < 0) {
         const int64_t host_row = p.host_row_ids.at(logical_slot);
         if (static_cast<uint64_t>(host_row) >= static_cast<uint64_t>(p.num_host_rows)) return nullptr;
         return p.host_cache + host_row * p.host_stride_row_bytes;
       }
-      at = split(p.cache.blocks, device_slot);
+      at = split(p.sequences.blocks, device_slot);
       if (at.block >= p.cache.blocks.num_blocks) return nullptr;
     }
     return p.cache.entry(at);
