@@ -1,1 +1,1 @@
-"""Bandwidth of every op, compared with a copy of as many bytes and with PyTorch in the same process."""
+"""Measures the bandwidth of every op beside that of a copy of as many bytes, and that of PyTorch."""

@@ -1,7 +1,8 @@
-"""`python -m benchmarks`, in the root of the repository: bandwidth of every op, as a table and as JSON.
+"""`python -m benchmarks`, in the root of the repository: measures the bandwidth of every op.
 
-Each case is checked byte for byte and then timed: multikv, PyTorch and, at a few sizes, torch.compile on the same
-random tensors, and a copy of as many bytes. benchmarks/README.md says what is checked and what the columns mean.
+In each case, multikv, PyTorch and (at a few sizes) torch.compile do the same job on the same random tensors. What they
+write is checked byte for byte. Then they are timed, and so is a copy of as many bytes. benchmarks/README.md explains
+the checks and the columns of the table.
 """
 
 import argparse
@@ -28,13 +29,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, help="CPU threads (default: torch's own choice)")
     add("--op", action="append", metavar="NAME", help="only this op; may be given several times")
-    add("--shapes", action="store_true", help="the shapes of models instead of the sizes")
+    add("--shapes", action="store_true", help="run the cases with shapes of models instead of those of growing size")
     add("--only", metavar="REGEX", default="", help="only cases whose name matches, e.g. 'NHD/bf16'")
     add("--quick", action="store_true", help="fewer sizes, no torch.compile")
     add("--no-compile", action="store_true", help="leave torch.compile out")
-    max_mb = f"leave out cases that move more megabytes (default: {CPU_MAX_MB} on a CPU, no limit on a GPU)"
+    max_mb = f"leave out cases that move more megabytes than this (default: {CPU_MAX_MB} on a CPU, no limit on a GPU)"
     add("--max-mb", type=float, help=max_mb)
-    add("--contenders", action="store_true", help="print a row for each contender, not for each case")
+    add("--contenders", action="store_true", help="print a row for each contender instead of one for each case")
     add("--out", type=Path, metavar="FILE.json", help="write machine and results to this file")
     compare = "compare two files of results and run nothing"
     add("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help=compare)

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.beside`: what swaps cost the computation that runs at the same time.
+"""`python -m benchmarks.beside`: measures how much swaps slow down computation that runs at the same time.
 
-Matrix products run on one stream while swaps run on another without a pause. A Markdown table says by how much longer
-the products take, and what rate the swaps reach, for each way to copy.
+Matrix products run on one stream, while swaps run on another stream without a pause. For each strategy of swaps, a
+Markdown table says by how much the products slow down, and which bandwidth the swaps reach.
 """
 
 import argparse
@@ -16,16 +16,16 @@ import multikv
 from benchmarks import machine
 from multikv import platforms
 
-PRODUCTS = {"2,048^3": (2048, 300), "8,192^3": (8192, 12)}  # size, count: many short kernels, few long ones
+PRODUCTS = {"2,048^3": (2048, 300), "8,192^3": (8192, 12)}  # (size, count): many short kernels, or few long ones
 BLOCKS = {"4 KiB": (4 << 10, 8192), "256 KiB": (256 << 10, 512), "2 MiB": (2 << 20, 64)}
 DIRECTIONS = ("to the host", "from the host", "within the device")
 
 
 def products(size: int, count: int) -> Iterator[float | None]:
-    """Launches matrix products; yields None while they run, and then the milliseconds that they took."""
+    """Launches matrix products. Yields None while the products run, and then the milliseconds that they took."""
     a, b = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     out = a @ b
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(count):
         torch.mm(a, b, out=out)
@@ -38,7 +38,7 @@ def products(size: int, count: int) -> Iterator[float | None]:
 def beside(size: int, count: int, swap: Callable[[], None] | None, num_bytes: int) -> tuple[float, float]:
     """Returns the milliseconds of the products, and the GB/s of the swaps that run beside them."""
     stream, swaps = torch.cuda.Stream(), 0
-    marks = [torch.cuda.Event(enable_timing=True) for _ in "be"]
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     torch.cuda.synchronize()
     running = products(size, count)
     if swap is not None:

@@ -1,4 +1,4 @@
-"""What a benchmark case is: an op at one size, the bytes that it must write, and other ways to do the same."""
+"""A case of the benchmarks: an op at one size, the bytes that it must write, and baselines that do the same job."""
 
 import dataclasses
 import functools
@@ -12,14 +12,13 @@ from multikv.demo.cases import Workload
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """The same job in PyTorch. Its indices are prepared in the form that it needs, so only the movement is timed."""
+    """The job of an op in PyTorch. Indices are converted to the form that it needs before the time is taken."""
 
     name: str
     function: Callable[..., None]
-    prepare: Callable[
-        [Workload], tuple[Any, ...]
-    ]  # returns the function's arguments; the function writes the workload's outputs
-    compiled: bool = False  # with torch.compile
+    # Returns the arguments with which `function` writes the outputs of the workload.
+    prepare: Callable[[Workload], tuple[Any, ...]]
+    compiled: bool = False  # whether torch.compile compiles the function
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Cases of the conversion of whole caches to fp8 and back."""
+"""Cases that convert whole caches to fp8 and back."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from benchmarks.case import Baseline, Case
 from multikv.demo import cases as workloads
 from multikv.demo.cases import CACHE_DTYPES, Workload
 
-ELEMENTS = (20, 25, 29)  # exponents of the powers of two that are numbers of elements
+ELEMENTS = (20, 25, 29)  # log2 of the number of elements
 FORMATS = ("fp8_e4m3", "fp8_e5m2")
 
 
@@ -49,7 +49,7 @@ def _multiply(dst: Tensor, src: Tensor, scale: Tensor) -> None:
 def _expect(w: Workload) -> None:
     dst, src, scale = _arguments(w)
     fp8 = CACHE_DTYPES[w.arguments[3]]
-    # Intermediate results take several times the memory of the tensors, so that these are converted in parts.
+    # Intermediate results take several times the memory of the tensors, so the tensors are converted in parts.
     for out, x in zip(dst.split(1 << 26), src.split(1 << 26), strict=True):
         if dst.dtype == fp8:
             out.view(torch.uint8).copy_(numbers.encode(x / scale, fp8))

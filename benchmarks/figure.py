@@ -1,14 +1,14 @@
-"""Draws the bandwidth of each op as a share of a copy's, beside that of other libraries (needs matplotlib).
+"""Draws the bandwidth of each op in % of that of a copy, beside other libraries. It needs matplotlib.
 
-python -m benchmarks.figure RESULTS.json OUT.svg
+Usage: python -m benchmarks.figure RESULTS.json OUT.svg
 """
 
 import argparse
 import json
 from pathlib import Path
 
-# The CUDA kernels of vLLM 0.33 and FlashInfer, compiled from their sources, on an H200 with torch 2.11 and CUDA 13.0:
-# % of a copy of as many bytes in the same process, by (op, case).
+# The bandwidth of the CUDA kernels of vLLM 0.33 and FlashInfer by (op, case), in % of that of a copy of as many bytes
+# in the same process. The kernels were compiled from their sources and ran on an H200 with torch 2.11 and CUDA 13.0.
 VLLM, FLASHINFER = "vLLM 0.33", "FlashInfer"
 PEERS = {
     ("reshape_and_cache_flash", "NHD/bf16/T=131072"): {VLLM: 38, FLASHINFER: 90},
@@ -36,7 +36,7 @@ _COLOURS = {"multikv": "#1b6ca8", VLLM: "#b8b8b8", FLASHINFER: "#e09f3e"}
 
 
 def shares(results: dict) -> dict[tuple[str, str], dict[str, float]]:
-    """Returns the share of the copy's bandwidth in %, by case of PEERS that was measured, and by library."""
+    """Returns the bandwidth in % of that of a copy, by case and by library, for all cases of PEERS in the results."""
     ours = {(r["op"], r["case"]): r["share_of_copy"] for r in results["results"] if r["contender"] == "multikv"}
     return {case: {"multikv": 100 * ours[case], **peers} for case, peers in PEERS.items() if ours.get(case)}
 

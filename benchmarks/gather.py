@@ -1,4 +1,4 @@
-"""Cases of gathers: the entries of sequences, read out of a paged cache."""
+"""Cases of gathers, which copy the entries of sequences from a paged cache to rows."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,7 +82,7 @@ def _rows(w: Workload) -> tuple[Any, ...]:
 
 
 def _blocks(w: Workload) -> tuple[Any, ...]:
-    """Copies whole blocks, which is possible because every sequence fills its last block."""
+    """Returns the arguments of a copy of whole blocks, which is right because all sequences fill their last block."""
     src_cache, dst, block_table, *_ = w.arguments
     return dst.view(-1, *src_cache.shape[1:]), src_cache, block_table.flatten().long()
 

@@ -1,4 +1,4 @@
-"""Cases of the sparse attention's indexer: its keys, written into their cache and read back."""
+"""Cases of the indexer of sparse attention, whose keys are written into a cache and gathered."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from benchmarks.gather import batches, row_slots
 from benchmarks.sizes import writes
 from multikv.demo import cases as workloads
 from multikv.demo.cases import Workload
-from multikv.reference.indexer import values_and_scales
+from multikv.reference.indexer import codes_and_scales
 from multikv.reference.tiles import power_of_two_up, tile_amax
 
 
@@ -35,22 +35,22 @@ def cases(device: torch.device) -> Iterator[Case]:
 def _arguments(w: Workload) -> tuple[Any, ...]:
     k, kv_cache, slots, _, kv_cache_dtype = w.arguments
     where = (slots // kv_cache.size(1), slots % kv_cache.size(1))
-    return k, *values_and_scales(kv_cache, k.size(1)), where, kv_cache_dtype
+    return k, *codes_and_scales(kv_cache, k.size(1)), where, kv_cache_dtype
 
 
 def _put(
     k: Tensor,
-    values: Tensor,
+    codes: Tensor,
     scales: Tensor,
     where: tuple[Tensor, Tensor],
     kv_cache_dtype: str,
     encode: Callable[[Tensor, torch.dtype], Tensor] = numbers.cast,
 ) -> None:
-    """Writes keys of one tile each."""
+    """Writes keys that consist of one tile each."""
     scale = numbers.over_largest(tile_amax(k).clamp(min=1e-4))[:, None]
     if kv_cache_dtype == "ue8m0":
         scale = power_of_two_up(scale)
-    values.index_put_(where, encode(k / scale, numbers.E4M3))
+    codes.index_put_(where, encode(k / scale, numbers.E4M3))
     scales.index_put_(where, scale.view(torch.uint8))
 
 
@@ -61,9 +61,9 @@ def _expect(w: Workload) -> None:
 def _gathered_parts(w: Workload) -> tuple[Any, ...]:
     kv_cache, dst_k, dst_scale, block_table, _ = w.arguments
     slots = row_slots(block_table, kv_cache.size(1), dst_k.size(0))
-    values, scales = values_and_scales(kv_cache, dst_k.size(1))
+    codes, scales = codes_and_scales(kv_cache, dst_k.size(1))
     where = slots // kv_cache.size(1), slots % kv_cache.size(1)
-    return (dst_k, values, where), (dst_scale, scales, where)
+    return (dst_k, codes, where), (dst_scale, scales, where)
 
 
 def _index(*parts: tuple[Tensor, Tensor, tuple[Tensor, Tensor]]) -> None:

@@ -1,4 +1,4 @@
-"""The machine, the versions and the settings that a result was measured with."""
+"""Describes the machine, the versions and the settings of a measurement."""
 
 import dataclasses
 import datetime
@@ -38,7 +38,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-            # A scale for host_us: the host time of a PyTorch op on one element.
+            # The host time of a PyTorch op on one element, to compare host_us with.
             "neg_host_us": timing.host_time(torch.zeros(1, device=device).neg_, device) * 1e6,
             "swap_costs": _swap_costs(device),
         }
@@ -48,12 +48,12 @@ def describe(device: torch.device) -> dict[str, Any]:
 def _swap_costs(device: torch.device) -> dict[str, Any] | None:
     try:
         return {name: dataclasses.asdict(costs) for name, costs in offload.calibrate_swaps(device).items()}
-    except RuntimeError:  # not enough memory, or no library serves the GPU; the cases report the latter
+    except RuntimeError:  # not enough memory, or no library serves the GPU, which every case will report
         return None
 
 
 def _sources() -> str:
-    """Returns a digest of the files of `csrc`, which identifies the code also in a copy without git history."""
+    """Returns a digest of the files of `csrc`, which identifies the code even in a copy without its git history."""
     root = Path(__file__).parents[1] / "csrc"
     digest = hashlib.sha256()
     for path in sorted(file for file in root.rglob("*") if file.is_file()):
@@ -66,4 +66,4 @@ def _output(*command: str) -> str | None:
         run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, cwd=Path(__file__).parent)
     except (OSError, subprocess.SubprocessError):
         return None
-    return next(iter(run.stdout.splitlines()), None)  # the first of several GPUs: all have one driver
+    return next(iter(run.stdout.splitlines()), None)  # nvidia-smi prints the same driver version for each GPU

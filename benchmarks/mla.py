@@ -1,4 +1,4 @@
-"""Cases of multi-head latent attention (MLA): latent vectors and rotary keys into the cache, and its queries."""
+"""Cases of multi-head latent attention (MLA), which cache latent vectors and rotary keys, or join queries."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -73,7 +73,7 @@ def put(
     scale: Tensor,
     encode: Encode = numbers.cast,
 ) -> None:
-    """Writes each part by itself, which moves fewer bytes than torch.cat followed by one write."""
+    """Writes latent vectors and rotary keys separately, which moves fewer bytes than torch.cat and one write."""
     if kv_cache_dtype == "fp8_ds_mla":
         parts = _ds_mla_parts(kv_c, k_pe, encode)
     elif entries.dtype == kv_c.dtype:

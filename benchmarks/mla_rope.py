@@ -72,5 +72,5 @@ def _rotate_and_put(
 
 
 def _expect(w: Workload) -> None:
-    """Uses eager PyTorch, whose arithmetic is that of the op."""
+    """Writes the expected bytes with eager PyTorch, whose rounding the op repeats."""
     _rotate_and_put(*_arguments(w), encode=numbers.encode)

@@ -1,4 +1,4 @@
-"""Conversion to and from fp8 for expected bytes: of whole tensors, on their device, without PyTorch's casts."""
+"""Converts tensors to and from fp8: without PyTorch's casts for the expected bytes, with them for the baselines."""
 
 import functools
 
@@ -11,7 +11,7 @@ E4M3 = torch.float8_e4m3fn
 
 
 def encode(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns the uint8 codes nearest to float32 values; ties go to the even code, infinities to the largest."""
+    """Returns the uint8 codes nearest to float32 values. Ties go to the even code; infinities saturate."""
     codes = torch.bucketize(x.abs(), _thresholds(dtype).to(x.device), out_int32=True).to(torch.uint8)
     return torch.where(x.isnan(), 0x7F, codes | x.signbit().to(torch.uint8) << 7)
 
@@ -22,19 +22,19 @@ def decode(codes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Does what `encode` does, with PyTorch's cast, for the contenders."""
+    """Does what `encode` does, with PyTorch's cast, for the baselines."""
     return x.to(dtype).view(torch.uint8)
 
 
 def uncast(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Does what `decode` does, with PyTorch's cast, for the contenders."""
+    """Does what `decode` does, with PyTorch's cast, for the baselines."""
     return codes.view(dtype).to(torch.float32)
 
 
 def over_largest(amax: Tensor) -> Tensor:
-    """Returns amax / 448, the largest e4m3 value.
+    """Returns amax / 448, where 448 is the largest e4m3fn value.
 
-    The divisor is a tensor: PyTorch multiplies by the reciprocal of a Python number on a GPU.
+    The divisor is a tensor, because on a GPU PyTorch multiplies by the reciprocal of a Python number.
     """
     return amax / torch.full((1,), 448.0, device=amax.device)
 

@@ -1,4 +1,4 @@
-"""Results as tables and as JSON."""
+"""Prints results as tables, and saves them as JSON."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Cases of keys and values, written into a paged cache."""
+"""Cases that write keys and values into a paged cache."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from multikv.demo.cases import Workload
 
 FORMATS = ("bfloat16", "fp8_e4m3")
 COMPILED_TOKENS = (1, 16384, 131072)  # of the layout NHD, which most models use
-MODELS = {  # KV heads, head size; tp8: on each of 8 GPUs
+MODELS = {  # (KV heads, head size); tp8: of one of 8 GPUs
     "llama-3-8b-or-70b": (8, 128),
     "llama-3-8b-or-70b-tp8": (1, 128),
     "qwen3-30b-a3b": (4, 128),
@@ -81,7 +81,8 @@ def _case(make: Callable[..., Workload], name: str, compiled: bool = False, **si
     return Case.of(make, name, _expect, tuple(baselines), quick=sizes["num_tokens"] in QUICK_TOKENS, **sizes)
 
 
-# Arguments of one index_put_: source, view of the cache that begins with the indexed dimensions, indices, scale.
+# The arguments of one index_put_: the source, a view of the cache whose first dimensions are indexed, the indices, and
+# the scale.
 _Put = tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]
 
 
@@ -104,7 +105,7 @@ def _put(*puts: _Put, encode: Callable[[Tensor, torch.dtype], Tensor] = numbers.
     for source, cache, where, scale in puts:
         if cache.dtype == source.dtype:
             cache.index_put_(where, source)
-        else:  # index_put_ does not support float8, so it writes bytes. bfloat16 / float32 [1] is float32.
+        else:  # index_put_ does not support float8, so uint8 is written. bfloat16 / float32 [1] is float32.
             cache.view(torch.uint8).index_put_(where, encode(source / scale, cache.dtype))
 
 

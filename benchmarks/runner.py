@@ -1,4 +1,4 @@
-"""Checks and times the contenders of a case, multikv, PyTorch and torch.compile, on the same tensors."""
+"""Checks and times the contenders of a case (multikv, PyTorch, torch.compile) on the same tensors."""
 
 import dataclasses
 import functools
@@ -23,14 +23,14 @@ class Result:
     bit_equal: bool | None = None
     device_us: float | None = None
     copy_us: float | None = None  # measured with this contender
-    host_us: float | None = None  # of an eager call on a GPU; on a CPU device_us is the time of the call
+    host_us: float | None = None  # time until an eager call on a GPU returns; None on a CPU
     gb_per_s: float | None = None
     share_of_copy: float | None = None
     error: str | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether multikv wrote wrong bytes. Wrong bytes of PyTorch are recorded, but are no failure."""
+        """Whether the bytes of multikv are wrong or were not compared. Wrong bytes of a baseline are no failure."""
         return self.contender == "multikv" and not self.bit_equal
 
 
@@ -90,7 +90,7 @@ def _equal(trial: Workload, expected: Workload, before: Workload) -> bool:
 
 def _binder(baseline: Baseline) -> Callable[[Workload], Callable[[], None]]:
     if baseline.compiled:
-        torch.compiler.reset()  # or compiling for the shapes of each case would count as recompiling
+        torch.compiler.reset()  # else torch.compile would count every case as a recompilation
         function = torch.compile(baseline.function, dynamic=False)
     else:
         function = baseline.function

@@ -7,7 +7,7 @@ MANY_TOKENS = (1, 8, 64, 256, 2048, 16384, 131072)
 QUICK_TOKENS = (1, 16384, 131072)
 SHAPES_TOKENS = 16384
 
-BATCHES = ((1, 128), (1, 4096), (256, 128), (1, 131072), (256, 512))  # (number of sequences, tokens of each)
+BATCHES = ((1, 128), (1, 4096), (256, 128), (1, 131072), (256, 512))  # (number of sequences, tokens per sequence)
 QUICK_BATCHES = ((1, 128), (256, 128), (256, 512))
 
 

@@ -1,4 +1,4 @@
-"""Cases of swaps: blocks copied between memories, compared with one copy of as many bytes."""
+"""Cases of swaps, which copy blocks between memories."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from multikv.demo import cases as workloads
 from multikv.demo.cases import Workload
 
 DIRECTIONS = {"cuda": ("d2h", "h2d", "d2d"), "cpu": ("h2h",)}
-NUM_BLOCKS = {"4K": 2048, "32K": 2048, "256K": 2048, "2M": 256}  # by size of a block; at most 512 MiB in all
+NUM_BLOCKS = {"4K": 2048, "32K": 2048, "256K": 2048, "2M": 256}  # by bytes per block; at most 512 MiB
 LAYERS = 32
 NUM_BLOCKS_OF_LAYERS = {"4K": 2048, "32K": 256, "256K": 35, "2M": 7}
 QUICK = ("4K", "256K")
@@ -32,7 +32,7 @@ def cases(device: torch.device) -> Iterator[Case]:
                 block_bytes=_bytes(size),
                 num_blocks=num_blocks,
             )
-        for size, num_blocks in NUM_BLOCKS_OF_LAYERS.items():  # a copy_ of each block would take a second
+        for size, num_blocks in NUM_BLOCKS_OF_LAYERS.items():  # a baseline with a copy_ per block would take a second
             baselines = (Baseline("index_copy_ of each layer", _index_layers, _layers),) if baseline is by_index else ()
             yield Case.of(
                 workloads.swap_blocks_layers,

@@ -1,9 +1,10 @@
-"""Offloading: more conversations than fit the GPU, whose blocks are in host memory between their turns.
+"""Offloading: keeps more conversations than the GPU has memory for, by copying those that wait to the host.
 
-In every turn one conversation continues. On one stream a model step runs: matrix products, and a write of the new
-tokens' K to the cache. On another stream the blocks of the next conversation are copied to the device, after those of
-the conversations that have waited longest have been copied to the host to make room. All layers are copied by one call
-of `swap_blocks_layers`. At the end every token of every conversation is compared with what was written.
+In every turn, one conversation continues. On one stream, a model step runs: matrix products, and a write of the K of
+the new tokens to the cache. On another stream, swaps prepare the next turn. First, the conversations that have waited
+longest are copied to the host until the next conversation has room. Then the next conversation is copied to the
+device. One call of `swap_blocks_layers` copies all layers. At the end, every token of every conversation is compared
+with what was written.
 
     python examples/offload.py [--device cuda] [--seconds 10] [--megabytes 2048] [--block-kib 32]
 
@@ -24,18 +25,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import multikv
 
-LAYERS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16  # K only; V would be swapped by the same calls
+LAYERS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16  # only K is cached; the same calls would swap V
 SPARE_BLOCKS = 8
-OVERCOMMIT = 4  # conversations, for each that fits the device
+OVERCOMMIT = 4  # number of conversations / number of conversations of maximum length that the device holds
 
 
 @dataclasses.dataclass
 class Conversation:
-    """A conversation. Its tokens are numbered, and the K of a token consists of copies of its number."""
+    """A conversation. Every token has a number, and its K consists of copies of this number."""
 
     first: int  # the number of its token 0
     length: int = 0
-    blocks: list[int] = dataclasses.field(default_factory=list)  # of the device or of the host
+    blocks: list[int] = dataclasses.field(default_factory=list)  # blocks of the device or of the host, see is_on_device
     is_on_device: bool = False
 
     def numbers(self, begin: int, device: torch.device) -> torch.Tensor:
@@ -44,7 +45,7 @@ class Conversation:
 
 
 class Link:
-    """Measures the rate of the swaps, and that of a plain copy."""
+    """Measures the bandwidth of swaps, and that of a plain copy."""
 
     def __init__(self, device: torch.device, host: torch.Tensor, on_device: torch.Tensor) -> None:
         self.device, self.bytes, self.calls = device, 0, 0
@@ -63,7 +64,7 @@ class Link:
 
     @contextlib.contextmanager
     def timed(self, num_bytes: int) -> Iterator[None]:
-        """Adds a copy of num_bytes to the measurement."""
+        """Measures the copy of num_bytes bytes that the body of the `with` statement makes."""
         self.bytes += num_bytes
         self.calls += 1
         if self.device.type == "cpu":
@@ -71,14 +72,14 @@ class Link:
             yield
             self.seconds += time.perf_counter() - start
             return
-        marks = tuple(torch.cuda.Event(enable_timing=True) for _ in "be")
-        marks[0].record()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
         yield
-        marks[1].record()
-        self.marks.append(marks)
+        end.record()
+        self.marks.append((begin, end))
 
     def rate(self) -> float:
-        """Returns the bytes per second while swaps were running."""
+        """Returns the bytes per second, counting only the time during which copies ran."""
         for begin, end in self.marks:
             end.synchronize()
             self.seconds += begin.elapsed_time(end) * 1e-3
@@ -123,12 +124,12 @@ class Engine:
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
     def wait(self, which: int) -> None:
-        """Makes a stream wait for the other: 0, the model, for the swaps; 1, the swaps, for the model."""
+        """Makes stream `which` wait for the other stream. Stream 0 runs the model, stream 1 runs the swaps."""
         if self.streams[0] is not None:
             self.streams[which].wait_stream(self.streams[1 - which])
 
     def swap(self, conversation: Conversation, targets: list[int]) -> None:
-        """Copies the blocks of a conversation to the blocks `targets` of the other memory."""
+        """Copies the blocks of a conversation from the device to the host or back, to the blocks `targets` there."""
         out = conversation.is_on_device
         tensors = (self.caches, self.pools) if out else (self.pools, self.caches)
         mapping = torch.tensor([conversation.blocks, targets], dtype=torch.int64).T.contiguous()
@@ -138,7 +139,7 @@ class Engine:
         conversation.blocks, conversation.is_on_device = targets, not out
 
     def bring(self, conversation: Conversation, busy: Conversation | None = None, room: int = SPARE_BLOCKS) -> None:
-        """Brings a conversation onto the device, with `room` free blocks; the conversation `busy` stays there."""
+        """Copies a conversation to the device and leaves `room` free blocks there. The conversation `busy` stays."""
         key = conversation.first
         with self.on(self.streams[1]):
             needed = room + (0 if conversation.is_on_device else len(conversation.blocks))
@@ -184,7 +185,7 @@ class Engine:
         return following
 
     def wrong_tokens(self) -> int:
-        """Returns how many tokens do not have the content that was written."""
+        """Returns the number of tokens whose K is not what was written."""
         wrong = 0
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -236,13 +237,12 @@ def main() -> int:
     rate = link.rate()
     tokens = sum(conversation.length for conversation in engine.conversations)
     console.print(
-        f"{turns} turns of {len(engine.conversations)} conversations, {tokens:,} tokens, of which the device holds a "
-        f"part: {link.bytes / 1e9:.2f} GB copied in {link.calls} calls, blocks of {engine.block_bytes >> 10} KiB x "
-        f"{LAYERS} layers"
+        f"{turns} turns of {len(engine.conversations)} conversations with {tokens:,} tokens. {link.calls} calls copied "
+        f"{link.bytes / 1e9:.2f} GB, in blocks of {engine.block_bytes >> 10} KiB x {LAYERS} layers."
     )
     console.print(
-        f"link: {rate / 1e9:.1f} GB/s while swapping, {100 * rate / link.plain_copy:.0f}% of a plain copy's "
-        f"{link.plain_copy / 1e9:.1f}"
+        f"The swaps ran at {rate / 1e9:.1f} GB/s, {100 * rate / link.plain_copy:.0f}% of the "
+        f"{link.plain_copy / 1e9:.1f} GB/s of a plain copy."
     )
     console.print(f"[red]{wrong} tokens are WRONG[/]" if wrong else "all contents are right")
     return 1 if wrong else 0

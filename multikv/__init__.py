@@ -1,8 +1,9 @@
 """KV-cache operations of LLM inference: one API and the same bytes on CUDA, ROCm and CPU.
 
-Importing the package detects this host and loads the libraries that serve it; `multikv.platforms.report()` says which
-and why. Each op is a documented function here and an op of PyTorch, `torch.ops.multikv.<name>`. What all ops have in
-common, and the formats of caches, is described in `multikv.ops`.
+Importing the package detects the GPUs of this host and loads the CPU library and the GPU library that matches them.
+`multikv.platforms.report()` says which libraries are loaded, and why the others are not. Each op is a function of this
+package and an op of PyTorch, `torch.ops.multikv.<name>`. `multikv.ops` describes what all ops have in common, and the
+formats of caches.
 
 Example:
     >>> import torch, multikv
@@ -33,7 +34,7 @@ else:  # type checkers take the names from the imports
     __all__ = ["calibrate_swaps", "empty_pinned", "platforms"] + ops.__all__
 
     def __getattr__(name):
-        """Imports what no op needs when it is first used, so that `import multikv` is faster."""
+        """Imports `multikv.offload`, and looks the version up, at the first use, so that `import multikv` is faster."""
         import importlib.metadata  # noqa: PLC0415
 
         if name in ("offload", "calibrate_swaps", "empty_pinned"):

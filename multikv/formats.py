@@ -1,10 +1,10 @@
-"""Formats of caches: how elements become stored codes, where scales are, and which names each family of ops accepts.
+"""Formats of caches: how elements become stored codes, where scales are stored, and which names each op accepts.
 
-This is the table of `csrc/core/format.h` as Python sees it; a test compares the two through the C border. The reference
-takes from here all that it knows of a format. A new format is a row of CACHE_FORMATS here and in the header.
+CACHE_FORMATS repeats the table of `csrc/core/format.h`, and a test compares the two. `multikv.reference` takes all that
+it knows of a format from CACHE_FORMATS. To add a format, add a row to both tables.
 
-Elements that no op has yet (int8, int4, e2m1), scales per token and head, inline scales, zero points and rotations can
-be expressed here, so that a format that needs them is a row and not a special case.
+The types also describe what no op supports yet: int8, int4 and e2m1 elements, a scale for each token and head, scales
+between the codes, zero points, and Hadamard rotations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Element:
 
     name: str
     bits: int
-    dtype: torch.dtype  # of a cache that holds it; packed elements of less than 8 bits are bytes
+    dtype: torch.dtype  # of a cache of such elements; elements of less than 8 bits are packed into uint8
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ E5M2 = Fp8Format(
 )
 E4M3FNUZ = Fp8Format("e4m3fnuz", 8, torch.float8_e4m3fnuz, 3, 8, 0x80, frozenset({0x80}))
 E5M2FNUZ = Fp8Format("e5m2fnuz", 8, torch.float8_e5m2fnuz, 2, 16, 0x80, frozenset({0x80}))
-# No op has these yet. e2m1: OCP Microscaling Formats (MX) Specification 1.0.
+# No op supports the following elements yet. e2m1: OCP Microscaling Formats (MX) Specification 1.0.
 INT8 = Element("int8", 8, torch.int8)
 INT4 = Element("int4", 4, torch.uint8)
 E2M1 = Element("e2m1", 4, torch.uint8)
@@ -73,8 +73,8 @@ class ScaleGroup(enum.Enum):
     """Which elements share a scale."""
 
     NONE = "none"
-    TENSOR_OR_HEAD = "tensor_or_head"  # all of a tensor or all of a head, as the scale argument has elements
-    TOKEN_HEAD = "token_head"  # those of one head of one token
+    TENSOR_OR_HEAD = "tensor_or_head"  # the whole tensor if the scale has 1 element, each head if it has one per head
+    TOKEN_HEAD = "token_head"  # the elements of one head of one token
     TILE = "tile"  # `tile_size` neighbouring elements of one token
 
 
@@ -90,13 +90,13 @@ class ScaleType(enum.Enum):
 
 
 class ScalePlace(enum.Enum):
-    """Where scales are."""
+    """Where scales are stored."""
 
     NONE = "none"
-    ARGUMENT = "argument"  # an argument of the op, which reads it
-    TENSOR = "tensor"  # a tensor of their own, which the op writes
-    INLINE = "inline"  # between the codes, behind those of each head
-    BLOCK_TAIL = "block_tail"  # behind all codes of a block
+    ARGUMENT = "argument"  # in an argument of the op, which reads them
+    TENSOR = "tensor"  # in a separate tensor, which the op writes
+    INLINE = "inline"  # between the codes: after the codes of each head
+    BLOCK_TAIL = "block_tail"  # after the codes of all slots of a block
     ENTRY = "entry"  # in the entry of each token, at a fixed offset
 
 
@@ -113,7 +113,7 @@ class Codec:
     scale_group: ScaleGroup = ScaleGroup.NONE
     scale_type: ScaleType = ScaleType.NONE
     scale_place: ScalePlace = ScalePlace.NONE
-    tile_size: int = 0  # elements of a tile; 0 if an argument of the op gives it, or without tiles
+    tile_size: int = 0  # elements per tile; 0: an argument of the op gives the size, or there are no tiles
     has_zero_point: bool = False  # a zero point is stored with each scale
     is_rotated: bool = False  # a Hadamard rotation precedes the quantisation
 
@@ -126,9 +126,9 @@ class Codec:
 class ElementChoice(enum.Enum):
     """What determines the element of a format."""
 
-    FIXED = "fixed"  # the format
+    FIXED = "fixed"  # the format itself
     INPUT = "input"  # the dtype of the op's input
-    E4M3 = "e4m3"  # e4m3fn or e4m3fnuz: the dtype of the cache, or for a uint8 cache the device
+    E4M3 = "e4m3"  # the dtype of the cache chooses e4m3fn or e4m3fnuz; for a uint8 cache the device does
 
 
 class Family(enum.Enum):
@@ -142,15 +142,15 @@ class Family(enum.Enum):
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """A name that kv_cache_dtype may have, and what it means to some families of ops."""
+    """A value of kv_cache_dtype, and what it means to the families of ops that accept it."""
 
     name: str
-    codec: Codec  # with ElementChoice.E4M3 its element stands for both, with ElementChoice.INPUT for all three floats
+    codec: Codec  # its element is E4M3FN with ElementChoice.E4M3, FLOAT32 with INPUT, until the choice is made
     choice: ElementChoice
     families: frozenset[Family]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as multikv_formats() of csrc/c_api.h writes it."""
+        """Returns the format as multikv_formats() of csrc/c_api.h writes it to JSON."""
         codec = self.codec
         return {
             "name": self.name,
@@ -169,11 +169,14 @@ class CacheFormat:
 
 @dataclass(frozen=True)
 class DsMlaEntry:
-    """The entry of fp8_ds_mla, the format of DeepSeek's sparse attention (source: FlashMLA), in bytes.
+    """The entry of fp8_ds_mla, the format of DeepSeek's sparse attention (source: FlashMLA).
 
-    0 .. 511    512 e4m3 codes of the latent vector, in 4 tiles of 128
-    512 .. 527  the scales of the 4 tiles, float32, powers of two
-    528 .. 655  64 elements of 16 bits: the rotary key
+    The layout of an entry:
+
+        byte  0                 512                 528                 656
+              | latent vector   | scales            | rotary key        |
+              | 512 e4m3 codes  | 4 float32, powers | 64 elements       |
+              | 4 tiles of 128  | of two            | of 16 bits        |
     """
 
     latent_size: int = 512
@@ -182,12 +185,12 @@ class DsMlaEntry:
 
     @property
     def part_bytes(self) -> tuple[int, int, int]:
-        """Sizes of codes, scales and rotary key."""
+        """Sizes in bytes of the codes, the scales and the rotary key."""
         return self.latent_size, self.latent_size // self.tile_size * 4, self.rope_size * 2
 
     @property
     def num_bytes(self) -> int:
-        """Size of an entry."""
+        """Size of an entry in bytes."""
         return sum(self.part_bytes)
 
 
@@ -208,7 +211,8 @@ def _indexer(scale_type: ScaleType, element: Element = E4M3FN) -> Codec:
     return Codec(element, ScaleGroup.TILE, scale_type, ScalePlace.BLOCK_TAIL)
 
 
-# In the order in which error messages list the names. A name has one row for each of its meanings.
+# Error messages list the names in this order. A name that means different things to different families has a row for
+# each meaning.
 CACHE_FORMATS = (
     CacheFormat("auto", Codec(FLOAT32), _INPUT, _CACHE_MLA),
     CacheFormat("auto", _indexer(ScaleType.FLOAT32), _E4M3, _INDEXER),
@@ -234,9 +238,10 @@ CACHE_FORMATS = (
 
 
 def names(family: Family) -> list[str]:
-    """Returns the names that the ops of a family accept.
+    """Returns the values of kv_cache_dtype that the ops of a family accept, in the order of CACHE_FORMATS.
 
     Example:
+        >>> from multikv import formats
         >>> formats.names(formats.Family.CONVERT)
         ['fp8', 'fp8_e4m3', 'fp8_e5m2', 'fp8_e4m3fn', 'fp8_e4m3fnuz', 'fp8_e5m2fnuz']
     """
@@ -244,10 +249,19 @@ def names(family: Family) -> list[str]:
 
 
 def find(name: str, family: Family) -> CacheFormat:
-    """Returns what a name means to a family of ops.
+    """Returns what a value of kv_cache_dtype means to a family of ops.
+
+    Args:
+        name: the value, such as "fp8_e4m3".
+        family: the family.
 
     Raises:
         ValueError: the ops of the family do not accept the name.
+
+    Example:
+        >>> from multikv import formats
+        >>> formats.find("fp8_e5m2", formats.Family.CACHE).codec.element.name
+        'e5m2'
     """
     for row in CACHE_FORMATS:
         if row.name == name and family in row.families:

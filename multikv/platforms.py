@@ -1,19 +1,21 @@
-"""Which platform this host is, which libraries serve it, and why the others do not.
+"""Which libraries serve this host, why the others do not, and the settings of this process.
 
-`import multikv` loads the CPU library and the GPU library that serves this host. Environment variables change that:
+`import multikv` loads the CPU library and the GPU library that matches the GPUs of this host. It reads these
+environment variables:
 
-- `MULTIKV_PLATFORM` = auto (default), cpu, cuda or rocm: load this GPU library, or none, whatever is detected. An
-  ImportError is raised if the named library cannot be loaded.
-- `MULTIKV_CPU_ISA` = baseline, avx2 or avx512: the instruction set of the CPU kernels; default: the best of this CPU.
-- `MULTIKV_SWAP` = auto (default), copy_engine or kernel: what copies blocks between the memories of GPU and host.
-- `MULTIKV_CHECK_INDICES` = 1: GPU ops check their indices too, at the price of a synchronisation.
+- `MULTIKV_PLATFORM` selects the GPU library. `auto` (default): the one that matches the GPUs of this host. `cpu`: none.
+  `cuda`, `rocm`: this one, without looking at the GPUs; `import multikv` raises ImportError if it cannot be loaded.
+- `MULTIKV_CPU_ISA` = `baseline`, `avx2` or `avx512` selects the instruction set of the CPU kernels. Default: the last
+  of these that this CPU supports.
+- `MULTIKV_SWAP` = `auto` (default), `copy_engine` or `kernel` selects what copies blocks; see set_swap_strategy.
+- `MULTIKV_CHECK_INDICES` = `1` makes GPU ops check their indices; see set_check_indices. Default: `0`.
 
 Example:
     >>> from multikv import platforms
     >>> platforms.platform()
     'cuda'
     >>> print(platforms.report())
-    cpu: loaded: avx512, of baseline, avx2, avx512 that this CPU can run
+    cpu: loaded: avx512 (this CPU supports baseline, avx2, avx512)
     cuda: loaded: sm_90 found, compiled for 80, 90, 100, 120+PTX with CUDA 13.0.88
     rocm: not loaded: torch 2.11.0+cu130 is not built for rocm
 """
@@ -41,19 +43,32 @@ __all__ = [
 
 
 def libraries() -> list[Library]:
-    """Returns every library that multikv can have, loaded or not, in the order cpu, cuda, rocm."""
+    """Returns the libraries of all backends, loaded or not, in the order cpu, cuda, rocm.
+
+    Example:
+        >>> [library.name for library in platforms.libraries() if library.loaded]
+        ['cpu', 'cuda']
+    """
     return list(PROCESS.libraries.values())
 
 
 def platform() -> str:
-    """Returns "cuda" or "rocm" where that library is loaded, else "cpu"."""
+    """Returns "cuda" or "rocm" if that library is loaded, else "cpu".
+
+    Example:
+        >>> device = "cpu" if platforms.platform() == "cpu" else "cuda"  # torch names AMD GPUs cuda, too
+    """
     return PROCESS.platform()
 
 
 def report() -> str:
-    """Returns one line per library: whether it is loaded, and why."""
+    """Returns one line per library, which says whether the library is loaded, and why.
+
+    Example:
+        >>> print(platforms.report())  # the docstring of `multikv.platforms` shows the output
+    """
     reasons = {library.name: library.reason for library in libraries()}
-    reasons["cpu"] = f"{cpu_isa()}, of {', '.join(cpu_isas())} that this CPU can run"
+    reasons["cpu"] = f"{cpu_isa()} (this CPU supports {', '.join(cpu_isas())})"
     return "\n".join(
         f"{library.name}: {'loaded' if library.loaded else 'not loaded'}: {reasons[library.name]}"
         for library in libraries()
@@ -61,24 +76,39 @@ def report() -> str:
 
 
 def op_names() -> list[str]:
-    """Returns the names of all ops, sorted."""
+    """Returns the names of all ops, sorted.
+
+    Example:
+        >>> "swap_blocks" in platforms.op_names()
+        True
+    """
     return list(PROCESS.op_names)
 
 
 def cpu_isa() -> str:
-    """Returns the instruction set that the CPU kernels use now: "baseline", "avx2" or "avx512"."""
+    """Returns the instruction set that the CPU kernels use now: "baseline", "avx2" or "avx512".
+
+    Example:
+        >>> platforms.cpu_isa()
+        'avx512'
+    """
     return PROCESS.cpu.isa()
 
 
 def cpu_isas() -> tuple[str, ...]:
-    """Returns the instruction sets that this CPU can run, the plainest first."""
+    """Returns the instruction sets that this CPU supports, in the order "baseline", "avx2", "avx512".
+
+    Example:
+        >>> platforms.cpu_isas()
+        ('baseline', 'avx2', 'avx512')
+    """
     return PROCESS.cpu.isas()
 
 
 def set_cpu_isa(name: str) -> None:
-    """Makes the CPU kernels of the whole process use an instruction set.
+    """Selects the instruction set of the CPU kernels, for the whole process.
 
-    Every instruction set writes the same bytes.
+    The kernels of all instruction sets write the same bytes.
 
     Args:
         name: one of cpu_isas().
@@ -93,34 +123,53 @@ def set_cpu_isa(name: str) -> None:
 
 
 def set_check_indices(enabled: bool) -> None:
-    """Makes GPU ops check their indices and raise IndexError, as CPU ops always do, or stop doing so.
+    """Turns the index checks of GPU ops on or off, for the whole process. CPU ops always check their indices.
 
-    A call that checks its indices synchronises with the GPU. While a CUDA graph is captured nothing is checked. On a
-    host without a GPU this does nothing.
+    A call that checks its indices synchronises the host with the GPU, and raises IndexError for a bad index. A call on
+    a stream that is being captured into a CUDA graph checks nothing. Without a GPU library, this function has no
+    effect.
+
+    Args:
+        enabled: True: GPU ops check their indices. False, the default of a process: they skip tokens with bad indices.
+
+    Example:
+        >>> platforms.set_check_indices(True)
     """
     PROCESS.set_check_indices(enabled)
 
 
 def set_swap_strategy(name: str) -> None:
-    """Selects what copies the blocks of swaps on a GPU, for the whole process.
+    """Selects what copies the blocks of swaps on a GPU, for the whole process. See docs/swap.md.
 
-    Memory that a kernel cannot access, which is pageable host memory and the memory of another GPU, is always copied
-    by the copy engines. On a host without a GPU the name is checked and has no effect. See docs/swap.md.
+    The copy engines always copy pageable host memory and the memory of another GPU, which a kernel cannot access.
+    Without a GPU library, the name is checked and has no further effect.
 
     Args:
-        name: "copy_engine", "kernel", or "auto", which chooses by the size of each run of neighbouring blocks.
+        name: "copy_engine", "kernel", or "auto", which chooses for each run of neighbouring blocks by its size.
 
     Raises:
         RuntimeError: the name is unknown.
+
+    Example:
+        >>> platforms.set_swap_strategy("kernel")
     """
     PROCESS.set_swap_strategy(name)
 
 
 def swap_strategy() -> str:
-    """Returns the strategy that set_swap_strategy or MULTIKV_SWAP has set; "auto" by default."""
+    """Returns the strategy that set_swap_strategy or MULTIKV_SWAP has set; "auto" by default.
+
+    Example:
+        >>> platforms.swap_strategy()
+        'auto'
+    """
     return PROCESS.swap_strategy
 
 
 def gpu_library() -> GpuLibrary | None:
-    """Returns the C functions of the library that serves GPU tensors on this host; None if there is none."""
+    """Returns the C functions of the GPU library that is loaded, or None.
+
+    Example:
+        >>> has_gpu = platforms.gpu_library() is not None
+    """
     return PROCESS.gpu

@@ -1,5 +1,5 @@
-"""`python -m multikv`: which libraries serve this host, and every op checked and timed on it.
+"""`python -m multikv`: says which libraries serve this host, and checks and times every op on it.
 
-Modules: `cli` the command, `run` checks and times a case, `table` prints results, `timing` measures, `cases` has the
-inputs, which the benchmarks use too.
+Modules: `cli` is the command, `measure` checks and times a case, `timing` measures times, `table` prints results, and
+`cases` makes the inputs, which the benchmarks use, too.
 """

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-        arguments: of the command line; None: those of this process.
+        arguments: arguments of the command line; None: those of this process.
 
     Returns:
         The exit code: 0 if all ops wrote the right bytes, else 1.
@@ -45,7 +45,7 @@ def _print_json(device: torch.device) -> int:
 
 
 def _print_tables(device: torch.device) -> int:
-    from . import table  # noqa: PLC0415  JSON needs no table library
+    from . import table  # noqa: PLC0415  --json does not need rich
 
     about, console = describe(device), table.make_console()
     table.print_header(console, about)

@@ -16,7 +16,7 @@ from . import cases, timing
 
 @dataclasses.dataclass
 class Result:
-    """What became of one case. Times are those of a call with the large sizes; None if the check failed."""
+    """The outcome of one case. Times are of one call with the large sizes, or None if the check failed."""
 
     op: str
     case: str
@@ -63,7 +63,7 @@ def _time(case: cases.Case, device: torch.device, result: Result) -> None:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Returns what multikv found on this host."""
+    """Returns the versions, libraries, device and settings of this run."""
     return {
         "multikv": multikv.__version__,
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""Results of the demo as text for a terminal or a file."""
+"""Prints the results of the demo to a terminal or a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FILE_WIDTH = 120  # columns, where the output is not a terminal
 
 
 def print_header(console: Console, about: dict[str, Any]) -> None:
-    """Prints what `run.describe` returned."""
+    """Prints what `measure.describe` returned."""
     console.print(f"[bold]multikv {about['multikv']}[/], torch {about['torch']}, Python {about['python']}")
     console.print(
         f"platform: [bold]{about['platform']}[/]; ops run on {about['device_name']}, {about['threads']} CPU threads",

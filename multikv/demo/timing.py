@@ -12,10 +12,10 @@ Call = Callable[[], object]
 
 _SAMPLES = 20
 _FEW_SAMPLES = 9
-_CPU_S = 0.4  # shortest time of all samples on a CPU: longer than a short disturbance
-_SAMPLE_S = 2e-3  # approximate time of one sample, so that the resolution of clocks and launch gaps do not matter
-_LONG_S = 100e-6  # the launch of the next call is hidden behind a call that takes this long on a GPU
-_HOST_BURST = 50  # calls of a burst: few enough not to fill a launch queue, where a launch would block
+_CPU_S = 0.4  # least time of all samples together on a CPU, so that a short disturbance does not matter
+_SAMPLE_S = 2e-3  # approximate time of one sample, so that clock resolution and launch gaps do not matter
+_LONG_S = 100e-6  # a call that takes this long on a GPU hides the launch of the next call
+_HOST_BURST = 50  # most calls of a burst, few enough not to fill the launch queue; a launch into a full queue blocks
 _HOST_BURST_S = 5e-3  # longest time of a burst: a call that launches hundreds of kernels would fill the queue sooner
 _HOST_S = 1.0  # approximate device time of all bursts: calls that take long on the device have fewer samples
 _QUEUED_S = 1.0  # approximate time of all samples of calls that are not in a graph
@@ -25,14 +25,14 @@ _CYCLES_PER_S = 2e9  # upper bound of a GPU's clock rate
 def device_times(contenders: Sequence[Sequence[Call]], device: torch.device, graph: bool = True) -> list[float]:
     """Returns, for each contender, the time of one of its calls on the device.
 
-    On a CPU the contenders take turns, so that whatever else the machine does slows all of them: their ratios hold even
-    where the times vary.
+    On a CPU the contenders take turns, so that other work of the machine slows all of them equally. Then their ratios
+    are reliable even if their times vary.
 
     Args:
         contenders: for each contender, calls that differ only in their tensors (see `cases.rotation`).
         device: a GPU or the CPU.
-        graph: time a CUDA graph of many short calls on a GPU, without launch gaps. Else the calls are queued while the
-            device is kept busy.
+        graph: whether to time short calls on a GPU as a CUDA graph of many of them, which has no launch gaps. If not,
+            the calls are queued while the device is kept busy.
     """
     return [_cuda_time(calls, graph) for calls in contenders] if device.type == "cuda" else _cpu_times(contenders)
 
@@ -115,7 +115,7 @@ def _cuda_time(calls: Sequence[Call], graph: bool) -> float:
         with torch.cuda.graph(cuda_graph):
             run()
         run = cuda_graph.replay
-    # All runs are queued, with an event between each two, so that the device does not wait for the host.
+    # All runs are queued at once, with an event after each, so that the device does not wait for the host.
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(_SAMPLES + 1)]
     run()
     for mark in marks[:-1]:
@@ -136,7 +136,7 @@ def _queued_time(run: Call) -> float:
     count = round(_QUEUED_S / (time.perf_counter() - start))
     samples: list[float] = []
     for _ in range(min(_SAMPLES, max(_FEW_SAMPLES, count))):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(round(2 * launch_s * _CYCLES_PER_S))
         begin.record()
         run()

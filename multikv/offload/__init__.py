@@ -1,13 +1,12 @@
-"""Offloading blocks to the host: pinned memory for them, and the measured costs by which swaps choose a copy engine.
+"""Offloading of blocks to the host: pinned memory, and the calibration of swaps.
 
-Modules, each of which imports only those above it:
+A swap chooses between a kernel and the copy engines by costs that were measured on the device; docs/swap.md explains
+how. Each module imports only modules above it:
 
-- `memory`: allocation of pinned memory
-- `costs`: what swaps cost on a device, and where that is stored
-- `calibration`: measuring these costs
-- `pools`: pinned tensors for pools of blocks
-
-docs/swap.md explains how swaps choose.
+- `memory` allocates pinned memory.
+- `costs` holds what swaps cost on each device.
+- `calibration` measures these costs.
+- `pools` makes pinned tensors for pools of blocks.
 """
 
 from .calibration import calibrate_swaps

@@ -1,4 +1,4 @@
-"""Calibration: measures what swaps cost on a device, so that `auto` chooses by it."""
+"""Measures what swaps cost on a device, for the choice of the strategy `auto`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..runtime.c_api import GpuLibrary
 from .costs import CALIBRATIONS, DIRECTIONS, SwapCosts, gpu, read_costs, swap_costs, write_costs
 from .memory import allocate_pinned
 
-_NEVER = 2**63 - 1  # a size that no run reaches: the copy engines get none
+_NEVER = 2**63 - 1  # a size that no run reaches, so that the kernel copies all runs
 _ROUNDS = 4  # the first is a warm-up
 _SCRATCH_BYTES = 1 << 30  # larger than a host's last-level cache
-_PART_BYTES = _SCRATCH_BYTES // _ROUNDS  # each round uses another part, so that it finds nothing in a cache
+_PART_BYTES = _SCRATCH_BYTES // _ROUNDS  # each round uses another part, which is not in a cache
 _CACHED_BYTES = 64 << 20  # fits a host's last-level cache
 _SMALL_BYTES = 32 << 10  # size of the blocks by which the kernel's rate is measured
 _RUN_BYTES = 256 << 10  # size of the runs by which the cost of a run is measured
 _KERNEL_THREADS = (256, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192, 32768)
-_ENOUGH = 0.98  # share of the best rate that the chosen number of threads reaches
+_ENOUGH = 0.98  # the chosen number of threads reaches this share of the best rate
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,14 @@ class _Link:
 
 
 def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str, SwapCosts]:
-    """Measures what swaps cost on a device, and makes the strategy `auto` choose by it from now on.
+    """Measures what swaps cost on a device. From then on, the strategy `auto` uses the measured costs.
 
-    empty_pinned calibrates the current GPU when it is first called. Without calibration, the values of an H200 are
-    used. Within a device there is nothing to choose.
+    The first call of empty_pinned calibrates the current GPU, so most programs need not call this function. Without
+    calibration, the costs of an H200 are used. Copies within a device need no calibration: a kernel makes them all.
 
-    Call it at the start of a program, and not while a CUDA graph is captured: it waits for the device, takes one or two
-    seconds, and needs 1 GiB of pinned memory and of device memory (which PyTorch keeps for its next tensors).
+    Call this function at the start of a program, while no other thread swaps and no CUDA graph is captured. It sets the
+    swap strategy of the process while it measures, waits for the device, takes one or two seconds, and needs 1 GiB of
+    pinned memory and 1 GiB of device memory, which PyTorch's allocator keeps afterwards.
 
     Args:
         device: a GPU; None: the current one.
@@ -54,7 +55,7 @@ def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str,
         Costs of the directions "to_host" and "from_host", as swap_costs returns them.
 
     Raises:
-        RuntimeError: there is no such GPU, or not enough memory. Swaps then choose as before.
+        RuntimeError: there is no such GPU, or not enough memory. The costs of before then remain in use.
 
     Example:
         >>> costs = multikv.calibrate_swaps("cuda:0")
@@ -72,7 +73,7 @@ def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str,
 
 
 def _measure_device(library: GpuLibrary, device: torch.device) -> dict[str, SwapCosts]:
-    """Measures both directions on a stream of its own."""
+    """Measures both directions on a new stream."""
     host = allocate_pinned(library, "calibrate_swaps", _SCRATCH_BYTES)
     scratch = torch.empty(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
     stream = torch.cuda.Stream(device)
@@ -90,7 +91,8 @@ def _measure_device(library: GpuLibrary, device: torch.device) -> dict[str, Swap
 def _measure(link: _Link) -> SwapCosts:
     """Measures one direction.
 
-    A run is worth a copy engine if the device time that it saves against the kernel exceeds the cost of the run.
+    The crossover is the run size for which a copy engine saves as much device time, compared with the kernel, as the
+    submission of the run costs.
     """
     kernel_threads, kernel_s = _measure_kernel(link)
     platforms.set_swap_strategy("copy_engine")
@@ -115,10 +117,10 @@ def _measure(link: _Link) -> SwapCosts:
 
 
 def _measure_kernel(link: _Link) -> tuple[int, float]:
-    """Returns the number of threads that the kernel needs, and its seconds for one part.
+    """Returns the smallest number of threads with which the kernel is fast, and its seconds for one part of src.
 
-    The rate is measured on memory that is in the host's last-level cache and on memory that is not: either may need
-    more bytes in flight.
+    The rate is measured on host memory that is in the last-level cache and on host memory that is not, because either
+    may need more bytes in flight.
     """
     platforms.set_swap_strategy("kernel")
     cached_src, cached_dst = link.src[:_CACHED_BYTES], link.dst[:_CACHED_BYTES]
@@ -132,7 +134,10 @@ def _measure_kernel(link: _Link) -> tuple[int, float]:
 
 
 def first_that_is_enough(times: Sequence[Sequence[float]]) -> int:
-    """Returns the first row whose times are all within 2% of the best of their column, else the row nearest to that."""
+    """Returns the index of the first row of times in which every column reaches 98% of the column's best rate.
+
+    If there is no such row, returns the index of the row that comes nearest to it.
+    """
     best = [min(column) for column in zip(*times, strict=True)]
     slower = [max(a / b for a, b in zip(row, best, strict=True)) for row in times]
     enough = max(1 / _ENOUGH, min(slower))
@@ -142,20 +147,20 @@ def first_that_is_enough(times: Sequence[Sequence[float]]) -> int:
 def _time(
     src: Tensor, dst: Tensor, block_bytes: int, parts: int = _ROUNDS, in_batches: bool = True
 ) -> tuple[float, float]:
-    """Returns the median seconds, on device and host, of swapping the blocks of one part in random order.
+    """Returns the median seconds, on the device and on the host, of a swap of the blocks of one part in random order.
 
-    Rounds use the parts of src and dst in turn.
+    src and dst have `parts` parts, which the rounds use in turn.
     """
     random, count = torch.Generator().manual_seed(0), src.numel() // parts // block_bytes
     device_s, host_s = [], []
     for i in range(_ROUNDS):
         mapping = torch.stack([torch.randperm(count, generator=random) for _ in range(2)], 1) + i % parts * count
         run: Callable[[], None] = functools.partial(swap_blocks, src, dst, block_bytes, mapping)
-        if not in_batches and platforms.platform() == "cuda":  # a graph submits runs one by one, as ROCm always does
+        if not in_batches and platforms.platform() == "cuda":  # a graph submits runs one by one; ROCm always does
             run = _captured(run)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        torch.cuda._sleep(1_000_000)  # the device is busy until the run is submitted
+        torch.cuda._sleep(1_000_000)  # keeps the device busy until all copies are submitted
         begin.record()
         start = time.perf_counter()
         run()

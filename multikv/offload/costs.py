@@ -1,4 +1,4 @@
-"""What swaps cost on a device, and the sizes by which they choose between a kernel and the copy engines."""
+"""Costs of swaps on a device, and the run sizes by which `auto` chooses between a kernel and the copy engines."""
 
 from __future__ import annotations
 
@@ -9,56 +9,56 @@ import torch
 from .. import platforms
 from ..runtime.c_api import GpuLibrary, SwapCrossover
 
-DIRECTIONS = ("to_host", "from_host")  # the numbers of csrc/c_api.h. Within a device a kernel copies everything.
+DIRECTIONS = ("to_host", "from_host")  # the index is the number in csrc/c_api.h; within a device a kernel copies
 
 
 @dataclass(frozen=True)
 class SwapCosts:
-    """What swaps in one direction cost on one device, and how the strategy `auto` chooses because of it.
+    """What swaps in one direction cost on one device, and what the strategy `auto` makes of these costs.
 
-    The copy engines copy a run of neighbouring blocks of at least `in_batches` bytes where runs are submitted in
-    batches, and of at least `one_by_one` bytes where they are not (in a CUDA graph, and on ROCm). A kernel of
-    `kernel_threads` threads copies all smaller runs.
+    A run is a sequence of blocks that are neighbours in both tensors. The copy engines copy runs of at least
+    `in_batches` bytes if runs are submitted in batches, and runs of at least `one_by_one` bytes if each run is
+    submitted alone (in a CUDA graph, and on ROCm). A kernel of `kernel_threads` threads copies all smaller runs.
 
-    The other fields are None until the device is calibrated; the sizes are then those of an H200.
+    Until the device is calibrated, these three fields have the values of an H200, and all other fields are None.
     """
 
-    in_batches: int
-    one_by_one: int
+    in_batches: int  # bytes
+    one_by_one: int  # bytes
     kernel_threads: int
-    copy_gb_per_s: float | None = None  # of a large copy by a copy engine
-    kernel_gb_per_s: float | None = None  # of the kernel
-    in_batches_us: float | None = None  # cost of a run besides its bytes, on host and device together
-    one_by_one_us: float | None = None
+    copy_gb_per_s: float | None = None  # rate of a large copy by a copy engine, in 1e9 bytes per second
+    kernel_gb_per_s: float | None = None  # rate of the kernel, in 1e9 bytes per second
+    in_batches_us: float | None = None  # microseconds that a run adds, of the host and the device, whatever its size
+    one_by_one_us: float | None = None  # the same for a run that is submitted alone
 
     @property
     def crossover(self) -> SwapCrossover:
-        """What the library needs to know."""
+        """The fields that the library uses."""
         return SwapCrossover(self.in_batches, self.one_by_one, self.kernel_threads)
 
 
 @dataclass
 class Calibrations:
-    """What was measured in this process, by device index."""
+    """The calibrations of this process."""
 
-    measured: dict[int, dict[str, SwapCosts]] = field(default_factory=dict)  # by device and direction
-    attempted: set[int] = field(default_factory=set)  # devices that empty_pinned has calibrated, or tried to
+    measured: dict[int, dict[str, SwapCosts]] = field(default_factory=dict)  # by index of the device and by direction
+    attempted: set[int] = field(default_factory=set)  # indices of devices that empty_pinned has tried to calibrate
 
 
 CALIBRATIONS = Calibrations()
 
 
 def swap_costs(device: torch.device | str | int | None = None) -> dict[str, SwapCosts]:
-    """Returns the sizes by which swaps choose on a device, and the measured costs behind them.
+    """Returns the costs of swaps on a device: run sizes by which `auto` chooses, and measured rates and times.
 
     Args:
         device: a GPU; None: the current one.
 
     Returns:
-        Costs of the directions "to_host" and "from_host".
+        The costs by direction, "to_host" and "from_host".
 
     Raises:
-        RuntimeError: there is no such GPU.
+        RuntimeError: no library serves a GPU on this host, or the device is not a GPU.
 
     Example:
         >>> multikv.offload.swap_costs()["to_host"].kernel_threads  # of an H200 that is not calibrated
@@ -80,7 +80,7 @@ def gpu(function: str, device: torch.device | str | int | None) -> tuple[GpuLibr
     """
     library = platforms.gpu_library()
     if library is None or not torch.cuda.is_available():
-        raise RuntimeError(f"{function}: no GPU is served on this host\n{platforms.report()}")
+        raise RuntimeError(f"{function}: no multikv library serves a GPU on this host\n{platforms.report()}")
     device = torch.device("cuda" if device is None else device)
     if device.type != "cuda":
         raise RuntimeError(f"{function}: device: expected a GPU, got {device}")

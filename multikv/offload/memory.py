@@ -28,5 +28,5 @@ def allocate_pinned(library: GpuLibrary, function: str, num_bytes: int) -> Tenso
     except MemoryError as error:
         raise torch.OutOfMemoryError(f"{function}: {num_bytes} bytes: {error}") from None
     buffer = (ctypes.c_uint8 * num_bytes).from_address(address)  # the tensor keeps a reference to it
-    weakref.finalize(buffer, library.free_host, address).atexit = False  # a tensor may outlive the interpreter's exit
+    weakref.finalize(buffer, library.free_host, address).atexit = False  # at exit, a tensor may still be in use
     return torch.frombuffer(buffer, dtype=torch.uint8)

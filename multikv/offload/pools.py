@@ -1,4 +1,4 @@
-"""Pinned tensors for pools of blocks in host memory."""
+"""Makes pinned tensors for pools of blocks in host memory."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from .memory import allocate_pinned
 
 
 def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -> Tensor:
-    """Returns an uninitialised CPU tensor in pinned memory, which GPUs access directly: for pools of blocks.
+    """Returns an uninitialised CPU tensor in pinned memory, which GPUs access directly. Use it for pools of blocks.
 
-    The memory is registered with the driver here, which takes about a second for every few gigabytes: make a pool once
-    and keep it. The allocation has exactly the size of the tensor, while PyTorch's pin_memory=True rounds up to a power
-    of two. The memory is freed when the tensor and all its views are gone. On a host without a GPU the tensor is in
-    ordinary memory.
+    Pinning takes about a second for every few gigabytes, so make a pool once and keep it. The allocation has exactly
+    the size of the tensor, while PyTorch's pin_memory=True rounds up to a power of two. The memory is freed when the
+    tensor and all its views are gone. Without a GPU library, or without a GPU, the tensor is in pageable memory.
 
-    The first call for a device also calibrates its swaps, which takes one or two seconds and needs a gigabyte of host
-    and of device memory meanwhile; see calibrate_swaps. If there is not enough memory for that, swaps use the values of
-    an H200.
+    The first call on a GPU also calibrates swaps on this GPU, which takes one or two seconds and 1 GiB each of pinned
+    and device memory; see calibrate_swaps. If there is not enough memory for the calibration, swaps use the costs of an
+    H200.
 
     Args:
-        shape: sizes, or one size.
+        shape: sizes, or the size of a 1-D tensor.
         dtype: any dtype.
+
+    Returns:
+        A contiguous tensor that shares no memory with any other.
 
     Raises:
         RuntimeError: there is not enough memory that can be pinned.
 
     Example:
+        >>> cache = torch.zeros(64, 16, 8, 128, dtype=torch.bfloat16, device="cuda")
+        >>> block_mapping = torch.tensor([[3, 100], [5, 101]])  # block of cache, block of pool
         >>> pool = multikv.empty_pinned((4096, 16, 8, 128), torch.bfloat16)  # 4,096 blocks of 32 KiB
         >>> multikv.swap_blocks(cache, pool, pool[0].nbytes, block_mapping)
     """
@@ -47,7 +51,7 @@ def empty_pinned(shape: Sequence[int] | int, dtype: torch.dtype = torch.uint8) -
 
 
 def _calibrate_once(device: int) -> None:
-    """Calibrates the current device unless that was done or tried before."""
+    """Calibrates `device`, the current device, unless this was done or tried before."""
     if device in CALIBRATIONS.measured or device in CALIBRATIONS.attempted or torch.cuda.is_current_stream_capturing():
         return
     CALIBRATIONS.attempted.add(device)

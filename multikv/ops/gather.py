@@ -24,14 +24,16 @@ def cp_gather_cache(
     sequence s (see `multikv.ops`, Sequences).
 
     Args:
-        src_cache: [num_blocks, block_size, *entry], any dtype. Any strides except that the innermost is 1. After
-            neighbouring dimensions are merged, an entry may have at most 8 dimensions.
+        src_cache: [num_blocks, block_size, *entry], any dtype. Any strides except that the innermost is 1. Dimensions
+            of the entry that are contiguous with each other in both tensors count as one, and at most 8 strided
+            dimensions may then remain.
         dst: [num_rows, *entry], the dtype of src_cache, written. Rows outside [cu_seq_lens[0], cu_seq_lens[-1]), and
             rows whose block lies past the width of block_table, keep their content.
         block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not checked.
-        cu_seq_lens: [batch_size + 1], int32 or int64, not decreasing, not negative, at most num_rows.
+        cu_seq_lens: [batch_size + 1], int32 or int64: the first row of each sequence, and the end of the last one. Not
+            decreasing, not negative, at most num_rows.
         batch_size: number of sequences.
-        seq_starts: [batch_size], int32 or int64: the first position of each sequence that is copied. None: 0.
+        seq_starts: [batch_size], int32 or int64: the first position to copy of each sequence. None: 0.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride.
@@ -71,14 +73,16 @@ def gather_and_maybe_dequant_cache(
             [cu_seq_lens[0], min(cu_seq_lens[-1], num_tokens)), and rows whose block lies past the width of block_table,
             keep their content.
         block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not checked.
-        cu_seq_lens: [batch_size + 1], int32 or int64, not decreasing, not negative. May exceed num_tokens.
+        cu_seq_lens: [batch_size + 1], int32 or int64: the first row of each sequence, and the end of the last one. Not
+            decreasing, not negative. May exceed num_tokens.
         token_to_seq: [>= num_tokens], int32 or int64. Accepted for compatibility with vLLM and not read: cu_seq_lens
             determines the sequences.
-        num_tokens: the largest number of rows to write. May exceed cu_seq_lens[-1], so that the host need not know it.
+        num_tokens: the largest number of rows to write. It may exceed cu_seq_lens[-1], so that the host need not read
+            cu_seq_lens from the device.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
         scale: float32, one element, on the device of the op. Not read for float formats.
-        seq_starts: [batch_size], int32 or int64: the first position of each sequence that is copied, at any offset of a
-            block. None: 0.
+        seq_starts: [batch_size], int32 or int64: the first position to copy of each sequence, which need not be the
+            first of a block. None: 0.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.
@@ -115,12 +119,12 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     elements of 16 bits are copied bit for bit. `multikv.ops` has the layout of the entry. Sequence s owns the rows from
     workspace_starts[s] to workspace_starts[s + 1]; the last sequence owns all rows to the end of dst.
 
-    If the three host arguments are given, block_table holds logical blocks, and row `r = block * block_size + offset`
-    of the logical cache is mapped:
+    If the three host arguments are given, block_table holds blocks of a logical cache, whose entries are partly on the
+    device and partly on the host. The entry of the logical slot `r = block * block_size + offset` is
 
-    - `device_row_ids[r] >= 0`: the entry is in slot `device_row_ids[r]` of src_cache;
-    - else `host_row_ids[r] >= 0`: the entry is in row `host_row_ids[r]` of host_cache;
-    - else there is no entry, and the output row keeps its content.
+    - in slot `device_row_ids[r]` of src_cache, if that is not negative;
+    - else in row `host_row_ids[r]` of host_cache, if that is not negative;
+    - else nowhere, and the output row keeps its content.
 
     Args:
         src_cache: [num_blocks, block_size, 656], uint8 or a float8 e4m3 type. The codes of a uint8 cache are the
@@ -129,13 +133,14 @@ def cp_gather_and_upconvert_fp8_kv_cache(
             width of block_table, keep their content.
         block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not checked.
         workspace_starts: [batch_size] or [batch_size + 1], int32 or int64, not decreasing, not negative, at most
-            num_rows. The additional element is not read.
+            num_rows. The element at batch_size, if there is one, is not read.
         batch_size: number of sequences.
-        seq_starts: [batch_size], int32 or int64: the first position of each sequence that is copied. None: 0.
-        host_cache: [num_host_rows, 656], uint8, on the CPU. It must be pinned if the op runs on a GPU. Either all three
-            host arguments are given or none.
-        host_row_ids: [num_logical_blocks * block_size], int32 or int64. Read where device_row_ids is negative.
-        device_row_ids: the shape of host_row_ids, int32 or int64.
+        seq_starts: [batch_size], int32 or int64: the first position to copy of each sequence. None: 0.
+        host_cache: [num_host_rows, 656], uint8, on the CPU. It must be pinned if the op runs on a GPU. Any stride of
+            rows; the innermost stride is 1. Either all three host arguments are given or none.
+        host_row_ids: [num_logical_blocks * block_size], int32 or int64: rows of host_cache. Read where device_row_ids
+            is negative.
+        device_row_ids: the shape of host_row_ids, int32 or int64: slots of src_cache.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride, or host_cache is not pinned.

@@ -33,14 +33,18 @@ def indexer_k_quant_and_cache(
 
     Args:
         k: [>= num_tokens, head_size], float32, float16 or bfloat16.
-        kv_cache: [num_blocks, block_size, head_size + 4 * head_size / quant_block_size], uint8, written. Each block is
-            dense in memory; the block stride is free.
+        kv_cache: [num_blocks, block_size, head_size + 4 * head_size / quant_block_size], uint8, written. Each block
+            (dimensions 1 and 2) is contiguous. The block stride is free, but blocks must not overlap.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
         quant_block_size: elements of a tile; divides head_size.
-        kv_cache_dtype: the format of codes and scales. "auto", "float32", "fp32", "fp8" and "fp8_e4m3": codes in the
-            device's native e4m3, float32 scales. "fp8_e4m3fn" and "fp8_e4m3fnuz": codes in that format, float32 scales.
-            "ue8m0": float32 scales rounded up to a power of two. "mxfp8": scales rounded up to a power of two and
-            stored as their exponent byte, four times (only if head_size and quant_block_size are 128).
+        kv_cache_dtype: the format of codes and scales. The codes are in the native e4m3 of the device (see
+            `multikv.ops`) unless the name says otherwise.
+
+            - "auto", "float32", "fp32", "fp8" and "fp8_e4m3": float32 scales.
+            - "fp8_e4m3fn" and "fp8_e4m3fnuz": codes in the format of that name, float32 scales.
+            - "ue8m0": float32 scales, rounded up to a power of two.
+            - "mxfp8": scales rounded up to a power of two, of which the exponent byte is stored four times. head_size
+              and quant_block_size are 128.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.
@@ -67,7 +71,7 @@ def cp_gather_indexer_k_quant_cache(
 
     Args:
         kv_cache: [num_blocks, block_size, head_size + 4 * num_scales], uint8, as indexer_k_quant_and_cache writes it.
-            Each block is dense in memory; the block stride is free.
+            Each block (dimensions 1 and 2) is contiguous. The block stride is free.
         dst_k: [num_rows, head_size], uint8 or a float8 e4m3 type, written. Rows of no sequence, and rows whose block
             lies past the width of block_table, keep their content, here and in dst_scale.
         dst_scale: [num_rows, 4 * num_scales] uint8 or [num_rows, num_scales] float32, written. num_scales divides

@@ -1,4 +1,4 @@
-"""Multi-head latent attention (MLA): latent vectors and rotary keys written into a paged cache, and its queries."""
+"""Multi-head latent attention (MLA): writes latent vectors and rotary keys into a paged cache, and joins queries."""
 
 import torch
 from torch import Tensor
@@ -24,16 +24,16 @@ def concat_and_cache_mla(
     `kv_cache[slot // block_size, slot % block_size] = quantise(concat(kv_c[t], k_pe[t]), scale)` with
     `slot = slot_mapping[t]`. Float formats are copied bit for bit.
 
-    With kv_cache_dtype "fp8_ds_mla" the entry has 656 bytes (`multikv.ops` has its layout): kv_c is quantised in tiles
-    with their own scales, and k_pe is copied, or zeros are stored if rope_size is 0.
+    With kv_cache_dtype "fp8_ds_mla" the entry has 656 bytes (`multikv.ops` has the layout). kv_c is quantised in tiles,
+    each with its own scale. k_pe is copied; if rope_size is 0, zeros are stored in its place.
 
     Args:
         kv_c: [>= num_tokens, latent_size], float32, float16 or bfloat16. fp8_ds_mla: latent_size is 512 and the dtype
             has 16 bits.
         k_pe: [>= num_tokens, rope_size], the dtype of kv_c. rope_size may be 0. fp8_ds_mla: rope_size is 64 or 0.
         kv_cache: [num_blocks, block_size, latent_size + rope_size], written. Any strides except that the innermost is
-            1. The dtype of kv_c, or for fp8 formats uint8 or the matching torch.float8 type. fp8_ds_mla: the last
-            dimension has 656 bytes, as uint8, a float8 e4m3 type, or any dtype of 2 or 4 bytes.
+            1. The dtype of kv_c, or for fp8 formats uint8 or the matching torch.float8 type. fp8_ds_mla: uint8, a
+            float8 e4m3 type, or any dtype of 2 or 4 bytes, with a last dimension of 656 bytes.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
         kv_cache_dtype: "auto", a float dtype, an fp8 format or "fp8_ds_mla"; see `multikv.ops`.
         scale: float32, one element, on the device of the op. Not read for float formats, for fp8_ds_mla and with
@@ -66,9 +66,9 @@ def concat_and_cache_mla_grouped(
 ) -> None:
     """Does what concat_and_cache_mla does for all layers in one launch, with caches given by address.
 
-    *Unsafe*: the memory at the addresses cannot be checked. The caller guarantees that it exists on the device of the
-    op, is aligned to the elements of the cache, and is large enough. The schema marks kv_cache_ptrs as written, in
-    place of the memory that it points to.
+    *Unsafe*: the memory at the addresses cannot be checked. The caller guarantees that this memory is on the device of
+    the op, is aligned to the elements of the cache, is large enough, and overlaps neither other caches nor the inputs.
+    The schema marks kv_cache_ptrs as written, in place of this memory, which a schema cannot name.
 
     Args:
         kv_c: [num_layers, >= num_tokens, latent_size], float32, float16 or bfloat16.
@@ -76,7 +76,8 @@ def concat_and_cache_mla_grouped(
         kv_cache_ptrs: [num_layers], int64, on the device of the op: the address of each layer's cache, an array
             [num_blocks, block_size, latent_size + rope_size] of kv_c's dtype or of fp8 codes. The arrays are written,
             kv_cache_ptrs itself is not.
-        slot_mapping: [num_layers, num_tokens], int32 or int64. One row for all layers may be expanded (layer stride 0).
+        slot_mapping: [num_layers, num_tokens], int32 or int64; see `multikv.ops`, Slots. If all layers use the same
+            slots, pass `slots.expand(num_layers, -1)`.
         block_size: slots of a block, at least 1.
         block_stride: distance from a block of a cache to the next, in elements of the cache.
         entry_stride: distance from a slot of a block to the next, in elements of the cache.
@@ -124,7 +125,9 @@ def concat_mla_q(ql_nope: Tensor, q_pe: Tensor, q_out: Tensor) -> None:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride.
 
     Example:
-        >>> nope, rope = torch.randn(100, 128, 512, dtype=torch.bfloat16), torch.randn(100, 128, 64).bfloat16()
-        >>> multikv.concat_mla_q(nope, rope, torch.empty(100, 128, 576, dtype=torch.bfloat16))
+        >>> ql_nope = torch.randn(100, 128, 512, dtype=torch.bfloat16)  # 100 tokens, 128 heads
+        >>> q_pe = torch.randn(100, 128, 64, dtype=torch.bfloat16)
+        >>> q = torch.empty(100, 128, 576, dtype=torch.bfloat16)
+        >>> multikv.concat_mla_q(ql_nope, q_pe, q)
     """
     _concat_mla_q(ql_nope, q_pe, q_out)

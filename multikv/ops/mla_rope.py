@@ -20,28 +20,28 @@ def concat_and_cache_mla_rope_fused(
     kv_cache_dtype: str,
     kv_cache_scale: Tensor,
 ) -> None:
-    """Rotates the rotary parts of queries and key in place, then does what concat_and_cache_mla does.
+    """Applies rotary embedding to q_pe and k_pe in place, then caches kv_c and k_pe as concat_and_cache_mla does.
 
     A pair (x, y) becomes `(x * cos - y * sin, y * cos + x * sin)` with the cosine and sine of the token's position. The
-    rounding is that of eager PyTorch: each product and the sum are rounded to the dtype of q_pe, or, with a float32
-    table, to float32, and the result once to the dtype of q_pe.
+    rounding is that of eager PyTorch. If cos_sin_cache has the dtype of q_pe, each product and each sum is rounded to
+    this dtype. If it is float32, products and sums are float32, and the result is rounded once to the dtype of q_pe.
 
     A token with a negative slot is rotated but not cached. On a GPU, a token with a slot past the end is also rotated
     but not cached, and a token with a position outside cos_sin_cache is neither rotated nor cached.
 
     Args:
-        positions: [>= num_tokens], int32 or int64: the row of cos_sin_cache for each token.
+        positions: [>= num_tokens], int32 or int64: the position of each token, which is its row of cos_sin_cache.
         q_pe: [>= num_tokens, num_heads, rope_size], float32, float16 or bfloat16, rotated in place. Any strides except
             that the innermost is 1.
         k_pe: [>= num_tokens, rope_size] or [>= num_tokens, 1, rope_size], the dtype of q_pe, rotated in place.
-            rope_size is even.
-        kv_c: [>= num_tokens, latent_size], the dtype of q_pe.
-        cos_sin_cache: [num_positions, rope_size], rope_size / 2 cosines followed by as many sines. The dtype of q_pe,
-            or float32.
-        is_neox: True: pairs are the elements i and i + rope_size / 2 (GPT-NeoX). False: the elements 2i and 2i + 1
-            (GPT-J).
+            rope_size is even. Strides as for q_pe.
+        kv_c: [>= num_tokens, latent_size], the dtype of q_pe. Strides as for q_pe.
+        cos_sin_cache: [num_positions, rope_size], the dtype of q_pe or float32. A row holds the rope_size / 2 cosines
+            of a position, and then its rope_size / 2 sines. Strides as for q_pe.
+        is_neox: which elements form a pair. True: i and i + rope_size / 2 (GPT-NeoX). False: 2i and 2i + 1 (GPT-J).
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
-        kv_cache: as for concat_and_cache_mla, written.
+        kv_cache: [num_blocks, block_size, latent_size + rope_size], written. Dtypes and strides as for
+            concat_and_cache_mla.
         kv_cache_dtype: "auto", a float dtype, an fp8 format or "fp8_ds_mla"; see `multikv.ops`.
         kv_cache_scale: float32, one element, on the device of the op. Not read for float formats and for fp8_ds_mla.
 

@@ -1,4 +1,4 @@
-"""Keys and values written into a paged cache."""
+"""Writes keys and values into a paged cache."""
 
 import torch
 from torch import Tensor
@@ -27,9 +27,9 @@ def reshape_and_cache_flash(
     Args:
         key: [>= num_tokens, num_heads, head_size], float32, float16 or bfloat16.
         value: [>= num_tokens, num_heads, value_head_size], the dtype of key. value_head_size may differ from head_size.
-        key_cache: [num_blocks, block_size, num_heads, head_size], written. Any strides except that the innermost is 1:
-            NHD, HND as a permuted view, K and V interleaved in one tensor, padded rows. The dtype of key, or for fp8
-            formats uint8 or the matching torch.float8 type.
+        key_cache: [num_blocks, block_size, num_heads, head_size], written. Any strides except that the innermost is 1,
+            so that the memory may have the layout NHD or HND (as a permuted view), K and V may be views of one tensor,
+            and entries may be padded. The dtype of key, or for fp8 formats uint8 or the matching torch.float8 type.
         value_cache: [num_blocks, block_size, num_heads, value_head_size], the dtype of key_cache, written. Its strides
             may differ from those of key_cache.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
@@ -74,8 +74,8 @@ def reshape_and_cache(
     Args:
         key: [>= num_tokens, num_heads, head_size], float32, float16 or bfloat16.
         value: [>= num_tokens, num_heads, head_size], the dtype of key.
-        key_cache: [num_blocks, num_heads, head_size / x, block_size, x], written. x divides head_size; usually x
-            elements have 16 bytes. Any strides except that the innermost is 1. The dtype of key, or for fp8 formats
+        key_cache: [num_blocks, num_heads, head_size / x, block_size, x], written. x divides head_size; usually a vector
+            of x elements has 16 bytes. Any strides except that the innermost is 1. The dtype of key, or for fp8 formats
             uint8 or the matching torch.float8 type.
         value_cache: [num_blocks, num_heads, head_size, block_size], or with interleaved_v
             [num_blocks, num_heads, block_size / x, head_size, x], whose x may differ from that of key_cache. The dtype
@@ -84,7 +84,7 @@ def reshape_and_cache(
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
         k_scale: float32, one element or one per head, on the device of the op. Not read for float formats.
         v_scale: float32, as many elements as k_scale, on the device of the op. Not read for float formats.
-        interleaved_v: value_cache has the interleaved layout.
+        interleaved_v: whether value_cache has five dimensions (see value_cache).
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.

@@ -1,4 +1,4 @@
-"""Swaps: copies of blocks between the memories of GPUs and their host. See docs/swap.md."""
+"""Swaps: copy blocks between the memories of GPUs and the host. See docs/swap.md."""
 
 from collections.abc import Sequence
 
@@ -21,17 +21,18 @@ def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mappin
 
     On a GPU the copy is asynchronous, on the current stream, if the host memory is pinned (see multikv.empty_pinned).
     With pageable host memory the call returns when the copy is done. block_mapping may be changed or freed as soon as
-    the call returns. Runs of neighbouring blocks are copied as one. docs/swap.md says whether a kernel or a copy engine
-    copies them.
+    the call returns. Blocks that are neighbours in both tensors are copied together, as one run. docs/swap.md says
+    which runs a kernel copies and which a copy engine.
 
     Args:
         src: any shape and dtype, contiguous, on the CPU or a GPU.
         dst: any shape and dtype, contiguous, on the CPU or a GPU, written. Shape and dtype may differ from those of
-            src. Between two GPUs the copy is ordered in the current streams of both.
+            src, and dst may be src. A copy between two GPUs is ordered after earlier work, and before later work, on
+            the current streams of both.
         block_size_in_bytes: at least 1. For a whole block of a cache it is `cache[0].nbytes`.
-        block_mapping: [num_pairs, 2], int64, on the CPU: block of src, block of dst. No two pairs have the same block
-            of dst, and no pair reads what another pair, or it itself, writes. A block of src may be copied to several
-            blocks of dst.
+        block_mapping: [num_pairs, 2], int64, on the CPU: block of src, block of dst. The destination blocks are
+            distinct, and no source block overlaps a destination block in memory. A block of src may be copied to
+            several blocks of dst.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride, two pairs have the same block of dst,
@@ -55,8 +56,8 @@ def swap_blocks_layers(
 
     Args:
         src: one tensor per layer, each as in swap_blocks, all on one device.
-        dst: as many tensors, each as in swap_blocks, all on one device, written. What is written overlaps nothing else
-            that is written or read, in any layer.
+        dst: as many tensors, each as in swap_blocks, all on one device, written. The destination blocks of a layer
+            overlap no other source or destination block of any layer.
         block_size_in_bytes: at least 1, the same for all layers.
         block_mapping: [num_pairs, 2], int64, on the CPU, as in swap_blocks. Every block is inside the tensors of every
             layer.
@@ -74,22 +75,23 @@ def swap_blocks_layers(
 
 
 def swap_blocks_batch(src_ptrs: Tensor, dst_ptrs: Tensor, sizes: Tensor, is_src_access_order_any: bool = False) -> None:
-    """Copies `sizes[i]` bytes from address `src_ptrs[i]` to address `dst_ptrs[i]`, for every i, in any memories.
+    """Copies `sizes[i]` bytes from address `src_ptrs[i]` to address `dst_ptrs[i]`, of any GPU or the host, for every i.
 
-    *Unsafe*: the caller guarantees that every address is valid until the copy is done, and that nothing that is written
-    is also read or written by another copy of the call. An address without memory raises an error where the driver can
-    tell; an address inside foreign memory cannot be detected. swap_blocks_layers is the safe form.
+    *Unsafe*: the caller guarantees that the memory at every address is valid until the copy is done, and that no
+    destination overlaps a source or another destination. If the driver knows that there is no memory at an address, the
+    call raises RuntimeError. An address of memory that belongs to something else is not detected. swap_blocks_layers
+    does the same with tensors, which it checks.
 
     If a GPU library is loaded and the process has used a GPU, the copies are asynchronous on the current stream of the
     current device, provided that all host memory among them is pinned. Otherwise the call returns when they are done.
 
     Args:
         src_ptrs: [num_copies], int64, on the CPU.
-        dst_ptrs: [num_copies], int64, on the CPU. The memory that it points to is written. The schema marks dst_ptrs
-            itself as written, so that a compiler keeps the call.
+        dst_ptrs: [num_copies], int64, on the CPU. The memory at these addresses is written, dst_ptrs itself is not. The
+            schema marks dst_ptrs as written, so that torch.compile does not remove the call.
         sizes: [num_copies], int64, on the CPU, in bytes. A size of 0 copies nothing.
-        is_src_access_order_any: sources may be read at any time after the call, also before earlier work on the stream
-            is done. For sources that nothing writes. Only batched copies by the copy engines make use of it.
+        is_src_access_order_any: whether the sources may be read before earlier work on the stream is done. True is
+            safe only if that work does not write the sources. Only batched copies by the copy engines make use of it.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype or device, a size is negative, there is no memory at an

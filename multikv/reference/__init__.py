@@ -1,11 +1,23 @@
-"""The meaning of every op in plain PyTorch: slow and simple. Tests compare all backends with it, byte for byte.
+"""The definition of every op in plain PyTorch, slow and simple. Tests compare all backends with it, byte for byte.
 
-The functions have the signatures of the ops, write into the tensors that they are given, and take tensors of any
-strides on any device; they compute on the CPU. They assume valid arguments and check only indices, as the additional
-argument bad_indices says: "raise" does what a CPU does (IndexError before anything is written), "skip" what a GPU does.
-The additional argument e4m3_of_bytes is the native e4m3 of the device: what a uint8 cache holds if no name says it.
+The functions take the arguments of the ops, which `multikv.ops` documents, as tensors of any strides on any device, and
+compute on the CPU. They assume that arguments are valid, and check only indices. Two arguments are additional:
+
+- `bad_indices`: "raise" raises IndexError before anything is written, as a CPU op does. "skip" skips tokens and rows
+  with bad indices, as a GPU op does.
+- `e4m3_of_bytes`: the native e4m3 of the device whose op is compared, "e4m3fn" or "e4m3fnuz". It is the format of a
+  uint8 cache if kv_cache_dtype does not name one.
 
 Letters in shapes: T tokens, H heads, D head size, N blocks, B block size, S sequences. slot = block * B + offset.
+
+Example:
+    >>> from multikv import reference
+    >>> cache = torch.randn(64, 16, 8, 128, dtype=torch.bfloat16)
+    >>> codes, expected = torch.empty(2, *cache.shape, dtype=torch.uint8)
+    >>> multikv.convert_fp8(codes, cache, 0.02, "fp8_e4m3")
+    >>> reference.convert_fp8(expected, cache, 0.02, "fp8_e4m3")
+    >>> torch.equal(codes, expected)
+    True
 """
 
 import typing

@@ -1,4 +1,4 @@
-"""Conversion of whole caches to fp8 and back."""
+"""Converts whole caches to fp8 and back."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def convert_fp8(
     *,
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    """Writes quantise(src_cache, scale) if src_cache has floats of 16 or 32 bits, else float(code) * scale.
+    """Writes quantise(src_cache, scale) if src_cache has a float dtype, else dequantise(src_cache, scale).
 
-    Both have the same shape. The scale is first rounded to float32. The product is rounded once, to the dtype of
-    dst_cache.
+    The float dtypes are float32, float16 and bfloat16. Both tensors have the same shape. The scale is first rounded to
+    float32. Dequantised values are rounded once, to the dtype of dst_cache.
     """
     to_fp8 = src_cache.dtype in (torch.float32, torch.float16, torch.bfloat16)
     fp8_dtype = dst_cache.dtype if to_fp8 else src_cache.dtype

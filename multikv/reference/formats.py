@@ -1,4 +1,4 @@
-"""fp8 codes and their values, and what else the reference functions share."""
+"""fp8 codes and their values, and other helpers of the reference functions."""
 
 from __future__ import annotations
 
@@ -31,14 +31,24 @@ def _fp8_table(format: str) -> Tensor:
 
 
 def decode_fp8(codes: Tensor, format: str) -> Tensor:
-    """Returns the values of uint8 codes as float32, on the CPU. It is exact: every fp8 value is a float32."""
+    """Returns the values of uint8 codes of a format as float32, on the CPU. Float32 represents every fp8 value exactly.
+
+    Example:
+        >>> reference.decode_fp8(torch.tensor([0x38, 0x7F], dtype=torch.uint8), "e4m3fn")
+        tensor([1., nan])
+    """
     return _fp8_table(format)[codes.cpu().long()].float()
 
 
 def encode_fp8(x: Tensor, format: str) -> Tensor:
     """Returns the uint8 code of the value nearest to each float32, on the CPU.
 
-    Ties go to the even code. Values past the largest finite one, and infinities, become that one.
+    Ties go to the even code. Magnitudes above the largest finite value, infinities included, saturate to this value.
+    NaN becomes the code `nan` of the format.
+
+    Example:
+        >>> reference.encode_fp8(torch.tensor([1.0, 1e9]), "e4m3fn")
+        tensor([ 56, 126], dtype=torch.uint8)
     """
     layout = FP8_FORMATS[format]
     values = _fp8_table(format)[:0x80]
@@ -55,12 +65,22 @@ def encode_fp8(x: Tensor, format: str) -> Tensor:
 
 
 def quantise(x: Tensor, scale: Tensor, format: str) -> Tensor:
-    """Returns encode_fp8(float32(x) / scale), with one IEEE division, whatever the scale."""
+    """Returns encode_fp8(float32(x) / scale), where the division is one IEEE division in float32.
+
+    Example:
+        >>> reference.quantise(torch.tensor([0.5]), torch.tensor(0.5), "e4m3fn")
+        tensor([56], dtype=torch.uint8)
+    """
     return encode_fp8(x.cpu().float() / scale.cpu().float(), format)
 
 
 def dequantise(codes: Tensor, scale: Tensor, format: str) -> Tensor:
-    """Returns decode_fp8(codes) * scale, in float32."""
+    """Returns decode_fp8(codes) * scale, in float32.
+
+    Example:
+        >>> reference.dequantise(torch.tensor([56], dtype=torch.uint8), torch.tensor(0.5), "e4m3fn")
+        tensor([0.5000])
+    """
     return decode_fp8(codes, format) * scale.cpu().float()
 
 
@@ -78,10 +98,17 @@ def fp8_format(
 
     Args:
         kv_cache_dtype: a name that the ops of the family accept.
-        cache_dtype: dtype of the cache. The names that leave the e4m3 format open ("fp8", "fp8_e4m3") take a float8
-            cache as what it is.
-        e4m3_of_bytes: the format that such a name means for a uint8 cache.
-        family: ops to which the name means something.
+        cache_dtype: dtype of the cache. If the name leaves the e4m3 format open ("fp8", "fp8_e4m3"), the dtype of a
+            float8 cache determines it.
+        e4m3_of_bytes: the format of a uint8 cache if the name leaves it open.
+        family: the family of the op.
+
+    Raises:
+        ValueError: the ops of the family do not accept the name.
+
+    Example:
+        >>> reference.fp8_format("fp8", torch.uint8)
+        'e4m3fn'
     """
     row = find(kv_cache_dtype, family)
     if row.choice is ElementChoice.E4M3:
@@ -90,14 +117,14 @@ def fp8_format(
 
 
 def bits(x: Tensor) -> Tensor:
-    """Returns a view of the same memory as integers, so that a copy is a copy of bits."""
+    """Returns a view of the same memory as integers, so that copies preserve every bit."""
     if x.is_complex():
         x = torch.view_as_real(x)
     return x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
 def tokens_and_slots(slot_mapping: Tensor, num_slots: int, bad_indices: str) -> tuple[list[int], list[int]]:
-    """Returns the tokens that have a slot, and the slot of each."""
+    """Returns the tokens whose slot is in the cache, and their slots. The package's docstring explains bad_indices."""
     slots = slot_mapping.tolist()
     for token, slot in enumerate(slots):
         if slot >= num_slots and bad_indices == "raise":
@@ -106,6 +133,6 @@ def tokens_and_slots(slot_mapping: Tensor, num_slots: int, bad_indices: str) -> 
     return tokens, [slots[token] for token in tokens]
 
 
-def bad_index(argument: str, position: object, value: object) -> IndexError:
-    """Returns the error for an index that is out of range."""
-    return IndexError(f"{argument}[{position}] is {value}")
+def bad_index(argument: str, subscript: object, index: object) -> IndexError:
+    """Returns the error for an index that is out of range, `argument[subscript]`."""
+    return IndexError(f"{argument}[{subscript}] is {index}")

@@ -1,4 +1,4 @@
-"""The entries of sequences, copied from a paged cache to consecutive rows."""
+"""Copies the entries of sequences from a paged cache to consecutive rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["cp_gather_and_upconvert_fp8_kv_cache", "cp_gather_cache", "gather_an
 
 
 def check_bounds(argument: str, bounds: Sequence[int], num_rows: float) -> None:
-    """Raises an error if sequence bounds decrease or exceed the output, in either mode of bad_indices."""
+    """Raises IndexError if the bounds of sequences are negative, decrease, or exceed num_rows, for all bad_indices."""
     for s, bound in enumerate(bounds):
         if not (bounds[s - 1] if s else 0) <= bound <= num_rows:
             raise bad_index(argument, s, bound)
@@ -30,7 +30,7 @@ def sequence_rows(
     block_size: int,
     bad_indices: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns output rows, and the block and the offset that each is read from.
+    """Returns output rows, and the block and the offset that each row is read from.
 
     Row i belongs to the sequence s with bounds[s] <= i < bounds[s + 1], and holds its position
     i - bounds[s] + seq_starts[s]. Rows whose logical block lies past the width of the table are left out. Entries of
@@ -38,20 +38,20 @@ def sequence_rows(
     """
     table, blocks_per_sequence = block_table.tolist(), block_table.shape[1]
     starts = [0] * len(table) if seq_starts is None else seq_starts.tolist()
-    found = []
+    row_sources = []
     for s, start in enumerate(starts):
         if start < 0:
             raise bad_index("seq_starts", s, start)
         for row in range(bounds[s], bounds[s + 1]):
             logical_block, offset = divmod(row - bounds[s] + start, block_size)
             if logical_block >= blocks_per_sequence:
-                break  # as are all later rows of the sequence
+                break  # the blocks of all later rows lie past the width, too
             block = table[s][logical_block]
             if 0 <= block < num_blocks:
-                found.append((row, block, offset))
+                row_sources.append((row, block, offset))
             elif bad_indices == "raise":
                 raise bad_index("block_table", (s, logical_block), block)
-    rows, blocks, offsets = torch.tensor(found, dtype=torch.int64).reshape(-1, 3).unbind(1)
+    rows, blocks, offsets = torch.tensor(row_sources, dtype=torch.int64).reshape(-1, 3).unbind(1)
     return rows, blocks, offsets
 
 
@@ -95,8 +95,8 @@ def gather_and_maybe_dequant_cache(
 ) -> None:
     """Does what cp_gather_cache does for entries [E], with dst[i] = src_cache[...] * scale if the cache is fp8.
 
-    Rows from num_tokens on keep their content, and indices that only they would need are not checked. num_tokens may
-    exceed cu_seq_lens[S]. token_to_seq is not used: cu_seq_lens determines the sequences.
+    Rows from num_tokens on keep their content, and indices that only these rows would need are not checked. num_tokens
+    may exceed cu_seq_lens[S]. token_to_seq is not read: cu_seq_lens determines the sequences.
     """
     bounds = cu_seq_lens.tolist()
     check_bounds("cu_seq_lens", bounds, math.inf)
@@ -119,7 +119,10 @@ def _ds_mla_entry(
     device_row_ids: Tensor | None,
     bad_indices: str,
 ) -> Tensor | None:
-    """Returns the bytes of a row of the logical cache; None if it has no entry, or a bad index that is skipped."""
+    """Returns the 656 bytes of an entry of the logical cache, given its logical slot `row`.
+
+    Returns None if there is no such entry, or if its index is bad and bad_indices is "skip".
+    """
     num_blocks, block_size = src_cache.shape[:2]
     slot = row if device_row_ids is None else int(device_row_ids[row])
     if 0 <= slot < num_blocks * block_size:
@@ -150,12 +153,12 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    """Converts fp8_ds_mla entries to bfloat16 [total, 576]: bfloat16(e4m3 * tile scale), then the rotary key's bits.
+    """Converts fp8_ds_mla entries to rows [total, 576] of bfloat16(e4m3 * tile scale) and the bits of the rotary key.
 
-    Sequence s owns the rows from workspace_starts[s] to workspace_starts[s + 1], the last sequence those to the end.
-    With host rows, the table holds logical blocks, and row r = block * B + offset of the logical cache is in slot
-    device_row_ids[r] of src_cache if that is not negative, else in row host_row_ids[r] of host_cache if that is not
-    negative; if both are negative, the output row keeps its content.
+    Sequence s owns the rows from workspace_starts[s] to workspace_starts[s + 1]; the last sequence owns all rows to the
+    end. If host_cache is given, block_table holds logical blocks. The entry of the logical slot r = block * B + offset
+    is in slot device_row_ids[r] of src_cache if that is not negative, else in row host_row_ids[r] of host_cache if that
+    is not negative. If both are negative, the output row keeps its content.
     """
     num_blocks, block_size = src_cache.shape[:2]
     bounds = [*workspace_starts.tolist()[:batch_size], dst.shape[0]]
@@ -163,17 +166,17 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     num_logical = num_blocks if device_row_ids is None else len(device_row_ids) // block_size
     rows = sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)
 
-    written, found = [], []
+    written, entries = [], []
     for row, block, offset in zip(*(x.tolist() for x in rows), strict=True):
         logical_row = block * block_size + offset
         entry = _ds_mla_entry(logical_row, src_cache, host_cache, host_row_ids, device_row_ids, bad_indices)
         if entry is not None:
             written.append(row)
-            found.append(entry.cpu())
-    if not found:
+            entries.append(entry.cpu())
+    if not entries:
         return
-    entries = torch.stack(found)
-    nope, scales, rope = (part.contiguous() for part in entries.split(DS_MLA_ENTRY.part_bytes, 1))
+    parts = torch.stack(entries).split(DS_MLA_ENTRY.part_bytes, 1)
+    nope, scales, rope = (part.contiguous() for part in parts)
     format = e4m3_format(src_cache.dtype, e4m3_of_bytes)
     tiles = dequantise(nope.unflatten(1, (-1, TILE)), scales.view(torch.float32)[..., None], format)
     dst[written, :NOPE] = tiles.flatten(1).to(dst)

@@ -1,4 +1,4 @@
-"""Multi-head latent attention (MLA): latent vectors and rotary keys written into the cache, and its queries.
+"""Multi-head latent attention (MLA): writes latent vectors and rotary keys into a paged cache, and joins queries.
 
 L is the latent size, R the rotary size. An entry of the cache is a token's latent vector followed by its rotary key.
 """
@@ -19,7 +19,7 @@ __all__ = ["concat_and_cache_mla", "concat_and_cache_mla_grouped", "concat_mla_q
 
 
 def _ds_mla_entries(kv_c: Tensor, k_pe: Tensor, format: str) -> Tensor:
-    """Returns [tokens, 656 bytes]: 512 e4m3 codes, scales of their 4 tiles, bytes of the rotary key or zeros."""
+    """Returns entries [tokens, 656 bytes]: e4m3 codes, tile scales, and the rotary key, or zeros if there is none."""
     tiles = kv_c.unflatten(1, (-1, TILE))
     scale = power_of_two_up((tile_amax(tiles) / E4M3_DIVISOR[format]).clamp(min=1e-4))
     codes = quantise(tiles, scale[..., None], format).flatten(1)
@@ -74,7 +74,7 @@ def concat_mla_q(ql_nope: Tensor, q_pe: Tensor, q_out: Tensor) -> None:
 
 
 def _tensor_at(address: int, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Returns a tensor over memory of the CPU that another tensor owns."""
+    """Returns a view of host memory that another tensor owns."""
     if 0 in shape:
         return torch.empty(shape, dtype=dtype)
     num_elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -100,7 +100,7 @@ def concat_and_cache_mla_grouped(
     """Does what concat_and_cache_mla does for every layer. The caches are given by address and must be on the CPU.
 
     kv_c [layers, >=T, L]; k_pe [layers, >=T, R]; kv_cache_ptrs [layers]; slot_mapping [layers, T]; kv_scales [layers].
-    Strides count elements. A negative num_blocks means that all slots exist.
+    Strides are in elements of the cache. If num_blocks is negative, all slots are assumed to exist.
     """
     slot_mapping = slot_mapping.cpu().long()
     if num_blocks < 0:

@@ -1,4 +1,4 @@
-"""Multi-head latent attention (MLA): rotary embedding of queries and key, fused with the write into the cache."""
+"""Multi-head latent attention (MLA): rotary embedding of queries and keys, fused with the write into the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ __all__ = ["concat_and_cache_mla_rope_fused"]
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> Tensor:
     """Rotates x [T, heads, R] by cos, sin [T, 1, R/2], with the rounding of eager PyTorch on a CPU.
 
-    If both have one dtype, every product and sum is rounded to it. With a float32 table, products and sums are float32.
+    If x and the table have the same dtype, every product and every sum is rounded to it. If the table is float32,
+    products and sums are float32, and the result is rounded once to the dtype of x.
     """
     first, second = x.chunk(2, -1) if is_neox else (x[..., 0::2], x[..., 1::2])
     rotated = first * cos - second * sin, second * cos + first * sin
@@ -36,14 +37,15 @@ def concat_and_cache_mla_rope_fused(
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    """Rotates q_pe and k_pe in place, each token by its position, then does what concat_and_cache_mla does.
+    """Rotates q_pe and k_pe in place, each token by its position, and then caches as concat_and_cache_mla does.
 
     positions [>=T]; q_pe [>=T, heads, R]; k_pe [>=T, R] or [>=T, 1, R]; cos_sin_cache [positions, R], cosines and then
     sines. Pairs are (i, i + R/2) if is_neox, else (2i, 2i + 1). A token with a negative slot, or with a bad slot that
     is skipped, is rotated but not cached. A token with a bad position that is skipped is neither rotated nor cached.
     """
     num_tokens, num_positions = len(slot_mapping), len(cos_sin_cache)
-    tokens_and_slots(slot_mapping, kv_cache.shape[0] * kv_cache.shape[1], bad_indices)  # raises before anything is done
+    # A bad slot has to raise an error before q_pe and k_pe are rotated.
+    tokens_and_slots(slot_mapping, kv_cache.shape[0] * kv_cache.shape[1], bad_indices)
     positions = positions[:num_tokens].cpu().long()
     good = (positions >= 0) & (positions < num_positions)
     if not good.all() and bad_indices == "raise":

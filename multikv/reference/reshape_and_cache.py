@@ -1,4 +1,4 @@
-"""Keys and values written into the cache."""
+"""Writes keys and values into a paged cache."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reshape_and_cache_flash(
 ) -> None:
     """Writes key_cache[slot // B, slot % B, h, :] = quantise(key[t, h, :], k_scale[h]), and value likewise.
 
-    key, value [>=T, H, D], each with its own D; caches [N, B, H, D]; slot_mapping [T]; scales of 1 or H elements.
+    key, value [>=T, H, D], whose D may differ; caches [N, B, H, D]; slot_mapping [T]; scales of 1 or H elements.
     Float formats copy bits. A negative slot is padding. Of several tokens with one slot, the last is written.
     """
     num_blocks, block_size = key_cache.shape[:2]
@@ -57,7 +57,7 @@ def reshape_and_cache(
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    """Writes keys and values into caches of the packed layout. With b, o = divmod(slot, B):
+    """Writes keys and values into caches of the packed layouts, where b, o = divmod(slot, B).
 
     key_cache [N, H, D/x, B, x]: key_cache[b, h, d // x, o, d % x] = quantise(key[t, h, d], k_scale[h]).
     value_cache [N, H, D, B]: value_cache[b, h, d, o] = quantise(value[t, h, d], v_scale[h]).

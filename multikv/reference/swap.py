@@ -16,18 +16,19 @@ __all__ = ["swap_blocks", "swap_blocks_batch", "swap_blocks_layers"]
 def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mapping: Tensor) -> None:
     """Copies the bytes of block s of src to block d of dst, for every pair (s, d) in block_mapping [n, 2].
 
-    Blocks are counted from the start of each tensor; both are contiguous. A block that is not wholly inside its tensor
-    raises an error, on every device. No two pairs have one destination, and no pair writes what another reads.
+    Both tensors are contiguous, and block i is the bytes from i * block_size_in_bytes on. A block that is not wholly
+    inside its tensor raises IndexError, on every device. Destination blocks are assumed to be distinct, and to overlap
+    no source block.
     """
     source, target = (x.view(-1).view(torch.uint8) for x in (src, dst))
     pairs = block_mapping.tolist()
     for i, pair in enumerate(pairs):
-        for side, (block, bytes) in enumerate(zip(pair, (source, target), strict=True)):
-            if not 0 <= block < len(bytes) // block_size_in_bytes:
+        for side, (block, memory) in enumerate(zip(pair, (source, target), strict=True)):
+            if not 0 <= block < len(memory) // block_size_in_bytes:
                 raise bad_index("block_mapping", (i, side), block)
     for s, d in pairs:
-        first, second = s * block_size_in_bytes, d * block_size_in_bytes
-        target[second : second + block_size_in_bytes] = source[first : first + block_size_in_bytes]
+        read, write = s * block_size_in_bytes, d * block_size_in_bytes  # offsets in bytes
+        target[write : write + block_size_in_bytes] = source[read : read + block_size_in_bytes]
 
 
 def swap_blocks_layers(

@@ -1,4 +1,4 @@
-"""Tiles: neighbouring elements that are divided by one scale and stored as e4m3 codes."""
+"""Tiles: neighbouring elements that share a scale and are stored as e4m3 codes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from torch import Tensor
 
 from ..formats import DS_MLA_ENTRY
 
-# The largest magnitude of a tile becomes at most this. The largest e4m3fnuz is 240; vLLM divides by 224 all the same.
+# The scale of a tile is its largest magnitude divided by this number. 448 is the largest e4m3fn value. The largest
+# e4m3fnuz value is 240, but vLLM, whose caches these are, divides by 224.
 E4M3_DIVISOR = {"e4m3fn": 448.0, "e4m3fnuz": 224.0}
 
-# The entry of the format fp8_ds_mla: NOPE e4m3 codes, a float32 scale for each TILE of them, ROPE_BYTES of rotary key.
+# An entry of fp8_ds_mla consists of NOPE e4m3 codes, a float32 scale for every TILE codes, and ROPE_BYTES bytes of
+# rotary key.
 NOPE, TILE, ROPE_BYTES = DS_MLA_ENTRY.latent_size, DS_MLA_ENTRY.tile_size, DS_MLA_ENTRY.part_bytes[2]
 
 

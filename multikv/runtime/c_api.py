@@ -1,7 +1,7 @@
 """Prototypes of the C functions that the libraries export, and typed wrappers around them.
 
-The C side is `csrc/c_api.h`; each function is declared there and in one of the tables below. A function that can fail
-returns the text of the error, or NULL for success. The memory of a text belongs to the library.
+`csrc/c_api.h` declares the functions; each of them also has a row in one of the tables below. A function that can fail
+returns the text of the error, or NULL for success. The library owns the memory of the text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
 from typing import Any, NamedTuple
 
-ABI_VERSION = 1  # MULTIKV_ABI_VERSION of csrc/c_api.h, raised when one of the functions changes
+ABI_VERSION = 1  # equals MULTIKV_ABI_VERSION of csrc/c_api.h
 
 
 class Prototype(NamedTuple):
@@ -46,11 +46,11 @@ GPU_LIBRARY = EVERY_LIBRARY | {
 
 
 class SwapCrossover(NamedTuple):
-    """Which engine copies a run of neighbouring blocks, in one direction on one device.
+    """The run sizes from which on copy engines replace the kernel, in one direction on one device.
 
-    A copy engine copies runs of at least `in_batches` bytes where runs are submitted in batches, and of at least
-    `one_by_one` bytes where each is submitted alone. A kernel of `kernel_threads` threads copies all smaller runs; 0:
-    as many threads as there is work for.
+    A copy engine copies runs of at least `in_batches` bytes if runs are submitted in batches, and runs of at least
+    `one_by_one` bytes if each run is submitted alone. A kernel of `kernel_threads` threads copies all smaller runs; if
+    kernel_threads is 0, the kernel has as many threads as there is work for.
     """
 
     in_batches: int
@@ -62,7 +62,7 @@ class _Library:
     """The C functions of one library."""
 
     def __init__(self, handle: ctypes.CDLL, prototypes: dict[str, Prototype]) -> None:
-        """Declares the functions.
+        """Looks all functions up and sets their prototypes.
 
         Raises:
             AttributeError: the library lacks one of them.
@@ -90,7 +90,7 @@ class CpuLibrary(_Library):
     """The C functions of libmultikv_cpu.so."""
 
     def __init__(self, handle: ctypes.CDLL) -> None:
-        """Declares the functions, as _Library does."""
+        """Looks up the functions of CPU_LIBRARY."""
         super().__init__(handle, CPU_LIBRARY)
 
     def isa(self) -> str:
@@ -98,11 +98,11 @@ class CpuLibrary(_Library):
         return self._text("multikv_cpu_isa")
 
     def isas(self) -> tuple[str, ...]:
-        """Names of the instruction sets that this CPU supports, the plainest first."""
+        """Names of the instruction sets that this CPU supports, each of which includes those before it."""
         return tuple(self._text("multikv_cpu_isas").split(","))
 
     def set_isa(self, name: str) -> bool:
-        """Selects an instruction set; False if it is unknown or this CPU does not support it."""
+        """Selects an instruction set; returns False if the name is unknown or this CPU does not support it."""
         return bool(self._call("multikv_set_cpu_isa", name.encode()))
 
     def formats(self) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ class CpuLibrary(_Library):
         return rows
 
     def set_gpu_swap_batch(self, address: int | None) -> None:
-        """Gives the CPU library the address of the GPU library's multikv_gpu_swap_batch; None takes it away."""
+        """Gives the CPU library the address of the GPU library's multikv_gpu_swap_batch; None removes it."""
         self._call("multikv_set_gpu_swap_batch", address)
 
 
@@ -119,11 +119,11 @@ class GpuLibrary(_Library):
     """The C functions of libmultikv_cuda.so or libmultikv_rocm.so."""
 
     def __init__(self, handle: ctypes.CDLL) -> None:
-        """Declares the functions, as _Library does."""
+        """Looks up the functions of GPU_LIBRARY."""
         super().__init__(handle, GPU_LIBRARY)
 
     def set_check_indices(self, enabled: bool) -> None:
-        """Makes ops check their indices on the GPU, or stop doing so."""
+        """Turns the index checks of GPU ops on or off."""
         self._call("multikv_set_check_indices", enabled)
 
     def swap_batch_address(self) -> int | None:
@@ -147,15 +147,15 @@ class GpuLibrary(_Library):
         self._call("multikv_free_host", address)
 
     def set_swap_strategy(self, strategy: int) -> None:
-        """0: auto, 1: copy engine, 2: kernel."""
+        """Selects what copies the blocks of swaps: 0 auto, 1 the copy engines, 2 a kernel."""
         self._call("multikv_set_swap_strategy", strategy)
 
     def set_swap_crossover(self, device: int, direction: int, crossover: SwapCrossover) -> None:
-        """Sets what the strategy `auto` chooses by. Directions: 0 to the host, 1 from the host, 2 within the device."""
+        """Sets the crossover of `auto`. Directions: 0 to the host, 1 from the host, 2 within the device."""
         self._call("multikv_set_swap_crossover", device, direction, *crossover)
 
     def swap_crossover(self, device: int, direction: int) -> SwapCrossover:
-        """Returns what set_swap_crossover has set, or else the default of the library."""
+        """Returns the crossover that set_swap_crossover has set, or else the default of the library."""
         in_batches, one_by_one, kernel_threads = c_int64(), c_int64(), c_int32()
         references = (ctypes.byref(number) for number in (in_batches, one_by_one, kernel_threads))
         self._call("multikv_get_swap_crossover", device, direction, *references)

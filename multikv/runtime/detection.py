@@ -1,4 +1,4 @@
-"""Why a GPU library does not serve this host, or what it was found to serve."""
+"""Decides whether a GPU library serves this host, and says why."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ def _no(reason: str) -> Verdict:
 
 
 def judge(library: Library, build_id: str) -> Verdict:
-    """Judges a GPU library by torch, by its file and manifest, and by the GPUs of this host.
+    """Decides whether a GPU library serves this host.
+
+    The library serves the host if torch is built for the same platform, the file exists, its manifest agrees with the
+    CPU library, and it has code for a GPU of this host.
 
     Args:
         library: as `libraries.describe` returns it.
-        build_id: of the CPU library, with which it must agree.
+        build_id: build id of the CPU library, which the manifest must repeat.
     """
     torch_has = {"cuda": torch.version.cuda, "rocm": torch.version.hip}[library.name]
     if torch_has is None:
@@ -40,9 +43,9 @@ def judge(library: Library, build_id: str) -> Verdict:
 
 
 def build_refusal(library: Library, build_id: str) -> str:
-    """Says why a library may not be used beside a CPU library of this build; empty if it may."""
+    """Returns why a GPU library cannot be used with the CPU library of this build id; empty if it can."""
     if not library.architectures:
-        return f"multikv_{library.name}.json is missing beside it"
+        return f"its manifest, multikv_{library.name}.json, is missing"
     if library.abi_version != ABI_VERSION:
         found = "no ABI version" if library.abi_version is None else f"ABI version {library.abi_version}"
         return f"built with {found}, expected {ABI_VERSION}: reinstall multikv"
@@ -62,7 +65,7 @@ def judge_cuda(library: Library) -> Verdict:
     if capabilities is None:  # CUDA may work without NVML, the management library
         if not hosts.has_nvidia_device():
             return _no("no NVIDIA GPU or driver")
-        return Verdict(True, f"compiled for {built}; NVML cannot tell this host's GPUs")
+        return Verdict(True, f"compiled for {built}; NVML is missing or fails, so the GPUs of this host are unknown")
     if not capabilities:
         return _no("no NVIDIA GPU")
     if driver is not None and driver[0] < int(library.toolkit.split(".")[0]):
@@ -74,11 +77,12 @@ def judge_cuda(library: Library) -> Verdict:
 
 
 def has_code_for(architectures: list[str], capability: tuple[int, int]) -> bool:
-    """Whether code for one of the architectures runs on a GPU of this compute capability.
+    """Returns whether code for one of the architectures runs on a GPU of this compute capability.
 
-    Machine code runs on GPUs of the same major version with at least its minor version; code for an architecture with
-    the suffix "a" (90a) runs on exactly that version. PTX (suffix "+PTX") is compiled by the driver for its own version
-    and every later one. Source: CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility".
+    Machine code runs on GPUs of the same major version and the same or a later minor version. Machine code for an
+    architecture with the suffix "a" (90a) runs on GPUs of exactly that version. The driver compiles PTX (suffix "+PTX")
+    for GPUs of the same or any later version. Source: CUDA C++ Programming Guide, "Binary Compatibility" and "PTX
+    Compatibility".
     """
     for architecture in architectures:
         is_specific = architecture.endswith("a")

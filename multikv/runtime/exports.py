@@ -1,4 +1,4 @@
-"""Names that a package takes over from its modules, so that each is written once, in the `__all__` of its module."""
+"""Makes the `__all__` of a package from those of its modules, so that each public name is listed only once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import ModuleType
 
 
 def public_names(namespace: dict[str, object]) -> list[str]:
-    """Returns the names of a package's namespace that are neither private nor modules, for its `__all__`.
+    """Returns the names in the namespace of a package that are neither private nor modules.
 
     Example:
         >>> from multikv.runtime import exports

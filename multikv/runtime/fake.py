@@ -1,8 +1,8 @@
-"""Fake kernels: what torch.compile and opcheck run in place of an op while they trace.
+"""Fake kernels, which torch.compile and opcheck run in place of an op while they trace.
 
-No op returns anything, and the schema says which arguments each op writes, so one fake kernel serves all ops. It does
-not check arguments: the op does that when it runs, with the same message on every device. The exception is a call that
-mixes meta tensors with others, for which PyTorch runs the fake kernel only; it raises an error here.
+Ops return nothing, and the schema says which arguments an op writes, so one fake kernel serves all ops. The fake kernel
+does not check arguments, because the op does so when it runs, with the same message on every device. A call that mixes
+meta tensors with other tensors runs the fake kernel only, so that the fake kernel has to raise the error.
 """
 
 from __future__ import annotations

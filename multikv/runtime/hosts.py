@@ -1,4 +1,7 @@
-"""The GPUs of this host, found without CUDA or HIP calls, after which a forked child could not use a GPU."""
+"""Finds the GPUs of this host without calls of CUDA or HIP.
+
+After such a call, the children that a process forks cannot use a GPU, and importing multikv must not cause that.
+"""
 
 import ctypes
 from pathlib import Path
@@ -29,7 +32,7 @@ def nvidia_compute_capabilities() -> list[tuple[int, int]] | None:
 
 
 def has_nvidia_device() -> bool:
-    """Returns whether a driver has made a device file, of a discrete GPU, a system on chip, or a GPU under WSL."""
+    """Returns whether there is a device file of a discrete GPU, of a system on chip, or of a GPU under WSL."""
     return any(Path(f"/dev/{name}").exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu", "dxg"))
 
 
@@ -46,7 +49,7 @@ def amd_architectures(topology: Path = Path("/sys/class/kfd/kfd/topology/nodes")
     """Returns the name of every AMD GPU, such as gfx90a.
 
     Args:
-        topology: directory in which the kernel driver describes its nodes; gfx_target_version 90010 means gfx90a.
+        topology: directory in which the kernel driver describes GPUs and CPUs. gfx_target_version 90010 means gfx90a.
     """
     names = []
     for properties in sorted(topology.glob("*/properties")):

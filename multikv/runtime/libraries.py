@@ -1,4 +1,4 @@
-"""Library files: what each was built for, and how it is opened."""
+"""Library files: reads what each was built for, and opens it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Library:
     name: str  # cpu, cuda or rocm
     path: Path
     loaded: bool = False
-    reason: str = ""  # why it is loaded or not, in one line
-    toolkit: str = ""  # version of the compiler that built it
-    torch: str = ""  # version of torch that it was built with
-    architectures: list[str] = field(default_factory=list)
+    reason: str = ""  # why the library is loaded or not, in one line
+    toolkit: str = ""  # version of the compiler that built the library
+    torch: str = ""  # version of torch that the library was built with
+    architectures: list[str] = field(default_factory=list)  # such as 90, 90a, 120+PTX, gfx90a
     handle: ctypes.CDLL | None = None
-    abi_version: int | None = None  # of the C border, as csrc/c_api.h numbers it
-    build_id: str = ""  # digest of the sources that it was compiled from
+    abi_version: int | None = None  # MULTIKV_ABI_VERSION of csrc/c_api.h
+    build_id: str = ""  # digest of the sources that the library was compiled from
 
 
 def describe(name: str) -> Library:
@@ -41,7 +41,7 @@ def describe(name: str) -> Library:
 
 
 def open_library(library: Library) -> None:
-    """Loads a library, which registers its kernels with PyTorch. On failure, `reason` says why."""
+    """Loads a library, which registers its kernels with PyTorch. On failure, sets `reason`."""
     if not library.path.exists():
         library.reason = "not built"
         return

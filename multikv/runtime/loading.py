@@ -33,7 +33,7 @@ def _load(settings: Settings) -> None:
     for name in ("cpu", *GPU_PLATFORMS):
         PROCESS.libraries[name] = libraries.describe(name)
     cpu = PROCESS.cpu_library = _open_cpu_library(PROCESS.libraries["cpu"])
-    names = torch._C._dispatch_get_all_op_names()  # takes milliseconds, so only once
+    names = torch._C._dispatch_get_all_op_names()  # takes milliseconds, so it is called once
     PROCESS.op_names = sorted(name.removeprefix("multikv::") for name in names if name.startswith("multikv::"))
     if settings.cpu_isa is not None:
         try:
@@ -44,7 +44,7 @@ def _load(settings: Settings) -> None:
         _consider(PROCESS.libraries[name], settings.platform, cpu.build_id())
     if PROCESS.gpu is None:
         _refuse_gpu_tensors()
-    else:  # swap_blocks_batch gets addresses, which do not tell the device: the CPU library asks the GPU library
+    else:  # swap_blocks_batch takes addresses, of whose devices only the GPU library can ask the driver
         cpu.set_gpu_swap_batch(PROCESS.gpu.swap_batch_address())
     PROCESS.set_check_indices(settings.check_indices)
     PROCESS.set_swap_strategy(settings.swap_strategy)
@@ -62,17 +62,18 @@ def _open_cpu_library(library: Library) -> CpuLibrary:
     try:
         cpu = CpuLibrary(library.handle)
     except AttributeError as error:
-        raise ImportError(f"multikv: {library.path.name} is of another version ({error}): reinstall multikv") from None
+        raise ImportError(_other_version(library, str(error))) from None
     if cpu.abi_version() != ABI_VERSION:
-        raise ImportError(
-            f"multikv: {library.path.name} is of another version (ABI version {cpu.abi_version()}, "
-            f"expected {ABI_VERSION}): reinstall multikv"
-        )
+        raise ImportError(_other_version(library, f"ABI version {cpu.abi_version()}, expected {ABI_VERSION}"))
     return cpu
 
 
+def _other_version(library: Library, detail: str) -> str:
+    return f"multikv: {library.path.name} was built for another version of multikv ({detail}): reinstall multikv"
+
+
 def _consider(library: Library, platform: str, build_id: str) -> None:
-    """Opens a GPU library if it serves this host or `platform` names it; `library.reason` says why or why not."""
+    """Opens a GPU library if it serves this host or `platform` names it, and sets `library.reason`."""
     if platform == library.name:
         library.reason = detection.build_refusal(library, build_id) if library.path.exists() else "not built"
         if not library.reason:
@@ -92,7 +93,8 @@ def _consider(library: Library, platform: str, build_id: str) -> None:
 def _open_gpu_library(library: Library, build_id: str) -> None:
     """Opens a GPU library whose manifest agrees with the CPU library.
 
-    A file that then turns out to be of another build cannot be unloaded, so that is an ImportError.
+    Raises:
+        ImportError: the file is not the one that the manifest describes. A library cannot be unloaded again.
     """
     libraries.open_library(library)
     if library.handle is None:
@@ -100,7 +102,7 @@ def _open_gpu_library(library: Library, build_id: str) -> None:
     try:
         gpu = GpuLibrary(library.handle)
     except AttributeError as error:
-        raise ImportError(f"multikv: {library.path.name} is of another version ({error}): reinstall multikv") from None
+        raise ImportError(_other_version(library, str(error))) from None
     if gpu.build_id() != build_id:
         raise ImportError(
             f"multikv: {library.path.name} is not the file that multikv_{library.name}.json describes "

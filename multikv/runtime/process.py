@@ -1,4 +1,4 @@
-"""What is loaded and set in this process: the only state of multikv that its functions change."""
+"""The state of this process: the libraries that are loaded, and settings. (`offload.costs` holds the calibrations.)"""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .settings import GPU_PLATFORMS, SWAP_STRATEGIES
 
 @dataclass
 class Process:
-    """The libraries of this process, and settings that hold for all its threads. `loading.load` fills it."""
+    """The libraries of this process, and settings of all its threads. `loading.load` fills in the fields."""
 
     libraries: dict[str, Library] = field(default_factory=dict)  # cpu, cuda and rocm, loaded or not
     cpu_library: CpuLibrary | None = None
     gpu: GpuLibrary | None = None
     swap_strategy: str = "auto"
-    op_names: list[str] = field(default_factory=list)  # of the ops that the CPU library has registered
-    registrations: list[torch.library.Library] = field(default_factory=list)  # keep kernels in Python alive
+    op_names: list[str] = field(default_factory=list)  # names of the ops that the CPU library has registered
+    registrations: list[torch.library.Library] = field(default_factory=list)  # keep Python kernels registered
 
     def clear(self) -> None:
-        """Forgets the libraries, so that the next import starts anew."""
+        """Forgets the libraries, so that the next call of `loading.load` loads them again."""
         self.libraries.clear()
         self.cpu_library = self.gpu = None
 
@@ -31,7 +31,7 @@ class Process:
     def cpu(self) -> CpuLibrary:
         """The CPU library."""
         if self.cpu_library is None:
-            raise RuntimeError("multikv: its libraries are not loaded")
+            raise RuntimeError("multikv: the CPU library is not loaded; `import multikv` loads it")
         return self.cpu_library
 
     def platform(self) -> str:

@@ -1,4 +1,4 @@
-"""Settings that multikv takes from environment variables. No other module reads the environment."""
+"""Reads the settings of multikv from environment variables. No other module reads the environment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 GPU_PLATFORMS = ("cuda", "rocm")
 PLATFORMS = ("auto", "cpu", *GPU_PLATFORMS)
-SWAP_STRATEGIES = ("auto", "copy_engine", "kernel")  # in the order of the numbers that csrc/c_api.h gives them
+SWAP_STRATEGIES = ("auto", "copy_engine", "kernel")  # the index of a name is its number in csrc/c_api.h
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Settings:
         """Reads the variables.
 
         Raises:
-            ImportError: a variable has an unknown value. The name of the instruction set is checked by the CPU library.
+            ImportError: a variable has an unknown value. The CPU library checks MULTIKV_CPU_ISA later.
         """
         return cls(
             platform=_choice(environment, "MULTIKV_PLATFORM", PLATFORMS, f"one of {', '.join(PLATFORMS)}"),

@@ -82,7 +82,8 @@ def test_fewest_threads(times, chosen):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_nothing_to_calibrate():
     for function in (multikv.calibrate_swaps, offload.swap_costs):
-        with pytest.raises(RuntimeError, match=f"^{function.__name__}: no GPU is served on this host\ncpu: loaded"):
+        expected = f"^{function.__name__}: no multikv library serves a GPU on this host\ncpu: loaded"
+        with pytest.raises(RuntimeError, match=expected):
             function()
 
 

@@ -246,7 +246,7 @@ def test_why_a_rocm_library_is_refused(monkeypatch, tmp_path, nodes, names, refu
 def test_a_library_without_its_manifest_is_refused(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     library = Library("cuda", platforms.libraries()[0].path)
-    assert detection.judge(library, "a build") == (False, "multikv_cuda.json is missing beside it")
+    assert detection.judge(library, "a build") == (False, "its manifest, multikv_cuda.json, is missing")
 
 
 @pytest.mark.parametrize(

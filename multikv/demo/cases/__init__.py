@@ -1,8 +1,9 @@
 """Random inputs for each op, and copies to compare with, for `python -m multikv` and the benchmarks.
 
-Each module has the cases of one family of ops. A function with the name of the op makes a Workload: random values, and
-blocks in random order with consecutive tokens side by side in a block. On the device `meta` it allocates nothing and
-tells how many bytes the op moves. CASES is what the demo runs.
+Each module has the cases of one family of ops. For each op it has a function of the same name that makes a Workload.
+The values of a Workload are random. So is the order of its blocks, but consecutive tokens are neighbours within a
+block. On the device `meta` the function allocates nothing, and the Workload says how many bytes the op moves. The demo
+runs the cases in CASES.
 """
 
 import typing

@@ -1,4 +1,4 @@
-"""What a case of the demo is: an op with small inputs to check and large ones to time."""
+"""A case of the demo: an op with small inputs, which are checked, and large inputs, which are timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .workload import Workload
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the demo: `make` with the sizes `small` is compared with the reference, with `large` it is timed."""
+    """A case. The op is checked with the inputs `make(device, **small)`, and timed with `make(device, **large)`."""
 
     name: str
     make: Callable[..., Workload]  # has the name of the op
@@ -25,18 +25,18 @@ class Case:
 
     @classmethod
     def of_tokens(cls, make: Callable[..., Workload], name: str, num_tokens: int = 4096, **options: Any) -> Case:
-        """A case of an op that takes some number of tokens."""
+        """Makes a case of an op that takes num_tokens tokens."""
         small, large = {"num_tokens": 37}, {"num_tokens": num_tokens}
         return cls(f"{name}, {num_tokens:,} tokens", make, small | options, large | options)
 
     @classmethod
     def of_sequences(cls, make: Callable[..., Workload], name: str, **options: Any) -> Case:
-        """A case of an op that reads sequences."""
+        """Makes a case of an op that reads sequences."""
         small, large = {"batch_size": 3, "length": 100}, {"batch_size": 16, "length": 1024}
         return cls(f"{name}, 16 x 1,024 tokens", make, small | options, large | options)
 
     @classmethod
     def of_blocks(cls, make: Callable[..., Workload], name: str, num_blocks: int, **options: Any) -> Case:
-        """A case of an op that copies blocks."""
+        """Makes a case of an op that copies num_blocks blocks."""
         small, large = {"num_blocks": 8, "block_bytes": 4096}, {"num_blocks": num_blocks, "block_bytes": 32768}
         return cls(name, make, small | options, large | options)

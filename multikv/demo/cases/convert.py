@@ -17,7 +17,7 @@ def convert_fp8(
     dtype: torch.dtype = torch.bfloat16,
     scale: float = 0.037,
 ) -> Workload:
-    """Converts values whose results are neither infinite nor NaN."""
+    """Converts finite values to finite values."""
     shape, fp8 = (num_elements,), values.CACHE_DTYPES[kv_cache_dtype]
     if to_fp8:
         src, dst = values.normal(shape, device).to(dtype), values.bits(shape, fp8, device)

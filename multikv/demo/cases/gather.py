@@ -1,4 +1,4 @@
-"""Workloads of gathers: sequences of latent (MLA) entries, read out of a paged cache."""
+"""Workloads of gathers: entries of sequences are copied from a paged cache to rows."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def cp_gather_cache(
     entry: tuple[int, ...] = (576,),
     block_size: int = 64,
 ) -> Workload:
-    """Gathers batch_size sequences of one length."""
+    """Gathers batch_size sequences, all of the same length."""
     num_blocks, block_table, cu_seq_lens = values.sequences(batch_size, length, block_size, device)
     src_cache = values.bits((num_blocks, block_size, *entry), dtype, device)
     dst = values.bits((batch_size * length, *entry), dtype, device)
@@ -42,7 +42,7 @@ def gather_and_maybe_dequant_cache(
     entry_size: int = 576,
     block_size: int = 64,
 ) -> Workload:
-    """Gathers to bfloat16; an fp8 cache has no NaN."""
+    """Gathers to bfloat16. The codes of an fp8 cache are finite."""
     num_blocks, block_table, cu_seq_lens = values.sequences(batch_size, length, block_size, device)
     dtype = values.CACHE_DTYPES[kv_cache_dtype]
     make = values.bits if kv_cache_dtype == "bfloat16" else values.finite_fp8
@@ -61,10 +61,10 @@ def gather_and_maybe_dequant_cache(
 def cp_gather_and_upconvert_fp8_kv_cache(
     device: torch.device, batch_size: int, length: int, host_share: float = 0.0, block_size: int = 64
 ) -> Workload:
-    """Gathers fp8_ds_mla entries, of which a share may be on the host.
+    """Gathers fp8_ds_mla entries.
 
-    Without host_share, all entries are in the blocks that the table names. With it, this share of the rows is on the
-    host (in pinned memory, if the op runs on a GPU), and the other rows are on the device in random order.
+    If host_share is 0, all entries are in the blocks that block_table names. If not, this share of the entries is on
+    the host, in pinned memory if the op runs on a GPU, and the other entries are on the device in random order.
     """
     num_blocks, block_table, starts = values.sequences(batch_size, length, block_size, device)
     entry = DS_MLA_ENTRY
@@ -87,7 +87,7 @@ def cp_gather_and_upconvert_fp8_kv_cache(
 
 
 def _host_rows(num_rows: int, host_share: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns host_cache, host_row_ids and device_row_ids: each row is on the host or on the device."""
+    """Returns host_cache, host_row_ids and device_row_ids, where each logical row is on the host or on the device."""
     num_host_rows = max(1, round(num_rows * host_share))
     host_cache = values.moved(_ds_mla_entries((num_host_rows,), device), torch.device("cpu"))
     host_row_ids, device_row_ids = torch.full((2, num_rows), -1, dtype=torch.int32, device=device)

@@ -1,4 +1,4 @@
-"""Workloads of the sparse attention's indexer: its keys, written into their cache and read back."""
+"""Workloads of the indexer of sparse attention, whose keys are written into a cache and gathered."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Workloads of multi-head latent attention (MLA): latent vectors and rotary keys into the cache, and its queries."""
+"""Workloads of multi-head latent attention (MLA), which cache latent vectors and rotary keys, or join queries."""
 
 import torch
 from torch import Tensor
@@ -40,12 +40,12 @@ def concat_and_cache_mla_grouped(
     rope_size: int = 64,
     block_size: int = 64,
 ) -> Workload:
-    """Writes all layers, with the same slots in each layer's cache."""
+    """Writes the tokens of all layers, with the same slots in the cache of each layer."""
     kv_c, k_pe = (values.normal((num_layers, num_tokens, size), device) for size in (latent_size, rope_size))
     cache_dtype, entry_size = values.CACHE_DTYPES[kv_cache_dtype], latent_size + rope_size
     num_blocks, slots = values.slots(num_tokens, block_size, device)
     caches = tuple(values.bits((num_blocks, block_size, entry_size), cache_dtype, device) for _ in range(num_layers))
-    # An address has no dtype, so the name has to say which e4m3 format the cache holds.
+    # An address has no dtype, so kv_cache_dtype has to name the e4m3 format of the cache.
     name = "fp8_e4m3fn" if kv_cache_dtype == "fp8_e4m3" else kv_cache_dtype
     scales = values.scales(device, *(0.037 * (1 + layer) for layer in range(num_layers)))
     arguments = (
@@ -72,7 +72,7 @@ def concat_and_cache_mla_grouped(
 def concat_mla_q(
     device: torch.device, num_tokens: int, num_heads: int = 128, latent_size: int = 512, rope_size: int = 64
 ) -> Workload:
-    """Concatenates the parts of bfloat16 queries."""
+    """Concatenates the two parts of bfloat16 queries."""
     sizes = (latent_size, rope_size, latent_size + rope_size)
     ql_nope, q_pe, q_out = (values.bits((num_tokens, num_heads, size), torch.bfloat16, device) for size in sizes)
     return Workload("concat_mla_q", (ql_nope, q_pe, q_out), written=(2,), num_bytes=2 * values.num_bytes(q_out))
@@ -81,7 +81,7 @@ def concat_mla_q(
 def slots_and_cache(
     num_tokens: int, kv_cache_dtype: str, entry_size: int, block_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Returns slots for the tokens, and a cache of random bits that has them."""
+    """Returns slots for the tokens, and a cache of random bits that contains these slots."""
     num_blocks, slots = values.slots(num_tokens, block_size, device)
     size = DS_MLA_ENTRY.num_bytes if kv_cache_dtype == "fp8_ds_mla" else entry_size
     return slots, values.bits((num_blocks, block_size, size), values.CACHE_DTYPES[kv_cache_dtype], device)

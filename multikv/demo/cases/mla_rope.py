@@ -23,7 +23,7 @@ def concat_and_cache_mla_rope_fused(
     rope_size: int = 64,
     block_size: int = 64,
 ) -> Workload:
-    """Rotates and writes tokens at consecutive positions. Each run rotates the result of the run before."""
+    """Rotates and caches tokens at consecutive positions. Every call rotates q_pe and k_pe further."""
     kv_c, k_pe = (values.normal((num_tokens, size), device) for size in (latent_size, rope_size))
     q_pe = values.normal((num_tokens, num_heads, rope_size), device)
     first = torch.randint(1, _NUM_POSITIONS, (1,), device=device)

@@ -1,4 +1,4 @@
-"""Workloads of keys and values, written into a paged cache."""
+"""Workloads that write keys and values into a paged cache."""
 
 import torch
 from torch import Tensor

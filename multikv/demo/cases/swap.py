@@ -1,4 +1,4 @@
-"""Workloads of swaps: blocks copied between the memories of device and host."""
+"""Workloads of swaps, which copy blocks between the memories of a device and the host."""
 
 import torch
 
@@ -10,14 +10,14 @@ __all__ = ["swap_blocks", "swap_blocks_layers"]
 
 
 def swap_blocks(device: torch.device, direction: str, block_bytes: int, num_blocks: int) -> Workload:
-    """Copies all but values.SPARE_BLOCKS of num_blocks, in random order.
+    """Copies num_blocks - values.SPARE_BLOCKS blocks, in random order.
 
-    The direction is d2h, h2d, d2d or h2h: from device (d) or host (h) to either. Host memory is pinned if the device is
-    a GPU.
+    The direction is "d2h", "h2d", "d2d" or "h2h", where d is the device and h is the host. Host memory is pinned if the
+    device is a GPU.
     """
-    places = {"d": device, "h": torch.device("cpu")}
-    route = places[direction[0]], places[direction[-1]]
-    src, dst = (values.moved(values.bits((num_blocks, block_bytes), torch.uint8, device), place) for place in route)
+    devices = {"d": device, "h": torch.device("cpu")}
+    route = devices[direction[0]], devices[direction[-1]]
+    src, dst = (values.moved(values.bits((num_blocks, block_bytes), torch.uint8, device), to) for to in route)
     mapping = torch.stack([torch.randperm(num_blocks)[: -values.SPARE_BLOCKS] for _ in route], 1)
     return Workload(
         "swap_blocks",

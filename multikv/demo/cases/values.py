@@ -13,7 +13,7 @@ CACHE_DTYPES = {
     "fp8_ds_mla": torch.float8_e4m3fn,
 }
 _LARGEST_FINITE = {torch.float8_e4m3fn: 0x7E, torch.float8_e5m2: 0x7B}
-SPARE_BLOCKS = 3  # blocks that no token maps to, which must keep their content
+SPARE_BLOCKS = 3  # blocks of a cache that no token is in, whose content must not change
 
 
 def bits(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -30,12 +30,12 @@ def finite_fp8(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
 
 
 def normal(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Returns normally distributed bfloat16 values, as the layer of a model gives them."""
+    """Returns normally distributed bfloat16 values, which stand for the output of a layer of a model."""
     return torch.randn(shape, dtype=torch.bfloat16, device=device)
 
 
 def scales(device: torch.device, *numbers: float) -> Tensor:
-    """Returns float32 scales. They should not be powers of two, so that divisions round, and cause no saturation."""
+    """Returns float32 scales. Numbers should not be powers of two, so that divisions round, and not saturate."""
     return torch.tensor(numbers, device=device)
 
 

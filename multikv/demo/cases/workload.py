@@ -1,4 +1,4 @@
-"""A call of an op with concrete arguments, and copies to compare its time with."""
+"""Calls of ops with concrete arguments, and copies whose times they are compared with."""
 
 import ctypes
 import dataclasses
@@ -31,18 +31,18 @@ class Workload:
 
     op: str
     arguments: tuple[Any, ...]
-    written: tuple[int, ...]  # positions of the arguments that the op writes
+    written: tuple[int, ...]  # which arguments the op writes, counted from 0
     # Bytes that the op must move: each input byte read once, each output byte written once. Indices, scales and rotary
     # tables are not counted.
     num_bytes: int
-    # Tensors that the op writes through addresses, by the position of the argument that holds the addresses.
+    # Tensors that the op writes through addresses. The key is the number of the argument that holds the addresses.
     by_address: dict[int, tuple[Tensor, ...]] = dataclasses.field(default_factory=dict)
     # Devices that the bytes come from and go to; None: the device of the op for both.
     route: tuple[torch.device, torch.device] | None = None
 
     @property
     def graph(self) -> bool:
-        """Whether a CUDA graph can stand for the call. Swaps do not use the same copies in a graph."""
+        """Whether a CUDA graph takes as long as the call. A swap does not: it makes other copies in a graph."""
         return self.route is None
 
     def bind(self, namespace: Any = multikv) -> Callable[[], None]:
@@ -79,12 +79,12 @@ def same_bytes(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
 def copy_calls(workload: Workload, device: torch.device) -> list[Callable[[], object]]:
     """Returns plain copies that read half of the workload's bytes and write as many, between the same devices.
 
-    They use different memory in turn, as many sets of it as the workload (see `rotation`).
+    Each copy uses other memory, and there are as many copies as `rotation` returns for the workload.
     """
     size = max(workload.num_bytes // 2, 1)
-    places = workload.route or (device, device)
+    route = workload.route or (device, device)
     pairs = [
-        [values.moved(values.bits((size,), torch.uint8, device), place) for place in places]
+        [values.moved(values.bits((size,), torch.uint8, device), to) for to in route]
         for _ in range(rotation(workload.num_bytes, device))
     ]
     if device.type == "cpu" and torch.get_num_threads() == 1:
@@ -93,19 +93,19 @@ def copy_calls(workload: Workload, device: torch.device) -> list[Callable[[], ob
 
 
 def copy_description(device: torch.device) -> str:
-    """Returns what the calls of `copy_calls` are on a device."""
+    """Describes, in one line for a report, the copies that copy_calls makes on a device."""
     if device.type == "cuda":
-        return "torch copy_ within the device; for swaps between the memories that they use"
+        return "torch copy_ within the device; for a swap, torch copy_ between the memories of the swap"
     threads = torch.get_num_threads()
     return "memmove, 1 thread" if threads == 1 else f"torch copy_, {threads} threads"
 
 
 def rotation(num_bytes: int, device: torch.device) -> int:
-    """Returns how many sets of inputs take turns in the timing of a call that moves num_bytes.
+    """Returns how many sets of inputs are used in turn while a call that moves num_bytes is timed.
 
-    The sets of a call that moves less than an eighth of the last-level cache stay in the cache, as the output of the
-    layer before would. The sets of a larger call have three times the size of the cache together, so that no call finds
-    its inputs there.
+    If num_bytes is less than an eighth of the last-level cache, 4 sets are used, which stay in the cache, as does the
+    output of the previous layer in a model. If num_bytes is larger, all sets together have at least three times the
+    size of the cache, so that the inputs of a call are not in the cache.
     """
     cache = last_level_cache_bytes(device)
     return 4 if num_bytes < cache // 8 else max(2, -(-3 * cache // num_bytes))
