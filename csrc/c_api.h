@@ -57,7 +57,8 @@ MULTIKV_EXPORT void multikv_free_host(void* address);
 // Sets what copies the blocks of swaps. 0: the crossovers below decide. 1: the copy engines. 2: a kernel.
 MULTIKV_EXPORT void multikv_set_swap_strategy(int32_t strategy);
 
-// Sets from which size on strategy 0 gives a run of neighbouring blocks to a copy engine instead of the kernel.
+// Sets the size of the smallest run of neighbouring blocks that strategy 0 gives to a copy engine and not to the
+// kernel.
 //
 //   device          the GPU
 //   direction       0: to the host; 1: from the host; 2: within the device

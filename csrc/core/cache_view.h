@@ -33,9 +33,10 @@ struct FlashCache : CacheView {
   AlignmentBits alignment_bits() const { return CacheView::alignment_bits() | stride_slot_bytes | stride_head_bytes; }
 };
 
-// The packed layouts of the first PagedAttention. The innermost dimension holds `vector_size` elements: of the key of
-// one slot, or the values of neighbouring slots in one dimension of the head. One head of one block, where s0 d4 is
-// dimension 4 of slot 0, and vector_size is 4:
+// The packed layouts of the first PagedAttention. The innermost dimension of the key cache holds vector_size
+// neighbouring elements of the key of one slot. The innermost dimension of the value cache holds the same element
+// of the values of vector_size neighbouring slots. In the shapes below, `vector` is an index of dimension 2, and `row`
+// an index of dimension 3. The pictures show one head of one block for vector_size = 4; s0 d4 is element 4 of slot 0.
 //
 //   keys [blocks, heads, head_size / vector_size, block_size, vector_size]
 //
@@ -49,8 +50,8 @@ struct FlashCache : CacheView {
 //     vector 0    s0 d0  s1 d0  s2 d0  s3 d0   s0 d1  s1 d1  s2 d1  s3 d1   ...
 //     vector 1    s4 d0  s5 d0  s6 d0  s7 d0   s4 d1  s5 d1  s6 d1  s7 d1   ...
 //
-// Values that are not interleaved are [blocks, heads, head_size, block_size]: their vector_size is block_size, so there
-// is one vector.
+// Values that are not interleaved are [blocks, heads, head_size, block_size]. This is the same layout for a
+// vector_size of block_size: dimension 2 has size 1 and is left out.
 struct PackedCache : CacheView {
   int64_t stride_head_bytes, stride_vector_bytes, stride_row_bytes;
   Divisor vector_size;
@@ -59,8 +60,10 @@ struct PackedCache : CacheView {
     return CacheView::alignment_bits() | stride_head_bytes | stride_vector_bytes | stride_row_bytes;
   }
 
-  // The offset of an element from the start of its block. `packed` is the element's number along the dimension that is
-  // split into vectors: the head's dimension of keys, the slot of values. divide(x, divisor) is the backend's division.
+  // The offset of an element from the start of its block. `packed` is the element's index along the dimension that is
+  // split into vectors, and `row` its index along the other. For keys, `packed` is the element of the head, and `row`
+  // the offset of the slot in the block; for values it is the other way round. divide(x, divisor) is the backend's
+  // division.
   template <class Divide>
   constexpr int64_t offset_bytes(int64_t head, int64_t row, int64_t packed, int64_t element_bytes,
                                  Divide divide) const {

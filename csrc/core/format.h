@@ -103,7 +103,7 @@ enum class ScaleType : uint8_t {
   kPowerOfTwo,     // a float32 that is a power of two
   kExponentByte,   // the exponent byte of such a float32 (ue8m0)
   kExponentBytes,  // the exponent byte, repeated four times
-  kE4M3FN,         // an fp8 number, which a float32 scale of the whole tensor multiplies
+  kE4M3FN,         // an e4m3fn number; the scale is its product with one float32 of the whole tensor
 };
 
 // Where scales are stored.
@@ -137,7 +137,7 @@ constexpr Codec float_codec(Float dtype) { return {.element = element_of(dtype)}
 enum class ElementChoice : uint8_t {
   kFixed,  // the format
   kInput,  // the dtype of the op's floating-point input or output
-  kE4M3,   // e4m3fn or e4m3fnuz: the dtype of the cache, or if that is uint8, which one the platform's attention reads
+  kE4M3,   // the dtype of the cache: e4m3fn or e4m3fnuz; for a uint8 cache, the one that the platform's attention reads
 };
 
 // Families of ops that accept the same format names. A set of families is the bitwise or of its members.
@@ -156,7 +156,7 @@ struct CacheFormat {
 namespace format_rows {
 
 constexpr uint8_t kCacheMla = static_cast<uint8_t>(FormatFamily::kCache) | static_cast<uint8_t>(FormatFamily::kMla);
-constexpr uint8_t kAllFp8 = kCacheMla | static_cast<uint8_t>(FormatFamily::kConvert);
+constexpr uint8_t kCacheMlaConvert = kCacheMla | static_cast<uint8_t>(FormatFamily::kConvert);
 constexpr auto kMla = static_cast<uint8_t>(FormatFamily::kMla);
 constexpr auto kIndexer = static_cast<uint8_t>(FormatFamily::kIndexer);
 
@@ -179,17 +179,17 @@ inline constexpr CacheFormat kCacheFormats[] = {
     {"float32", {Element::kFloat32}, ElementChoice::kFixed, format_rows::kCacheMla},
     {"float32", format_rows::indexer(ScaleType::kFloat32), ElementChoice::kE4M3, format_rows::kIndexer},
     {"fp32", format_rows::indexer(ScaleType::kFloat32), ElementChoice::kE4M3, format_rows::kIndexer},
-    {"fp8", format_rows::scaled(Element::kE4M3FN), ElementChoice::kE4M3, format_rows::kAllFp8},
+    {"fp8", format_rows::scaled(Element::kE4M3FN), ElementChoice::kE4M3, format_rows::kCacheMlaConvert},
     {"fp8", format_rows::indexer(ScaleType::kFloat32), ElementChoice::kE4M3, format_rows::kIndexer},
-    {"fp8_e4m3", format_rows::scaled(Element::kE4M3FN), ElementChoice::kE4M3, format_rows::kAllFp8},
+    {"fp8_e4m3", format_rows::scaled(Element::kE4M3FN), ElementChoice::kE4M3, format_rows::kCacheMlaConvert},
     {"fp8_e4m3", format_rows::indexer(ScaleType::kFloat32), ElementChoice::kE4M3, format_rows::kIndexer},
-    {"fp8_e5m2", format_rows::scaled(Element::kE5M2), ElementChoice::kFixed, format_rows::kAllFp8},
-    {"fp8_e4m3fn", format_rows::scaled(Element::kE4M3FN), ElementChoice::kFixed, format_rows::kAllFp8},
+    {"fp8_e5m2", format_rows::scaled(Element::kE5M2), ElementChoice::kFixed, format_rows::kCacheMlaConvert},
+    {"fp8_e4m3fn", format_rows::scaled(Element::kE4M3FN), ElementChoice::kFixed, format_rows::kCacheMlaConvert},
     {"fp8_e4m3fn", format_rows::indexer(ScaleType::kFloat32), ElementChoice::kFixed, format_rows::kIndexer},
-    {"fp8_e4m3fnuz", format_rows::scaled(Element::kE4M3FNUZ), ElementChoice::kFixed, format_rows::kAllFp8},
+    {"fp8_e4m3fnuz", format_rows::scaled(Element::kE4M3FNUZ), ElementChoice::kFixed, format_rows::kCacheMlaConvert},
     {"fp8_e4m3fnuz", format_rows::indexer(ScaleType::kFloat32, Element::kE4M3FNUZ), ElementChoice::kFixed,
      format_rows::kIndexer},
-    {"fp8_e5m2fnuz", format_rows::scaled(Element::kE5M2FNUZ), ElementChoice::kFixed, format_rows::kAllFp8},
+    {"fp8_e5m2fnuz", format_rows::scaled(Element::kE5M2FNUZ), ElementChoice::kFixed, format_rows::kCacheMlaConvert},
     {"fp8_ds_mla", format_rows::kDsMla, ElementChoice::kE4M3, format_rows::kMla},
     {"ue8m0", format_rows::indexer(ScaleType::kPowerOfTwo), ElementChoice::kE4M3, format_rows::kIndexer},
     {"mxfp8", format_rows::indexer(ScaleType::kExponentBytes), ElementChoice::kE4M3, format_rows::kIndexer},

@@ -20,7 +20,8 @@ namespace multikv {
 // elementary functions on the IBM RISC System/6000 processor", IBM J. Res. Dev. 34, 1990).
 //
 // The remainder q * scale - x must not underflow. So if the scale is below 2^-40 or above 2^40, scale and x are both
-// multiplied by a power of two that brings the scale into [2^-60, 2^60]. Within the range above this is exact.
+// multiplied by a power of two that brings the scale into [2^-60, 2^60]. If |x / scale| is in [2^-30, 2^20), both
+// multiplications are exact.
 class Quotient {
  public:
   constexpr explicit Quotient(float scale) {

@@ -31,7 +31,7 @@ struct TokenHeads {
   }
 };
 
-// Two tensors of the same shape, cut into rows that are contiguous in both tensors. The rows are repeated over up to
+// Two tensors of the same shape, cut into rows that are contiguous in both tensors. The rows are arranged in up to
 // eight dimensions, of which dimension 0 is the innermost. Row (i0, i1, ...) starts at
 //
 //   src + i0 * src_stride[0] + i1 * src_stride[1] + ...     and     dst + i0 * dst_stride[0] + i1 * dst_stride[1] + ...

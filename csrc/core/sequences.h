@@ -16,7 +16,7 @@ struct Sequences {
   Indices cu_seq_lens;  // [num_bounds]
   Indices seq_starts;   // [num_sequences]; all 0 if not given
   int64_t num_sequences;
-  int64_t num_bounds;  // num_sequences + 1, or num_sequences: then the last sequence ends at num_tokens
+  int64_t num_bounds;  // num_sequences + 1; or num_sequences, if the last sequence ends at num_tokens
   int64_t blocks_per_sequence;
   int64_t num_tokens;  // rows of the output
   Blocks blocks;       // the blocks that block_table refers to

@@ -12,8 +12,9 @@
 
 namespace multikv {
 
-// amax / scale, if the scale is not rounded up. It is 448 = 1.75 * 2^8, the largest e4m3fn, or 224 = 1.75 * 2^7 for
-// e4m3fnuz, whose largest value is 240. Both have the significand 1.75, on which power_of_two_scale() relies.
+// The divisor of the scale: scale = amax / divisor, which some formats then round up to a power of two. For e4m3fn it
+// is 448 = 1.75 * 2^8, the largest e4m3fn value. For e4m3fnuz it is 224 = 1.75 * 2^7, not the largest value, 240,
+// because vLLM divides by 224. power_of_two_scale() relies on the significand 1.75 of both.
 constexpr float tile_divisor(Element element) { return element == Element::kE4M3FNUZ ? 224.0f : 448.0f; }
 
 // Replaces infinity by the largest finite float32.
@@ -23,8 +24,9 @@ constexpr float finite_amax(float amax) {
 }
 
 // The smallest power of two that is at least amax / tile_divisor() and at least `least`. `least` is a power of two, and
-// amax is finite. Rounding the quotient to float32 first would not change the result: a quotient above a power of two
-// does not round down to it.
+// amax is finite. Rounding the quotient to float32 first would not change the result: because amax is a float32 and the
+// divisor has the significand 1.75, a quotient above a power of two is above it by at least 1 / 1.75 of a unit in the
+// last place, so it does not round down to the power of two.
 constexpr float power_of_two_scale(float amax, Element element, float least) {
   const int32_t exponent = element == Element::kE4M3FNUZ ? 7 : 8;
   // The sum carries into the exponent if and only if the significand of amax is above 1.75: as bits of a significand,

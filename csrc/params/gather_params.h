@@ -20,7 +20,7 @@ struct CpGatherCacheParams {
 static_assert(LaunchParams<CpGatherCacheParams>);
 
 struct GatherAndMaybeDequantCacheParams {
-  CpGatherCacheParams gather;  // gather.entry is one contiguous row, with the size that it has in the cache
+  CpGatherCacheParams gather;  // gather.entry is one contiguous row; row_size is an entry's bytes in the cache
   int64_t entry_size;          // elements
   Float dtype;                 // of dst
 

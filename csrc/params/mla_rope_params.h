@@ -17,8 +17,9 @@ struct ConcatAndCacheMlaRopeFusedParams {
   constexpr Work work() const {
     Work work = write.work();
     const int64_t rotated = (num_heads + 1) * write.rope_size * num_bytes(write.dtype);
-    // Rotation reads and writes in place. Both count as bytes read, because bytes_written, which decides whether stores
-    // to the cache are streaming, is the size of the output in the cache.
+    // The rotation reads and writes q_pe and k_pe in place. Its reads and its writes are both added to bytes_read.
+    // bytes_written remains the size of the output in the cache, because it decides whether stores to the cache are
+    // streaming stores.
     work.bytes_read += 2 * rotated;
     return work;
   }

@@ -30,8 +30,9 @@ class OrderedDims {
   int count_ = 0;
 };
 
-// Adds the next outer dimension. If it continues the rows, or the outermost dimension so far, in both tensors, it is
-// merged with them. Returns false if it is not and StridedRows has no dimension left.
+// Adds a dimension outside those that were added before. If the new dimension continues the contiguous rows, or the
+// outermost dimension so far, in both tensors, it is merged into the rows or into that dimension. Otherwise it takes
+// another dimension of StridedRows; returns false if none is left.
 bool add(StridedRows& rows, const Dim& dim) {
   const int outer = rows.num_dims - 1;
   if (outer < 0 && dim.src_stride == rows.row_size && dim.dst_stride == rows.row_size) {

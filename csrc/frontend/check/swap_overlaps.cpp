@@ -110,7 +110,7 @@ const std::vector<Extent>& extents_by_address(const std::vector<SwapSides>& laye
 enum class Sharing : uint8_t {
   kNone,
   kWithinLayers,  // the src and the dst of one layer
-  kAcrossLayers,  // tensors of different layers
+  kAcrossLayers,  // tensors of different layers, or this cannot be excluded
 };
 
 Sharing sharing_of(const std::vector<SwapSides>& layers, int64_t block_bytes) {
@@ -120,7 +120,7 @@ Sharing sharing_of(const std::vector<SwapSides>& layers, int64_t block_bytes) {
     for (const Extent& before : furthest) {
       if (before.end <= extent.begin) continue;
       if (!before.is_dst && !extent.is_dst) {
-        are_sources_shared = true;  // allowed, but furthest[0] is then only one of the tensors that are read here
+        are_sources_shared = true;
       } else if (before.layer != extent.layer) {
         return Sharing::kAcrossLayers;
       } else {
@@ -131,6 +131,8 @@ Sharing sharing_of(const std::vector<SwapSides>& layers, int64_t block_bytes) {
     if (extent.end > of_kind.end) of_kind = extent;
   }
   if (!is_shared) return Sharing::kNone;
+  // A dst tensor is compared only with the src tensor that ends last. If src tensors share memory with each other, the
+  // dst tensor may also share memory with another src tensor, which may be of another layer.
   return are_sources_shared ? Sharing::kAcrossLayers : Sharing::kWithinLayers;
 }
 

@@ -38,7 +38,7 @@ struct MappingRows {
 // One of the two tensors of a layer, which is seen as blocks.
 struct SwapSide {
   std::string_view name;  // of the argument: src or dst
-  int64_t index;          // in the list that the argument is; -1 if it is one tensor
+  int64_t index;          // of the tensor in the list of the argument; -1 if the argument is not a list
   uint64_t address;
   int64_t num_blocks;
 
@@ -50,7 +50,8 @@ struct SwapSides {
 };
 
 // Sorts pairs by the member kKey, whose values are below `end`. This is a stable radix sort that starts with the least
-// significant digit. Digits have at most kMaxBits bits, and as many as keep the number of passes minimal.
+// significant digit. There are as few passes as digits of kMaxBits bits allow, and the digits have the fewest bits that
+// this number of passes allows.
 template <auto kKey, class Id>
 void sort_by(BlockPairs<Id>& pairs, uint64_t end) {
   constexpr int kMaxBits = 11;

@@ -15,8 +15,8 @@ bool is_float(const Tensor& tensor) {
   return tensor.dtype() == Dtype::kFloat32 || tensor.dtype() == Dtype::kFloat16 || tensor.dtype() == Dtype::kBFloat16;
 }
 
-// Converts to float32, rounded to nearest even. Integer arithmetic makes subnormal results, because the caller's thread
-// may flush subnormal numbers to zero (torch.set_flush_denormal).
+// Converts to float32, rounded to nearest even. A subnormal result is computed as an integer bit pattern, because the
+// caller's thread may flush subnormal numbers to zero (torch.set_flush_denormal).
 float rounded(double scale) {
   if (!(std::fabs(scale) < std::numeric_limits<float>::min())) return static_cast<float>(scale);
   const auto bits = static_cast<uint32_t>(std::nearbyint(std::fabs(scale) * 0x1p149));

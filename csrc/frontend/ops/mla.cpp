@@ -11,7 +11,8 @@ namespace multikv {
 
 namespace {
 
-// Checks kv_c and k_pe, and sets what p takes from them. Their tokens are in dimension `token_dim`. p.slots is set.
+// Checks kv_c and k_pe, and sets what p takes from them. Their tokens are in dimension `token_dim`. The
+// caller has set p.slots.
 void set_sources(const Call& call, ConcatAndCacheMlaParams& p, const Tensor& kv_c, const Tensor& k_pe,
                  int64_t token_dim) {
   p.dtype = float_dtype(call, "kv_c", kv_c);

@@ -90,8 +90,8 @@ void set_flash_cache(const Call& call, FlashWrite& write, std::string_view sourc
   write.head_size = source.size(2);
 }
 
-// Checks the dimensions of a packed cache that a dimension of size `whole` is split into, and returns the vector size.
-// Dimension 2 counts the vectors, and dimension 4 the elements of a vector.
+// A packed cache splits a dimension of size `whole` into dimension 2, the vectors, and dimension 4, the elements of a
+// vector. Checks the sizes of these two dimensions, and returns the size of dimension 4.
 Divisor vector_size(const Call& call, std::string_view argument, const Tensor& cache, int64_t whole,
                     std::string_view of) {
   const int64_t size = cache.size(4);

@@ -107,7 +107,7 @@ const int64_t* numbers(const Call& call, std::string_view argument, const Tensor
   return reinterpret_cast<const int64_t*>(data(call, argument, tensor));
 }
 
-// Checks copy i of swap_blocks_batch. Its size is not 0.
+// Checks copy i of swap_blocks_batch. The caller has skipped copies of 0 bytes.
 void check_copy(const Call& call, int64_t i, int64_t src, int64_t dst, int64_t num_bytes) {
   const auto check = [&](std::string_view argument, bool is_good, std::string_view expected, int64_t got) {
     if (!is_good) call.fail(join({argument, "[", text(i), "]"}), expected, text(got));
@@ -127,8 +127,8 @@ bool is_continued_by(const SwapCopy& copy, int64_t src, int64_t dst) {
 
 SwapBlocksParams make_swap_blocks_params(Call& call, const Tensor& src, const MutableTensor& dst,
                                          int64_t block_size_in_bytes, const Tensor& block_mapping) {
-  // This check comes first. The dispatcher chose this backend for one of the three tensors; if block_mapping is on the
-  // CPU, then src or dst is on a device of this backend.
+  // This check comes first: if only block_mapping is on a GPU, the dispatcher calls the GPU backend for a src and a dst
+  // on the host. After this check, src or dst is on a device of the backend.
   call.check_on_cpu("block_mapping", block_mapping);
   return make_params(call, {{&src, 1}, {&dst, 1}, false}, block_size_in_bytes, block_mapping);
 }

@@ -69,12 +69,12 @@ constexpr std::string_view argument_name(std::string_view argument) {
 // Returns whether an argument of a schema has this type. `alias` is the alias set of the next written tensor; a written
 // tensor advances it.
 constexpr bool is_of_type(std::string_view argument, std::string_view type, char& alias) {
-  const std::string_view written = argument.substr(0, argument.find(' '));
+  const std::string_view declared = argument.substr(0, argument.find(' '));
   constexpr std::string_view kTensor = "Tensor(!)";
-  if (!type.starts_with(kTensor)) return !type.empty() && written == type;
+  if (!type.starts_with(kTensor)) return !type.empty() && declared == type;
   const char expected[] = {'T', 'e', 'n', 's', 'o', 'r', '(', alias++, '!', ')'};
-  return written.starts_with(std::string_view(expected, sizeof expected)) &&
-         written.substr(sizeof expected) == type.substr(kTensor.size());
+  return declared.starts_with(std::string_view(expected, sizeof expected)) &&
+         declared.substr(sizeof expected) == type.substr(kTensor.size());
 }
 
 // Returns whether the arguments of a schema have exactly these types, and the schema returns nothing.
