@@ -1,7 +1,7 @@
 """Formats of caches: how elements become stored codes, where scales are stored, and which names each op accepts.
 
 CACHE_FORMATS repeats the table of `csrc/core/format.h`, and a test compares the two. `multikv.reference` takes all that
-it knows of a format from CACHE_FORMATS. To add a format, add a row to both tables.
+it knows of a format from CACHE_FORMATS. To add a format, add a row to both tables, and to the table of docs/formats.md.
 
 The types also describe what no op supports yet: int8, int4 and e2m1 elements, a scale for each token and head, scales
 between the codes, zero points, and Hadamard rotations.
@@ -86,7 +86,7 @@ class ScaleType(enum.Enum):
     POWER_OF_TWO = "power_of_two"  # a float32 that is a power of two
     EXPONENT_BYTE = "exponent_byte"  # ue8m0: the exponent byte of such a float32
     EXPONENT_BYTES = "exponent_bytes"  # the exponent byte four times
-    E4M3FN = "e4m3fn"  # multiplied by a float32 scale of the whole tensor
+    E4M3FN = "e4m3fn"  # an e4m3fn number; the scale is its product with a float32 scale of the whole tensor
 
 
 class ScalePlace(enum.Enum):
@@ -132,7 +132,10 @@ class ElementChoice(enum.Enum):
 
 
 class Family(enum.Enum):
-    """Families of ops that accept the same names."""
+    """Groups of ops that accept the same values of kv_cache_dtype.
+
+    These groups are not the families that modules are named after: concat_and_cache_mla_grouped is in CACHE.
+    """
 
     CACHE = "cache"  # reshape_and_cache*, concat_and_cache_mla_grouped, gather_and_maybe_dequant_cache
     MLA = "mla"  # concat_and_cache_mla, concat_and_cache_mla_rope_fused
@@ -145,7 +148,7 @@ class CacheFormat:
     """A value of kv_cache_dtype, and what it means to the families of ops that accept it."""
 
     name: str
-    codec: Codec  # its element is E4M3FN with ElementChoice.E4M3, FLOAT32 with INPUT, until the choice is made
+    codec: Codec  # unless `choice` is FIXED, its element is a placeholder: FLOAT32 for INPUT, E4M3FN for E4M3
     choice: ElementChoice
     families: frozenset[Family]
 

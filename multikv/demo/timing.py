@@ -15,7 +15,7 @@ _FEW_SAMPLES = 9
 _CPU_S = 0.4  # least time of all samples together on a CPU, so that a short disturbance does not matter
 _SAMPLE_S = 2e-3  # approximate time of one sample, so that clock resolution and launch gaps do not matter
 _LONG_S = 100e-6  # a call that takes this long on a GPU hides the launch of the next call
-_HOST_BURST = 50  # most calls of a burst, few enough not to fill the launch queue; a launch into a full queue blocks
+_HOST_BURST = 50  # maximum calls of a burst: more could fill the launch queue, and a launch into a full queue blocks
 _HOST_BURST_S = 5e-3  # longest time of a burst: a call that launches hundreds of kernels would fill the queue sooner
 _HOST_S = 1.0  # approximate device time of all bursts: calls that take long on the device have fewer samples
 _QUEUED_S = 1.0  # approximate time of all samples of calls that are not in a graph
@@ -38,10 +38,10 @@ def device_times(contenders: Sequence[Sequence[Call]], device: torch.device, gra
 
 
 def host_time(call: Call, device: torch.device, device_s: float = 0.0) -> float:
-    """Returns the time until an eager call returns. On a GPU the call is asynchronous; on a CPU it is the whole call.
+    """Returns the time until an eager call returns: on a GPU the time of its launch, on a CPU the time of the op.
 
-    Calls are made in bursts, between which the host waits for the device. Calls that take the host long have shorter
-    bursts, and calls that take the device long have fewer. The first burst is a warm-up.
+    Calls are made in bursts, between which the host waits for the device. A call that takes the host long has
+    shorter bursts, and a call that takes the device long has fewer bursts. The first burst is a warm-up.
 
     Args:
         call: the call.

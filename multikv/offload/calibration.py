@@ -91,8 +91,8 @@ def _measure_device(library: GpuLibrary, device: torch.device) -> dict[str, Swap
 def _measure(link: _Link) -> SwapCosts:
     """Measures one direction.
 
-    The crossover is the run size for which a copy engine saves as much device time, compared with the kernel, as the
-    submission of the run costs.
+    A copy engine moves a byte in less device time than the kernel, but each run costs it a fixed time of the host and
+    the device. The crossover is the run size at which both cost the same: the fixed time / the time saved per byte.
     """
     kernel_threads, kernel_s = _measure_kernel(link)
     platforms.set_swap_strategy("copy_engine")

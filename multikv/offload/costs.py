@@ -28,7 +28,7 @@ class SwapCosts:
     kernel_threads: int
     copy_gb_per_s: float | None = None  # rate of a large copy by a copy engine, in 1e9 bytes per second
     kernel_gb_per_s: float | None = None  # rate of the kernel, in 1e9 bytes per second
-    in_batches_us: float | None = None  # microseconds that a run adds, of the host and the device, whatever its size
+    in_batches_us: float | None = None  # fixed time of a run, host and device together, in microseconds
     one_by_one_us: float | None = None  # the same for a run that is submitted alone
 
     @property

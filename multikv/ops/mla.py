@@ -82,8 +82,8 @@ def concat_and_cache_mla_grouped(
         block_stride: distance from a block of a cache to the next, in elements of the cache.
         entry_stride: distance from a slot of a block to the next, in elements of the cache.
         kv_scales: [num_layers], float32, on the device of the op. Required for fp8 formats, not read for others.
-        kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`. "fp8" and "fp8_e4m3" have the meaning
-            that they have for a uint8 cache.
+        kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`. "fp8" and "fp8_e4m3" mean the native
+            e4m3 of the device, as for a uint8 cache.
         num_blocks: number of blocks of each cache. -1: unknown; the caller then guarantees that all slots exist.
 
     Raises:

@@ -16,7 +16,7 @@ __all__ = ["cp_gather_and_upconvert_fp8_kv_cache", "cp_gather_cache", "gather_an
 
 
 def check_bounds(argument: str, bounds: Sequence[int], num_rows: float) -> None:
-    """Raises IndexError if the bounds of sequences are negative, decrease, or exceed num_rows, for all bad_indices."""
+    """Raises IndexError, in both modes of bad_indices, if the bounds are negative, decrease, or exceed num_rows."""
     for s, bound in enumerate(bounds):
         if not (bounds[s - 1] if s else 0) <= bound <= num_rows:
             raise bad_index(argument, s, bound)
@@ -112,30 +112,30 @@ def gather_and_maybe_dequant_cache(
 
 
 def _ds_mla_entry(
-    row: int,
+    logical_slot: int,
     src_cache: Tensor,
     host_cache: Tensor | None,
     host_row_ids: Tensor | None,
     device_row_ids: Tensor | None,
     bad_indices: str,
 ) -> Tensor | None:
-    """Returns the 656 bytes of an entry of the logical cache, given its logical slot `row`.
+    """Returns the 656 bytes of an entry of the logical cache, given its logical slot.
 
     Returns None if there is no such entry, or if its index is bad and bad_indices is "skip".
     """
     num_blocks, block_size = src_cache.shape[:2]
-    slot = row if device_row_ids is None else int(device_row_ids[row])
+    slot = logical_slot if device_row_ids is None else int(device_row_ids[logical_slot])
     if 0 <= slot < num_blocks * block_size:
         return src_cache.view(torch.uint8)[slot // block_size, slot % block_size]
     if slot >= 0:
         if bad_indices == "raise":
-            raise bad_index("device_row_ids", row, slot)
+            raise bad_index("device_row_ids", logical_slot, slot)
         return None
     assert host_cache is not None  # all three host arguments are given or none
     assert host_row_ids is not None
-    host_row = int(host_row_ids[row])
+    host_row = int(host_row_ids[logical_slot])
     if host_row >= len(host_cache) and bad_indices == "raise":
-        raise bad_index("host_row_ids", row, host_row)
+        raise bad_index("host_row_ids", logical_slot, host_row)
     return host_cache[host_row] if 0 <= host_row < len(host_cache) else None
 
 
@@ -164,12 +164,12 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     bounds = [*workspace_starts.tolist()[:batch_size], dst.shape[0]]
     check_bounds("workspace_starts", bounds, dst.shape[0])
     num_logical = num_blocks if device_row_ids is None else len(device_row_ids) // block_size
-    rows = sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)
+    sources = sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)
 
     written, entries = [], []
-    for row, block, offset in zip(*(x.tolist() for x in rows), strict=True):
-        logical_row = block * block_size + offset
-        entry = _ds_mla_entry(logical_row, src_cache, host_cache, host_row_ids, device_row_ids, bad_indices)
+    for row, block, offset in zip(*(x.tolist() for x in sources), strict=True):
+        logical_slot = block * block_size + offset
+        entry = _ds_mla_entry(logical_slot, src_cache, host_cache, host_row_ids, device_row_ids, bad_indices)
         if entry is not None:
             written.append(row)
             entries.append(entry.cpu())

@@ -50,8 +50,9 @@ def concat_and_cache_mla(
     kv_c, k_pe = kv_c[tokens].cpu(), k_pe[tokens].cpu()
 
     if find(kv_cache_dtype, Family.MLA).codec.scale_place is ScalePlace.ENTRY:  # fp8_ds_mla
-        of_bytes = kv_cache.dtype if kv_cache.dtype.itemsize == 1 else torch.uint8
-        entries = _ds_mla_entries(kv_c, k_pe, e4m3_format(of_bytes, e4m3_of_bytes))
+        # A dtype of 2 or 4 bytes does not name an e4m3 format, so the cache is treated as one of uint8.
+        code_dtype = kv_cache.dtype if kv_cache.dtype.itemsize == 1 else torch.uint8
+        entries = _ds_mla_entries(kv_c, k_pe, e4m3_format(code_dtype, e4m3_of_bytes))
         kv_cache = kv_cache.view(torch.uint8)
     else:
         format = fp8_format(kv_cache_dtype, kv_cache.dtype, e4m3_of_bytes)

@@ -44,7 +44,7 @@ def _load(settings: Settings) -> None:
         _consider(PROCESS.libraries[name], settings.platform, cpu.build_id())
     if PROCESS.gpu is None:
         _refuse_gpu_tensors()
-    else:  # swap_blocks_batch takes addresses, of whose devices only the GPU library can ask the driver
+    else:  # swap_blocks_batch takes addresses; only the GPU library can ask the driver which device has an address
         cpu.set_gpu_swap_batch(PROCESS.gpu.swap_batch_address())
     PROCESS.set_check_indices(settings.check_indices)
     PROCESS.set_swap_strategy(settings.swap_strategy)
@@ -94,7 +94,8 @@ def _open_gpu_library(library: Library, build_id: str) -> None:
     """Opens a GPU library whose manifest agrees with the CPU library.
 
     Raises:
-        ImportError: the file is not the one that the manifest describes. A library cannot be unloaded again.
+        ImportError: the file is not the one that the manifest describes. The import fails, because the file
+            is already loaded and a library cannot be unloaded.
     """
     libraries.open_library(library)
     if library.handle is None:

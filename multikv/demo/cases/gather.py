@@ -86,12 +86,12 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     )
 
 
-def _host_rows(num_rows: int, host_share: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns host_cache, host_row_ids and device_row_ids, where each logical row is on the host or on the device."""
-    num_host_rows = max(1, round(num_rows * host_share))
+def _host_rows(num_slots: int, host_share: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns host_cache, host_row_ids and device_row_ids, with each logical slot on the host or the device."""
+    num_host_rows = max(1, round(num_slots * host_share))
     host_cache = values.moved(_ds_mla_entries((num_host_rows,), device), torch.device("cpu"))
-    host_row_ids, device_row_ids = torch.full((2, num_rows), -1, dtype=torch.int32, device=device)
-    shuffled = torch.randperm(num_rows, device=device)
+    host_row_ids, device_row_ids = torch.full((2, num_slots), -1, dtype=torch.int32, device=device)
+    shuffled = torch.randperm(num_slots, device=device)
     on_host, on_device = shuffled[:num_host_rows], shuffled[num_host_rows:]
     host_row_ids[on_host] = torch.arange(num_host_rows, dtype=torch.int32, device=device)
     device_row_ids[on_device] = torch.randperm(len(on_device), dtype=torch.int32, device=device)

@@ -35,7 +35,7 @@ def normal(shape: Sequence[int], device: torch.device) -> Tensor:
 
 
 def scales(device: torch.device, *numbers: float) -> Tensor:
-    """Returns float32 scales. Numbers should not be powers of two, so that divisions round, and not saturate."""
+    """Returns float32 scales. A power of two would not test how divisions round, and a small scale saturates codes."""
     return torch.tensor(numbers, device=device)
 
 

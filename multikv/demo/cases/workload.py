@@ -42,7 +42,7 @@ class Workload:
 
     @property
     def graph(self) -> bool:
-        """Whether a CUDA graph takes as long as the call. A swap does not: it makes other copies in a graph."""
+        """Whether the op may be timed in a CUDA graph. A swap may not: it submits its copies differently in a graph."""
         return self.route is None
 
     def bind(self, namespace: Any = multikv) -> Callable[[], None]:
