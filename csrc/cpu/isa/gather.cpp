@@ -47,8 +47,9 @@ void upconvert_entry(BFloat16* to, const char* entry, Stores stores) {
   copy(reinterpret_cast<char*>(to + kLatentSize), entry + DsMlaEntry::kRopeAt, DsMlaEntry::kRopeSize * 2, stores);
 }
 
-// Returns the entry of slot `at`, which is counted in logical blocks. The row ids, if given, say whether the entry is
-// in the cache or in host_cache. Returns nullptr if it is in neither.
+// Returns the entry of a logical block and an offset in it. If the row ids are given, they say whether the entry is in
+// the cache or in host_cache, and nullptr is returned if they name no row. If not, logical blocks are blocks of the
+// cache.
 const char* find_entry(const CpGatherAndUpconvertFp8KvCacheParams& p, BlockOffset at) {
   if (p.host_row_ids.is_given()) {
     const int64_t block_size = p.sequences.blocks.block_size.signed_value();

@@ -36,8 +36,8 @@ class StripWriter {
   using Write = void (StripWriter::*)(char* cache, const char* source, int64_t source_stride, int64_t num_tokens,
                                       int64_t num_units);
 
-  // Each segment of a vector holds the units of kTokens tokens. A vector has units of kNumSegments strips, and kTokens
-  // such vectors have units of kStrips strips.
+  // A segment of a vector holds the units of kTokens tokens in one strip. So a vector holds units of kNumSegments
+  // strips, and kTokens vectors hold units of kStrips = kTokens * kNumSegments strips.
   template <class Unit> static constexpr int64_t kTokens = kSegmentBytes / sizeof(Unit);
   template <class Unit> static constexpr int64_t kStrips = kTokens<Unit> * kNumSegments;
 
@@ -118,17 +118,24 @@ class StripWriter {
       write_segments<Unit>(cache, num_tokens);
       return;
     }
-    const int64_t segment_stride = kTokens<Unit> * strip_stride_;
-    const int64_t strides = segment_stride | (is_dense ? 0 : strip_stride_) | segments * kSegmentBytes;
+    const int64_t strip_set_stride = kTokens<Unit> * strip_stride_;
+    const int64_t strides = strip_set_stride | (is_dense ? 0 : strip_stride_) | segments * kSegmentBytes;
     const bool has_lines = are_whole_cache_lines(reinterpret_cast<intptr_t>(cache) | strides);
-    if (is_streaming_ && has_lines) write_vectors(cache, segment_stride, num_pieces, segments, stream);
-    else write_vectors(cache, segment_stride, num_pieces, segments, store);
+    if (is_streaming_ && has_lines) write_vectors(cache, strip_set_stride, num_pieces, segments, stream);
+    else write_vectors(cache, strip_set_stride, num_pieces, segments, store);
   }
 
-  // Writes units_ in whole vectors. The segments of a vector are contiguous in the cache.
+  // Writes units_ in whole vectors. Strip set k is the strips k * kTokens to k * kTokens + kTokens - 1: segment k of
+  // each vector of units_ belongs to one of them. transpose_segments() puts segments of one strip set, which are
+  // contiguous in the cache, into one vector:
+  //
+  //            vectors of units_                  after transpose_segments()
+  //            of set 0    of set 1               contiguous in the cache
+  //   [0]    | segment i   | segment i   | ..     | segment i | segment i+1 | ..    of set 0
+  //   [1]    | segment i+1 | segment i+1 | ..     | segment i | segment i+1 | ..    of set 1
   template <class Put>
     requires(requires(const Put& put, char* to, Bytes value) { put(to, value); })
-  [[gnu::always_inline]] void write_vectors(char* cache, int64_t segment_stride, int64_t num_pieces, int64_t segments,
+  [[gnu::always_inline]] void write_vectors(char* cache, int64_t strip_set_stride, int64_t num_pieces, int64_t segments,
                                             const Put& put) const {
     using Vector = SegmentVector<kNumSegments>::Type;
     for (int64_t j = 0; j < num_pieces; ++j) {
@@ -139,7 +146,7 @@ class StripWriter {
         transpose_segments<kNumSegments>(vectors);
 #pragma GCC unroll 4
         for (int k = 0; k < kNumSegments; ++k) {
-          put(cache + k * segment_stride + j * strip_stride_ + i * kSegmentBytes, std::bit_cast<Bytes>(vectors[k]));
+          put(cache + k * strip_set_stride + j * strip_stride_ + i * kSegmentBytes, std::bit_cast<Bytes>(vectors[k]));
         }
       }
     }

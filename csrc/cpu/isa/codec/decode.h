@@ -23,9 +23,8 @@ inline Bytes rounded_at_high_word(Floats x) {
 //   e4m3 code     s  eeee mmm
 //   float16       s 0eeee mmm0000000
 //
-// The float16 with the same exponent and mantissa bits is the fp8 number times a power of two, because the exponents of
-// the two formats have different biases. The factor of this power of two is part of factor_. Subnormal numbers behave
-// alike.
+// The fp8 number is 2^kExponent times the float16 with the same exponent and mantissa bits, because the exponents of
+// the two formats have different biases. This holds for subnormal numbers too. factor_ is scale * 2^kExponent.
 template <Element kElement, FloatElement Output>
   requires(is_fp8(kElement))
 class Decoder {
@@ -77,8 +76,8 @@ class Decoder {
   }
 
   // The exponent of e5m2fnuz is biased by 16, that of float16 by 15, so the exponent field decreases by one. If the
-  // field of the code is 0 or 1, the float16 is subnormal: its magnitude is that of the code << 7 instead of << 8.
-  // Whichever of the two words is larger is the right one.
+  // field of the code is 0 or 1, the float16 is subnormal: its bits are the bits of the code's magnitude << 7, not
+  // << 8. The larger of the two words, `normal` and magnitudes << 7, is always the right one.
   static Bytes float16s_of_e5m2fnuz(Bytes codes) {
     const Bytes magnitudes = bit_and(codes, all_words(0x7f));
     const Bytes normal = add_words(shift_words_left<8>(magnitudes), all_words(-0x400));
@@ -123,15 +122,15 @@ class BFloat16Decoder {
     const ByteMask is_number = kLayout.fnuz ? differ(codes, all_bytes(0x80)) : differ(magnitudes, all_bytes(0x7f));
     const Bytes low = else_ones(is_number, look_up(tables_.low, indices));
     const Bytes high = else_ones(is_number, look_up(tables_.high, indices));
-    const Bytes rest = else_zeros(is_number, codes), zeros = all_ints(0);
-    return {{add_words(low_pairs(low, high), sign_and_exponent(low_pairs(zeros, rest))),
-             add_words(high_pairs(low, high), sign_and_exponent(high_pairs(zeros, rest)))}};
+    const Bytes codes_or_zero = else_zeros(is_number, codes), zeros = all_ints(0);
+    return {{add_words(low_pairs(low, high), sign_and_exponent(low_pairs(zeros, codes_or_zero))),
+             add_words(high_pairs(low, high), sign_and_exponent(high_pairs(zeros, codes_or_zero)))}};
   }
 
  private:
   static constexpr Fp8Layout kLayout = layout_of(kElement);
   static constexpr int kBits = kLayout.mantissa_bits;
-  static constexpr float kSmallest = std::bit_cast<float>((128 - kLayout.bias - kBits) << 23);  // the number of code 1
+  static constexpr float kSmallest = std::bit_cast<float>((128 - kLayout.bias - kBits) << 23);  // the value of code 1
 
   // Moves the sign and the exponent of the codes, which are in the high bytes of words, to their bits in bfloat16:
   //

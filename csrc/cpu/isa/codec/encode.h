@@ -20,9 +20,9 @@ inline bool encoder_takes(float scale) { return scale >= 0x1p-40f && scale <= 0x
 //
 // The relative errors of the estimate and of the quotient are below 2^-22. So the two codes can differ only where x /
 // scale is next to a midpoint: the middle between two neighbouring fp8 numbers, or between zero and the smallest. A
-// midpoint has at most 5 significant bits, and at most one x is near midpoint * scale. Midpoints that differ by a power
-// of two behave alike. Therefore 16 midpoints are tried. The quotient is computed with one corrective step, as Encoder
-// does.
+// midpoint has at most 5 significant bits, and at most one x is near midpoint * scale. Multiplying a midpoint or a
+// scale by a power of two changes exponents only. So this function tries the midpoints 16 to 31 with the significand of
+// the scale. The quotient is computed with one corrective step, as Encoder does.
 template <int kBits>
 inline bool estimate_suffices(float scale) {
   const auto significand = static_cast<int32_t>((std::bit_cast<uint32_t>(scale) & 0x7fffff) | 0x800000);
@@ -31,6 +31,7 @@ inline bool estimate_suffices(float scale) {
   int32_t num_different = 0;
   for (int32_t midpoint = 16; midpoint < 32; ++midpoint) {
     const int32_t product = midpoint * significand;  // from 2^27 to 2^29 - 1
+    // x is the product rounded to kBits significant bits, i.e. to a multiple of `spacing`.
     const int32_t spacing = 1 << (28 - kBits) << (product >> 28);
     const auto x = static_cast<float>((product + spacing / 2) & -spacing);
     const auto m = static_cast<float>(midpoint);

@@ -43,8 +43,8 @@ class Rounder {
     constexpr Table() : adders{} {
       for (int i = 0; i < 32; ++i) {
         const int exponent = 128 + i < kSmallest ? kSmallest : 128 + i;
-        const int share = (exponent - kSmallest) << kLayout.mantissa_bits;
-        adders[i] = std::bit_cast<float>(i == 31 ? 0x7fc000ff : (exponent + kDropped) << 23 | share);
+        const int addend = (exponent - kSmallest) << kLayout.mantissa_bits;  // k * 2^m
+        adders[i] = std::bit_cast<float>(i == 31 ? 0x7fc000ff : (exponent + kDropped) << 23 | addend);
       }
     }
   };
@@ -73,10 +73,10 @@ class Rounder {
 
 #else
 
-// Computes A as kAdder times the quotient's power of two, and adds E * 2^m to the sum, where E is the quotient's biased
-// exponent, or kSmallest if that is larger. The caller multiplies quotients by kUnit, which makes E = kSmallest + k. So
-// the sum would be too large by kExcess = kSmallest * 2^m, which the last 16 bits of kAdder subtract, modulo 2^16.
-// These bits are an even number, so that ties still round to the even n.
+// Computes A as kAdder * 2^(E - 127), and adds E * 2^m to the sum. E is the larger of kSmallest and the biased exponent
+// of the quotient times kUnit. kUnit moves the smallest normal number to the biased exponent kSmallest, so E is
+// kSmallest + k, and the sum would be too large by kExcess = kSmallest * 2^m. The last 16 bits of kAdder subtract
+// kExcess, modulo 2^16. They are an even number, so that ties still round to the even n.
 template <Element kElement>
   requires(is_fp8(kElement))
 class Rounder {

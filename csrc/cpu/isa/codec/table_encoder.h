@@ -3,7 +3,8 @@
 //
 // The code is a step function of the magnitude's bits, taken as an integer. The magnitudes are divided into buckets so
 // narrow that no bucket holds two steps. Each bucket has its own d, such that the code of all its magnitudes is
-// (magnitude + d) >> kShift: the addition carries into the code where the step is.
+// (magnitude - base + d) >> kShift, where base is the magnitude at which the tables begin. The addition of d carries
+// into the code where the step is.
 //
 //   magnitude       |  bucket 0  |  bucket 1  |  bucket 2  |
 //   code            _____________________|~~~~~~~~~~~~~~~~~        d of bucket 1 makes the carry happen here
@@ -71,12 +72,14 @@ class TableEncoder {
   static constexpr int kShift = 7 - kLayout.mantissa_bits;
   static constexpr int kLargestCode = encode_fp8(std::bit_cast<float>(kLayout.max_bits), kLayout);
 
-  // Computes d for the magnitudes tables.base + [begin, end), in buckets of `width` magnitudes.
+  // Computes d for the magnitudes tables.base + [begin, end), in buckets of `width` magnitudes. At the first
+  // magnitude past the step of a bucket, magnitude - tables.base + d is (codes[first] + 1) << kShift. A bucket without
+  // a step gets the d of a step right behind its end.
   static void fill(uint16_t* table, const uint8_t* codes, int begin, int end, int width) {
     for (int first = begin; first < end; first += width) {
-      int past_step = 0;
-      for (int i = 0; i < width; ++i) past_step += codes[first + i] - codes[first];
-      *table++ = static_cast<uint16_t>(((codes[first] + 1) << kShift) - first - width + past_step);
+      int num_past_step = 0;
+      for (int i = 0; i < width; ++i) num_past_step += codes[first + i] - codes[first];
+      *table++ = static_cast<uint16_t>(((codes[first] + 1) << kShift) - first - width + num_past_step);
     }
   }
 

@@ -58,6 +58,7 @@ class LineWriter {
       start(to);
     }
     if (are_whole_cache_lines(end_)) {
+      // `to` is aligned to a cache line, so the whole lines of the piece are streamed without the buffer.
       write_lines();
       const int64_t whole = num_bytes & -kCacheLine;
       stream_lines(to, from, whole);

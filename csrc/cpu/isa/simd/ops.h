@@ -21,9 +21,9 @@
 //   replace_equal_words(x, what, with)         words of x; `with` where they equal `what`
 //   look_up(table, indices)                    table[index] for each byte index < 16; every segment of 128 bits of
 //                                              `table` holds the same 16 bytes
-//   for_pairs(x)                               the bytes of x in the order that the next two operations expect
-//   low_pairs(a, b), high_pairs(a, b)          words with a low byte from a and a high byte from b, for the first, or
-//                                              the last, half of the bytes before for_pairs() reordered them
+//   for_pairs(x)                               the bytes of x in the order that low_pairs() and high_pairs() expect
+//   low_pairs(a, b), high_pairs(a, b)          for a = for_pairs(x) and b = for_pairs(y): the words with the low byte
+//                                              x[i] and the high byte y[i], for the first, or the last, half of all i
 //   differ(a, b)                               the mask of the bytes that differ
 //   else_zeros(mask, x), else_ones(mask, x)    bytes of x; 0x00, or 0xff, where the mask is not set
 //   tables_of_high_words(ints_of)              the low and the high bytes of the high words of ints_of(0 .. 15), as

@@ -46,7 +46,8 @@ inline Bytes narrow_to_float16s(Floats low, Floats high) {
 inline Bytes interleave_low_words(Bytes even, Bytes odd) {
   return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
 }
-// The indices first, first + 2, ... of the words of two vectors, which are numbered through from 0 to 63.
+// Returns the indices first, first + 2, ..., first + 62 for _mm512_permutex2var_epi16(), which numbers the words of its
+// first vector from 0 to 31 and those of its second vector from 32 to 63.
 inline __m512i every_second_word(int first) {
   const __m512i pairs = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   return _mm512_add_epi32(_mm512_mullo_epi32(pairs, all_ints(4 << 16 | 4)), all_ints((first + 2) << 16 | first));

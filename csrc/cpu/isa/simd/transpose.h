@@ -12,8 +12,9 @@ namespace {
 constexpr int kSegmentBytes = 16;
 constexpr int kNumSegments = sizeof(Bytes) / kSegmentBytes;
 
-// A segment holds kPerSegment units of 1 to 16 bytes. Segment i of kPerSegment vectors is a square matrix of units, and
-// transpose() transposes the matrices of all segments at once. With units of four bytes and the vectors a, b, c and d:
+// A segment holds kPerSegment units of 1 to 16 bytes. In kPerSegment vectors, the segments 0 form a square matrix of
+// units, the segments 1 form another one, and so on. transpose() transposes all these matrices at once. With units of
+// four bytes and the vectors a, b, c and d:
 //
 //          segment 0     segment 1               segment 0     segment 1
 //   from   a0 a1 a2 a3 | a4 a5 a6 a7 ..     to   a0 b0 c0 d0 | a4 b4 c4 d4 ..
@@ -25,26 +26,30 @@ template <class Unit>
 struct Segments {
   static constexpr int kBytes = sizeof(Unit);
   static constexpr int kPerSegment = kSegmentBytes / kBytes;
-  using Word = std::conditional_t<kBytes == kSegmentBytes, uint64_t, Unit>;
-  static constexpr int kWords = sizeof(Bytes) / sizeof(Word);
-  typedef Word Vector __attribute__((vector_size(sizeof(Bytes))));
+  // The element type of Vector. A unit of 16 bytes is two scalars; such units are never interleaved.
+  using Scalar = std::conditional_t<kBytes == kSegmentBytes, uint64_t, Unit>;
+  static constexpr int kNumScalars = sizeof(Bytes) / sizeof(Scalar);
+  typedef Scalar Vector __attribute__((vector_size(sizeof(Bytes))));
 
   // In each segment, the units of the first (or last) half of a's segment alternate with those of b's.
   template <bool kLast, int... kIndex>
   static Vector interleave(Vector a, Vector b, std::integer_sequence<int, kIndex...>) {
     return __builtin_shufflevector(a, b,
                                    (kIndex / kPerSegment * kPerSegment + (kLast ? kPerSegment / 2 : 0) +
-                                    kIndex % kPerSegment / 2 + kIndex % 2 * kWords)...);
+                                    kIndex % kPerSegment / 2 + kIndex % 2 * kNumScalars)...);
   }
   template <bool kLast>
   static Vector interleave(Vector a, Vector b) {
-    return interleave<kLast>(a, b, std::make_integer_sequence<int, kWords>());
+    return interleave<kLast>(a, b, std::make_integer_sequence<int, kNumScalars>());
   }
 
   [[gnu::always_inline]] static void transpose(Vector (&to)[kPerSegment], const char* const (&from)[kPerSegment]) {
 #pragma GCC unroll 16
     for (int j = 0; j < kPerSegment; ++j) std::memcpy(&to[j], from[j], sizeof to[j]);
-    // Each step doubles the number of neighbouring units that come from different vectors.
+    // Each step interleaves vector j with vector j + kPerSegment / 2. For the vectors a, b, c and d:
+    //
+    //   step 1   a0 c0 a1 c1   a2 c2 a3 c3   b0 d0 b1 d1   b2 d2 b3 d3
+    //   step 2   a0 b0 c0 d0   a1 b1 c1 d1   a2 b2 c2 d2   a3 b3 c3 d3
 #pragma GCC unroll 4
     for (int step = 1; step < kPerSegment; step *= 2) {
       Vector next[kPerSegment];
