@@ -22,9 +22,9 @@ struct SequenceStart {
   int64_t sequence, begin;
 };
 
-// Finds 32 neighbouring bounds (elements of cu_seq_lens) among which is the last bound that is at most `first`, and
-// returns the index of the first of the 32. Each step of the search probes 32 bounds, one by each lane. All lanes of
-// the warp must call.
+// Finds a window: 32 neighbouring bounds (elements of cu_seq_lens) that include the last bound at or before token
+// `first`. Returns the index of the window's lowest bound. Each step of the search probes 32 bounds, one by each lane.
+// All lanes of the warp must call.
 __device__ __forceinline__ int64_t find_window(const Sequences& sequences, int64_t first, int lane) {
   int64_t low = 0, high = sequences.num_bounds;
   while (high - low > 31) {
@@ -58,7 +58,7 @@ __device__ inline SequenceStart sequence_of(const Sequences& sequences, int64_t 
   const int64_t token = first + lane;
   int count = popcount(ballot(is_bound && bound <= first));
   if (count != popcount(ballot(is_bound && bound < first + num_tokens))) {  // the tokens belong to several sequences
-    // Each lane counts the bounds up to its token by a binary search; with the second step of 1 it can count all 32.
+    // Each lane counts the window's bounds at or before its token by a binary search. The steps add up to 32.
     count = 0;
 #pragma unroll
     for (const int step : {16, 8, 4, 2, 1, 1}) {
@@ -67,8 +67,7 @@ __device__ inline SequenceStart sequence_of(const Sequences& sequences, int64_t 
     }
   }
   const int64_t begin = shuffle(bound, count > 0 ? count - 1 : 0);
-  // If all 32 bounds are at most the token, the sequences are shorter than one token on average, and the search goes on
-  // behind the 32 bounds.
+  // If all 32 bounds of the window are at or before the token, later bounds may be as well.
   if (count == 32) return search_from(sequences, window + 32, token);
   return {window + count - 1, begin};
 }
@@ -166,20 +165,21 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
   const int64_t remaining = entry.sequences().num_tokens - first;
   const int num_tokens = static_cast<int>(remaining < chunk ? remaining : chunk);
   const int thread = threadIdx.z * blockDim.x + threadIdx.x;
-  // Each warp looks up 32 tokens; launch_gather() provides enough warps.
+  // Each warp looks up 32 tokens, one by each thread: own_entry is the entry of the thread's token. launch_gather()
+  // provides enough warps.
   const int begin = thread & ~31;
-  Pointer own{};
+  Pointer own_entry{};
   if (begin < num_tokens) {
     const int count = num_tokens - begin < 32 ? num_tokens - begin : 32;
     const BlockOffset at = look_up(entry.sequences(), first + begin, count, thread % 32);
-    if (at.block >= 0) own = entry.find(at);
-    entries[thread] = own;
+    if (at.block >= 0) own_entry = entry.find(at);
+    entries[thread] = own_entry;
   }
   __syncthreads();
 
-  const bool has_rest = own && first_part + blockIdx.y == 0;
-  typename Entry::Rest rest_of_own{};
-  if (has_rest) rest_of_own = entry.read_rest(own);
+  const bool has_rest = own_entry && first_part + blockIdx.y == 0;
+  typename Entry::Rest own_rest{};
+  if (has_rest) own_rest = entry.read_rest(own_entry);
   const int64_t vector = (first_part + blockIdx.y) * blockDim.x + threadIdx.x;
   const int step = static_cast<int>(blockDim.z), end = vector < entry.vectors() ? num_tokens : 0;
   for (int next = threadIdx.z; next < end; next += kUnroll * step) {
@@ -197,15 +197,15 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
       if (is_found[i]) entry.write(first + next + i * step, vector, values[i]);
     }
   }
-  if (has_rest) entry.write_rest(first + thread, own, rest_of_own);
+  if (has_rest) entry.write_rest(first + thread, own_entry, own_rest);
 }
 
 template <class Entry>
 cudaError_t launch_gather(const Entry& entry, const Context& context) {
   const int64_t num_tokens = entry.sequences().num_tokens;
   const int64_t vectors = std::max<int64_t>(entry.vectors(), 1);
-  // A chunk has no more tokens than leave about 8 thread blocks to each multiprocessor, and no more than amortise the
-  // look-ups.
+  // `spread` tokens a chunk give each multiprocessor about 8 thread blocks. `enough` tokens a chunk amortise the
+  // look-ups. The chunk is the smaller of the two.
   const int64_t spread = ceil_div<int64_t>(num_tokens, 8 * context.num_multiprocessors);
   const int64_t enough = std::clamp<int64_t>(kChunkBytes / (vectors * Entry::kVectorBytes), 1, kMaxChunk);
   int64_t chunk = std::min(spread, enough);

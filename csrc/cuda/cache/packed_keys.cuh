@@ -12,15 +12,15 @@ __device__ inline int64_t divide_index(int64_t x, const Divisor& divisor) {
 }
 
 // Writes the keys of one head of kTokens tokens from `first` on. Each vector of the source lies within one vector of
-// the cache. The lanes of a warp cover 4 vectors of 8 tokens, and the 4 warps of the thread block 16 vectors of these
-// tokens:
+// the cache. A warp covers 4 vectors of each of 8 tokens, as the picture shows. The 4 warps of the thread block cover
+// 16 vectors of each of the same 8 tokens.
 //
 //   lane     0 1 2 3   4 5 6 7   ...   28 29 30 31
 //   token    0 0 0 0   1 1 1 1   ...    7  7  7  7
 //   vector   0 1 2 3   0 1 2 3   ...    0  1  2  3
 //
-// Four lanes read contiguous vectors of a token, because memory is read in sectors of at least 32 bytes. Eight lanes
-// write the same vector of 8 tokens, which is contiguous in the cache if the slots are neighbours.
+// Four lanes read contiguous vectors of a token, because memory is read in sectors of at least 32 bytes. The 8 lanes
+// with the same vector number write to contiguous memory of the cache if the slots of the 8 tokens are neighbours.
 template <VectorMove Move, int kElementBytes, int kTokens>
 __device__ inline void write_packed_keys(const ReshapeAndCacheParams& p, int64_t head, int64_t first) {
   constexpr int kNearVectors = 4, kVectorThreads = 16, kStep = kThreads / kVectorThreads, kUnroll = kTokens / kStep;

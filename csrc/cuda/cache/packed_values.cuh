@@ -27,7 +27,7 @@ __device__ inline uint32_t column_of(const uint32_t* const (&rows)[kPerWord], in
   } else if constexpr (kPerWord == 2) {
     return __byte_perm(rows[0][column / 2], rows[1][column / 2], column % 2 == 0 ? 0x5410 : 0x7632);
   } else {
-    // The inner words hold the elements of two rows in their bytes 0 and 1.
+    // Each inner __byte_perm puts the elements of two rows into bytes 0 and 1; the outer one joins the two pairs.
     const int word = column / 4, selector = column % 4 | (column % 4 + 4) << 4;
     return __byte_perm(__byte_perm(rows[0][word], rows[1][word], selector),
                        __byte_perm(rows[2][word], rows[3][word], selector), 0x5410);
@@ -89,12 +89,12 @@ __device__ __forceinline__ void transpose_values(const ValueRows& source, typena
   constexpr int kPerWord = Values::kPerWord, kVector = Move::kCacheBytes / static_cast<int>(sizeof(Stored));
   constexpr int kUnroll = kVector == 1 || kPerWord == 4 || kTokens < 64 ? 1 : 4 / kPerWord;
   const int vectors = source.dims / kVector, num_tasks = vectors * Values::kWords;
-  const SmallDivisor vectors_of_word = SmallDivisor::of(vectors);
+  const SmallDivisor tasks_per_word = SmallDivisor::of(vectors);
   for (int round = threadIdx.x; round < num_tasks; round += kUnroll * kThreads) {
     typename Move::Source values[kUnroll][kPerWord];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      const int task = round + i * kThreads, word = vectors_of_word.divide(task), vector = task - word * vectors;
+      const int task = round + i * kThreads, word = tasks_per_word.divide(task), vector = task - word * vectors;
       const char* from = source.data + word * kPerWord * source.stride_token_bytes + vector * Move::kSourceBytes;
 #pragma unroll
       for (int k = 0; k < kPerWord; ++k) {
@@ -105,7 +105,7 @@ __device__ __forceinline__ void transpose_values(const ValueRows& source, typena
     const Move move(scale, element);
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      const int task = round + i * kThreads, word = vectors_of_word.divide(task), vector = task - word * vectors;
+      const int task = round + i * kThreads, word = tasks_per_word.divide(task), vector = task - word * vectors;
       if (task >= num_tasks) continue;
       Pack<Move::kCacheBytes> rows[kPerWord];
       const uint32_t* row_words[kPerWord];

@@ -26,7 +26,7 @@ concept VectorMove = requires(const Move& move, const typename Move::Source& sou
   requires std::same_as<typename Move::Source, Pack<Move::kSourceBytes>>;
   // Issues the load of the scale, which the constructor consumes, so that it overlaps with the load of the vector.
   { Move::scale(scale) } -> std::same_as<typename Move::Scale>;
-  // Constructs a move that quantises with this scale to this element.
+  // Constructs a move that quantises with this scale to elements of this type.
   Move(loaded, element);
   // Converts a vector.
   { move(source) } -> std::same_as<Pack<Move::kCacheBytes>>;
@@ -64,7 +64,7 @@ struct Quantise {
 };
 static_assert(VectorMove<Quantise<Float::kFloat16, 8>>);
 
-// The number of vectors in `source_bytes` bytes of the source, a multiple of the bytes of a vector.
+// The number of vectors in `source_bytes` bytes of the source. source_bytes must be a multiple of Move::kSourceBytes.
 template <class Move>
 __host__ __device__ constexpr int64_t num_vectors(int64_t source_bytes) {
   return static_cast<int64_t>(static_cast<uint64_t>(source_bytes) / Move::kSourceBytes);

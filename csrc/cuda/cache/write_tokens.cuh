@@ -41,8 +41,8 @@ __device__ inline int thread_of_block() {
 }
 
 // Moves the vectors of one token, with the shortest chain of dependent instructions from load to store. The first
-// vector is moved before the loop, because the compiler would hoist the wait for the index out of the loop, before the
-// load of the vector.
+// vector is moved before the loop. In the loop, its load would come after the wait for the index, because the compiler
+// hoists that wait out of the loop.
 template <VectorMove Move, bool kOnce, class IndexOf, class PointersOf>
 __device__ __forceinline__ void write_one_token(const TokenDestination& to, const ChunkPart& part, IndexOf index_of,
                                                 PointersOf pointers_of) {

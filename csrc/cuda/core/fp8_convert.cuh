@@ -8,8 +8,8 @@
 
 namespace multikv::gpu {
 
-// Calls with<kElement>() if this GPU has an instruction for the fp8 element, else other(). The element is known only at
-// run time, but it is the same for all threads, so that the branches do not diverge.
+// Calls with<kElement>() if this GPU has an instruction for the fp8 type `element`, else other(). The type is known
+// only at run time, but it is the same for all threads, so that the branches do not diverge.
 template <int kIndex = 0, class With, class Other>
 __device__ inline auto with_fp8_instruction(Element element, With with, Other other) {
   if constexpr (kIndex == std::size(kFp8Elements)) {

@@ -1,4 +1,5 @@
-// Lays out the work of an op over threads. A token consists of rows (its heads, in most ops), and a row of vectors.
+// Lays out the work of an op over threads. A token consists of rows (its heads, in most ops), and each row consists of
+// vectors.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,8 +20,8 @@ constexpr int kThreads = 128;
 constexpr int kMaxThreads = kThreads * 3 / 2;
 
 // The shape of a thread block: threadIdx.x runs over the vectors of a row, y over the rows of a token, z over tokens.
-// Threads loop over the vectors that exceed blockDim.x. The rows that exceed blockDim.y are spread over `row_blocks`
-// thread blocks.
+// Threads loop over the vectors that exceed blockDim.x. The rows of a token are divided among `row_blocks` thread
+// blocks, at most blockDim.y rows each.
 struct BlockShape {
   dim3 threads;
   int64_t row_blocks;

@@ -8,8 +8,8 @@ namespace multikv::gpu {
 
 // A prefetched index: the constructor issues the load, value() consumes it. Other loads that are issued between the two
 // overlap with the load of the index.
-// Indices::at() does not allow this overlap: it branches on the dtype, and the branch for int32 waits for the load to
-// extend the sign. Indices::at() is used where the overlap gains nothing: docs/performance.md.
+// Indices::at() does not allow this overlap: it branches on the dtype, and the branch for int32 extends the sign of the
+// index, and so waits for the load. Indices::at() is used where the overlap gains nothing: docs/performance.md.
 //
 //          int64              int32
 //   low_   words[2 * i]       words[i]

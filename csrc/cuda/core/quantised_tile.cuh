@@ -46,7 +46,7 @@ constexpr int kTileVectors = 2;
 
 // Quantises a tile of `size` elements. The `lanes.count` lanes of a group share the tile, and take turns over its
 // vectors of kElements. All lanes of the warp must call; a group without a tile passes source == nullptr. pointers_of()
-// is called after the loads of the vectors in registers are issued.
+// is called after the loads of the first kTileVectors vectors of each lane are issued.
 template <Float kDtype, int kElements, bool kOnce, TileScaling Scaling, class PointersOf>
 __device__ inline void quantise_tile(const char* source, int64_t size, GroupLane lanes, const Scaling& scaling,
                                      PointersOf pointers_of) {

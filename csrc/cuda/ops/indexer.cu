@@ -47,7 +47,7 @@ void launch_quantise(const IndexerKQuantAndCacheParams& p, const Context& contex
   const AlignmentBits cache = p.cache.code_alignment_bits() | p.quant_block_size;
   const bool is_wide = source.widest(16) == 16 && cache.widest(kWide) == kWide;
   const int64_t vectors = p.quant_block_size / (is_wide ? kWide : 1);
-  // A group has as many lanes as hold the vectors of a tile in registers, but at most a warp.
+  // A group has enough lanes to hold a tile in registers (kTileVectors vectors a lane), but at most a warp.
   int lane_bits = 0;
   while ((kTileVectors << lane_bits) < vectors && lane_bits < 5) ++lane_bits;
   const Divisor tiles_per_token = Divisor::of(p.head_size / p.quant_block_size);

@@ -7,8 +7,9 @@ namespace {
 constexpr int kQueryHeads = 2;    // the number of query heads that a thread rotates
 constexpr int kLatentTokens = 8;  // the number of tokens of a thread block that writes latent vectors
 
-// The thread blocks that rotate. A row is kQueryHeads heads of a token's queries, or its key. A thread block has
-// `tokens` tokens of `rows` rows of `vectors` threads, one for each vector of a head:
+// The thread blocks that rotate queries, or those that rotate keys. A row is kQueryHeads query heads of a token, or the
+// token's key. Each row has `vectors` threads, which loop over the pairs; each thread rotates the kPairs pairs of two
+// vectors at a time. A thread block has `rows` rows of each of `tokens` tokens:
 //
 //   threadIdx.x = (token * rows + row) * vectors + vector
 //   block       = chunk of tokens * row_blocks + row block

@@ -50,8 +50,9 @@ constexpr int kPackedBlocks = Move::kSourceBytes < 16 && sizeof(Stored) > 1 ? 8 
 // Writes keys and values to caches of the packed layout. A thread block writes kTokens tokens of one head. Heads come
 // before tokens in the grid, so that thread blocks that read neighbouring memory run together.
 //
-//   blockIdx  x: heads of keys, then (if gridDim.x is 2 * num_heads) heads of values   y: chunks of tokens
-//             z: keys, values (if gridDim.x is num_heads)
+//   blockIdx  y: chunks of tokens
+//             if gridDim.x == 2 * num_heads   x: heads of keys, then heads of values   z: 0
+//             if gridDim.x == num_heads       x: heads                                 z: keys, values
 template <class Move, class Stored, int kTokens>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, (kPackedBlocks<Move, Stored>))
     reshape_and_cache_kernel(const MULTIKV_GRID_CONSTANT ReshapeAndCacheParams p, int64_t first_chunk) {
@@ -87,9 +88,10 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class Move, class Stored, int kTokens>
 void launch_chunks(const ReshapeAndCacheParams& p, const Context& context) {
+  // for_each_grid() divides the rows over gridDim.y. Here, the rows are chunks of tokens, and gridDim.x counts heads.
   const BlockShape shape = {dim3(kThreads), ceil_div<int64_t>(p.slots.num_tokens, kTokens)};
-  // Copies write keys and values at the same time. Quantisation writes the values after the keys: it has much code, and
-  // at the same time the two would stall on instruction fetches (docs/performance.md).
+  // Copies write keys and values side by side. Quantisation writes the values after the keys: its code for keys and for
+  // values is large, and side by side the two would stall on instruction fetches (docs/performance.md).
   const int64_t planes_in_x = p.codec().is_float() ? 2 : 1;
   for_each_grid(planes_in_x * p.num_heads, shape, 2 / planes_in_x, [&](dim3 grid, int64_t first_row) {
     reshape_and_cache_kernel<Move, Stored, kTokens>
@@ -115,7 +117,7 @@ void launch_packed(const ReshapeAndCacheParams& p, const Context& context) {
     });
   }
   if (!is_wide(p)) return launch_chunks<Narrow, Stored, kRun>(p, context);
-  // With chunks of kManyTokens, a multiprocessor would get at most 4 thread blocks.
+  // Whether chunks of kManyTokens would give each multiprocessor at most 4 thread blocks.
   const bool is_small = p.slots.num_tokens / kManyTokens * 2 * p.num_heads <= 4 * context.num_multiprocessors;
   if (is_small) launch_chunks<Wide, Stored, kRun>(p, context);
   else launch_chunks<Wide, Stored, kManyTokens>(p, context);

@@ -1,4 +1,4 @@
-// Chooses what copies the blocks of a swap: a kernel or the copy engines. docs/swap.md says what each of them costs.
+// Chooses whether a kernel or the copy engines copy the blocks of a swap. docs/swap.md says what each of them costs.
 #pragma once
 
 #include <algorithm>
@@ -21,11 +21,12 @@ inline Direction direction_of(int32_t src_device, int32_t dst_device) {
 
 inline constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
-// The sizes, in bytes, from which a run is copied by a copy engine and not by the kernel. From there on, the engine
-// saves more time on the device than its submission costs the host. Submission in batches costs less than submission
-// one by one.
+// The sizes from which a run is copied by a copy engine and not by the kernel. For runs of at least this size, a copy
+// engine saves more time on the device than its submission costs the host. The cost depends on how copies are
+// submitted, so that there are two sizes.
 struct Crossover {
-  std::atomic<int64_t> in_batches, one_by_one;
+  std::atomic<int64_t> in_batches;      // bytes of a run, if copies are submitted in batches (costs the host less)
+  std::atomic<int64_t> one_by_one;      // bytes of a run, if copies are submitted one by one
   std::atomic<int32_t> kernel_threads;  // threads that saturate the link; 0: as many as there is work for
 
   void set(int64_t batches, int64_t singles, int32_t threads) {

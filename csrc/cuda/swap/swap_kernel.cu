@@ -47,9 +47,11 @@ struct SwapLaunch {
 // sizes. kMedium holds 2,048 pairs in 32 layers.
 constexpr int kSmall = 4'000, kMedium = std::min(17'024, kMaxParameterBytes), kLarge = kMaxParameterBytes;
 
-// Thread blocks have up to kMostThreads threads over a link, where few threads have 4 vectors each in flight. Within a
-// device they have kThreadsWithin threads, of which there are many, with kUnrollWithin vectors of 16 bytes each in
-// flight.
+// The launch over a link and the launch within a device:
+//
+//                   threads of a thread block   thread blocks   vectors in flight for each thread
+//   over a link     up to kMostThreads          few             4
+//   within device   kThreadsWithin              many            kUnrollWithin; 4 if narrower than 16 bytes
 constexpr int kMostThreads = 1024, kThreadsWithin = 128, kUnrollWithin = 2;
 
 // Where a piece begins in src and in dst, and the bytes that are left from there to the end of its block.
@@ -59,7 +61,7 @@ struct SwapPiece {
   int64_t left;
 };
 
-// Computes where piece i lies. The pieces of a block are counted first, then the pairs, then the layers.
+// Computes where piece i lies. i = (layer * num_pairs + pair) * pieces_per_block + piece of the block.
 template <int kBytes>
 __device__ SwapPiece piece_of(const SwapLaunch<kBytes>& launch, int64_t i) {
   const SwapHead& h = launch.head;
@@ -78,8 +80,8 @@ __device__ SwapPiece piece_of(const SwapLaunch<kBytes>& launch, int64_t i) {
 
 // Each group of threads copies a piece: a thread loads kUnroll vectors before it writes the first. Groups loop over the
 // pieces with a grid-wide stride. With kLooksAhead, a thread computes where its next piece lies while the loads of this
-// piece are in flight. Over a link, the sooner the next loads are in flight, the fewer threads saturate the link.
-// Within a device most threads have no next piece, so that with 16-byte vectors they do not look ahead.
+// piece are in flight. Over a link, looking ahead issues the next loads sooner, and so fewer threads saturate the link.
+// The variant for 16-byte vectors within a device (kUnrollWithin) does not look ahead: most threads have no next piece.
 template <int kWidth, int kUnroll, int kBytes>
 __global__ void __launch_bounds__(kMostThreads)
     swap_blocks_kernel(const MULTIKV_GRID_CONSTANT SwapLaunch<kBytes> launch) {

@@ -104,8 +104,8 @@ inline cudaError_t copy_batch(void** dst, const void** src, size_t* sizes, size_
     unsigned flags;
   };
   using Function = int (*)(void**, const void**, size_t*, size_t, Attributes*, size_t*, size_t, size_t*, cudaStream_t);
-  constexpr int kStream = 1, kAny = 3;
-  Attributes attributes{is_src_access_order_any ? kAny : kStream, {}, {}, 0};
+  constexpr int kOrderStream = 1, kOrderAny = 3;  // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM and _ANY
+  Attributes attributes{is_src_access_order_any ? kOrderAny : kOrderStream, {}, {}, 0};
   size_t first = 0, failed = 0;  // the attributes hold for the copies from `first` on
   const int result =
       reinterpret_cast<Function>(batch_function())(dst, src, sizes, count, &attributes, &first, 1, &failed, stream);

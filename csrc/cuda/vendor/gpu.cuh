@@ -60,8 +60,8 @@ __device__ inline uint32_t floats_to_bfloat16(float low, float high) {
   return reinterpret_cast<const uint32_t&>(halves);
 }
 
-// Whether this GPU has instructions that convert to and from the fp8 element. Without them, kernels use the functions
-// of core/fp8.h.
+// Whether this GPU has instructions that convert to and from the fp8 type kElement. Without them, kernels use the
+// functions of core/fp8.h.
 template <Element kElement>
 __device__ constexpr bool has_fp8_instruction() {
 #if __CUDA_ARCH__ >= 890

@@ -64,8 +64,8 @@ __device__ inline uint32_t floats_to_bfloat16(float low, float high) {
 #define MULTIKV_CONVERTS_TO_FNUZ false
 #endif
 
-// Whether this GPU has instructions that convert to and from the fp8 element. Without them, kernels use the functions
-// of core/fp8.h.
+// Whether this GPU has instructions that convert to and from the fp8 type kElement. Without them, kernels use the
+// functions of core/fp8.h.
 template <Element kElement>
 __device__ constexpr bool has_fp8_instruction() {
 #ifdef MULTIKV_CONVERTS_TO_FNUZ
@@ -95,7 +95,8 @@ __device__ inline float2 convert_from_fp8([[maybe_unused]] uint16_t codes) {
 //
 // AMD documents that the instruction rounds to nearest even, also to subnormals, and never returns a fnuz -0. Its
 // result for an overflow depends on a mode of the GPU, and its result for a NaN depends on the GPU, so that both are
-// handled here. No GPU with this instruction has run this code yet; there, the tests of fp8 will try every rounding.
+// handled here. This code has not run yet on a GPU with the instruction. The tests of fp8 try every rounding when they
+// run on one.
 template <Element kElement>
 __device__ inline uint32_t convert_to_fp8([[maybe_unused]] float low, [[maybe_unused]] float high) {
 #ifdef MULTIKV_CONVERTS_TO_FNUZ
