@@ -30,8 +30,8 @@ IndexError, too.
 **Slots.** `slot_mapping` has one element for each token, the slot that the token is written to, as int32 or int64. Its
 length is the number of tokens; if another input has more rows, those are neither read nor written. A negative slot is
 padding: the op skips the token. A slot of `num_blocks * block_size` or more is a bad index. If several tokens have the
-same slot, a CPU stores the last of them, and on a GPU the content of the entry is not defined. The entries of all other
-slots keep their content.
+same slot, a CPU stores the last of them, and a GPU one of them or parts of several. The entries of all other slots keep
+their content.
 
 **Sequences.** A gather copies entries of sequences to consecutive output rows. Row s of `block_table` lists the blocks
 of sequence s: position p is in block `block_table[s, p // block_size]` at offset `p % block_size`. Sequence s fills the

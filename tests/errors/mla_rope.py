@@ -1,4 +1,4 @@
-"""Bad calls of concat_and_cache_mla_rope_fused. What it shares with concat_and_cache_mla: bad_mla.py."""
+"""Bad calls of concat_and_cache_mla_rope_fused. What it shares with concat_and_cache_mla: mla.py."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ BAD_ARGUMENTS += [
     ),
 ]
 
-# A tensor on the wrong one of two devices; two GPUs: test_swap_gpu.py.
+# A tensor on the wrong one of two devices; two GPUs: tests/gpu/test_swap.py.
 WRONG_DEVICES = [
     layers("src_on_cpu", {"src": second(lambda x: x.cpu())}, "src[1]: expected device {device} like src[0], got cpu"),
     layers("dst_on_cpu", {"dst": second(lambda x: x.cpu())}, "dst[1]: expected device {device} like dst[0], got cpu"),

@@ -9,6 +9,13 @@ from torch import Tensor
 
 from tests.support.vectorised.numbers import bits, dequantise, format_of, put, values_and_scales
 
+__all__ = [
+    "cp_gather_and_upconvert_fp8_kv_cache",
+    "cp_gather_cache",
+    "cp_gather_indexer_k_quant_cache",
+    "gather_and_maybe_dequant_cache",
+]
+
 
 def _check_bounds(argument: str, bounds: Tensor, num_rows: float) -> None:
     before = torch.cat([bounds.new_zeros(1), bounds[:-1]])

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+__all__ = [
+    "swap_blocks",
+    "swap_blocks_layers",
+]
+
 
 def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mapping: Tensor) -> None:
     source, target = (_whole_blocks(x, block_size_in_bytes) for x in (src, dst))

@@ -20,6 +20,15 @@ from tests.support.vectorised.numbers import (
     values_and_scales,
 )
 
+__all__ = [
+    "concat_and_cache_mla",
+    "concat_and_cache_mla_grouped",
+    "concat_and_cache_mla_rope_fused",
+    "indexer_k_quant_and_cache",
+    "reshape_and_cache",
+    "reshape_and_cache_flash",
+]
+
 _FLOAT_NAMES = ("auto", "float32", "float16", "bfloat16")
 
 
