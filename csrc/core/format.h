@@ -1,4 +1,4 @@
-// The table of cache formats. Front end, kernels and Python take from it all that they know of a format.
+// The table of cache formats. The front end and the kernels take all that they know of a format from this table.
 //
 // A new format needs a row in kCacheFormats, an encoder and a decoder in each backend, and a reference in
 // multikv/reference. multikv/formats.py holds the same table for Python; a test compares the two.
@@ -135,7 +135,7 @@ constexpr Codec float_codec(Float dtype) { return {.element = element_of(dtype)}
 
 // What determines the element of a format.
 enum class ElementChoice : uint8_t {
-  kFixed,  // the format
+  kFixed,  // the format's row: Codec::element
   kInput,  // the dtype of the op's floating-point input or output
   kE4M3,   // the dtype of the cache: e4m3fn or e4m3fnuz; for a uint8 cache, the one that the platform's attention reads
 };

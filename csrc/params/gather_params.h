@@ -12,9 +12,10 @@ namespace multikv {
 struct CpGatherCacheParams {
   EntryCache cache;
   TokenRows dst;      // [tokens, entry]; written
-  StridedRows entry;  // one copy, in bytes: its src is an entry of the cache, and its dst is a row of dst
+  StridedRows entry;  // how one entry is copied, in bytes: from an entry of the cache to a row of dst
   Sequences sequences;
 
+  // entry.num_elements() is a number of bytes, because `entry` is in bytes.
   constexpr Work work() const { return {sequences.num_tokens, entry.num_elements(), entry.num_elements()}; }
 };
 static_assert(LaunchParams<CpGatherCacheParams>);

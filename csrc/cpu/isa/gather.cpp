@@ -47,9 +47,9 @@ void upconvert_entry(BFloat16* to, const char* entry, Stores stores) {
   copy(reinterpret_cast<char*>(to + kLatentSize), entry + DsMlaEntry::kRopeAt, DsMlaEntry::kRopeSize * 2, stores);
 }
 
-// Returns the entry of a logical block and an offset in it. If the row ids are given, they say whether the entry is in
-// the cache or in host_cache, and nullptr is returned if they name no row. If not, logical blocks are blocks of the
-// cache.
+// Returns the entry of a logical block and an offset in it. If the row ids are not given, logical blocks are blocks of
+// the cache. If they are given, they say whether the entry is in the cache or in host_cache; the function returns
+// nullptr if they name no row.
 const char* find_entry(const CpGatherAndUpconvertFp8KvCacheParams& p, BlockOffset at) {
   if (p.host_row_ids.is_given()) {
     const int64_t block_size = p.sequences.blocks.block_size.signed_value();

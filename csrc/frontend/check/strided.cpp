@@ -30,9 +30,10 @@ class OrderedDims {
   int count_ = 0;
 };
 
-// Adds a dimension outside those that were added before. If the new dimension continues the contiguous rows, or the
-// outermost dimension so far, in both tensors, it is merged into the rows or into that dimension. Otherwise it takes
-// another dimension of StridedRows; returns false if none is left.
+// Adds a dimension outside those that were added before.
+//  - While there are only contiguous rows: a dimension that continues the rows in both tensors is merged into the rows.
+//  - Later: a dimension that continues the outermost dimension in both tensors is merged into that dimension.
+//  - Any other dimension takes a new dimension of StridedRows. Returns false if none is left.
 bool add(StridedRows& rows, const Dim& dim) {
   const int outer = rows.num_dims - 1;
   if (outer < 0 && dim.src_stride == rows.row_size && dim.dst_stride == rows.row_size) {

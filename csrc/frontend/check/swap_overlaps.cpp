@@ -14,8 +14,8 @@ struct BlockInMemory {
   int64_t layer, pair;
 };
 
-// All copies of these layers: every pair in every layer. The pairs are sorted by src and by dst, because the blocks of
-// one layer are then in the order of their addresses already.
+// All copies of these layers: every pair in every layer. by_src and by_dst hold the same pairs, sorted by src and
+// sorted by dst: the blocks that a layer reads, or writes, are then already in the order of their addresses.
 struct Copies {
   const std::vector<SwapSides>& layers;
   uint64_t block_bytes;
@@ -157,12 +157,12 @@ void check_overlaps(const Call& call, const std::vector<SwapSides>& layers, int6
   };
   if (sharing == Sharing::kAcrossLayers) return check(layers);
   // Compares the blocks within each layer. If the distance from dst to src is that of the layer before, the same blocks
-  // overlap, and the layer need not be checked. `checked` starts with a value that the first distance is not.
-  uint64_t checked = layers[0].src.address - layers[0].dst.address + 1;
+  // overlap, and the layer need not be checked. checked_distance starts with a value other than the first distance.
+  uint64_t checked_distance = layers[0].src.address - layers[0].dst.address + 1;
   for (const SwapSides& layer : layers) {
     const uint64_t distance = layer.src.address - layer.dst.address;
-    if (distance != checked) check({layer});
-    checked = distance;
+    if (distance != checked_distance) check({layer});
+    checked_distance = distance;
   }
 }
 

@@ -50,8 +50,8 @@ struct SwapSides {
 };
 
 // Sorts pairs by the member kKey, whose values are below `end`. This is a stable radix sort that starts with the least
-// significant digit. There are as few passes as digits of kMaxBits bits allow, and the digits have the fewest bits that
-// this number of passes allows.
+// significant digit. If the values have `width` bits, there are ceil(width / kMaxBits) passes, and a digit has
+// ceil(width / passes) bits.
 template <auto kKey, class Id>
 void sort_by(BlockPairs<Id>& pairs, uint64_t end) {
   constexpr int kMaxBits = 11;

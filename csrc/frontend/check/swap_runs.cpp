@@ -11,7 +11,7 @@ namespace multikv {
 
 namespace {
 
-// The least number of blocks of the src tensors and of the dst tensors, and the size of a block.
+// The number of blocks of the smallest src tensor and of the smallest dst tensor, and the size of a block.
 struct BlockLimits {
   uint64_t src, dst;
   int64_t block_bytes;

@@ -32,7 +32,8 @@ class GatherRunWalker {
   GatherRunWalker(const Sequences& sequences, int64_t begin, int64_t end)
       : sequences_(sequences), row_(begin), end_(end), sequence_end_(begin),
         sequence_(sequence_of(sequences, begin) - 1) {
-    // sequence_ is one less, because next() begins with the sequence after sequence_.
+    // next() begins with the sequence after sequence_, so sequence_ is one before the sequence of row `begin`. If no
+    // sequence begins at or before that row, sequence_of() is -1, and next() begins with sequence 0.
     if (sequence_ < -1) sequence_ = -1;
   }
 

@@ -36,13 +36,15 @@ class StripWriter {
   using Write = void (StripWriter::*)(char* cache, const char* source, int64_t source_stride, int64_t num_tokens,
                                       int64_t num_units);
 
+  // A token group is kTokens consecutive tokens; a strip set is kTokens consecutive strips.
+  //
   // A segment of a vector holds the units of kTokens tokens in one strip. So a vector holds units of kNumSegments
   // strips, and kTokens vectors hold units of kStrips = kTokens * kNumSegments strips.
   template <class Unit> static constexpr int64_t kTokens = kSegmentBytes / sizeof(Unit);
   template <class Unit> static constexpr int64_t kStrips = kTokens<Unit> * kNumSegments;
 
   template <class Unit>
-  static int64_t num_groups(int64_t num_tokens) {
+  static int64_t num_token_groups(int64_t num_tokens) {
     return (num_tokens + kTokens<Unit> - 1) / kTokens<Unit>;
   }
 
@@ -84,17 +86,17 @@ class StripWriter {
     }
   }
 
-  // Fills units_ with kStrips units of each token. Token group g is the tokens from g * kTokens to g * kTokens +
-  // kTokens - 1. Segment s of units_[j * groups + g] holds the units of strip s * kTokens + j and token group g:
+  // Fills units_ with kStrips units of each token. Segment s of units_[j * token_groups + g] holds the units of token
+  // group g in strip j of strip set s, which is strip s * kTokens + j:
   //
-  //                         segment 0    segment 1           (for token group g)
-  //   units_[g]           | strip 0    | strip kTokens     | ..
-  //   units_[groups + g]  | strip 1    | strip kTokens + 1 | ..
+  //                               segment 0    segment 1           (for token group g)
+  //   units_[g]                 | strip 0    | strip kTokens     | ..
+  //   units_[token_groups + g]  | strip 1    | strip kTokens + 1 | ..
   template <class Unit>
   void read_units(const char* source, int64_t source_stride, int64_t num_tokens) {
     using UnitSegments = Segments<Unit>;
-    const int64_t groups = num_groups<Unit>(num_tokens);
-    for (int64_t group = 0; group < groups; ++group) {
+    const int64_t token_groups = num_token_groups<Unit>(num_tokens);
+    for (int64_t group = 0; group < token_groups; ++group) {
       const char* from[kTokens<Unit>];
       for (int64_t i = 0; i < kTokens<Unit>; ++i) {
         const int64_t token = group * kTokens<Unit> + i;
@@ -102,32 +104,32 @@ class StripWriter {
       }
       typename UnitSegments::Vector vectors[kTokens<Unit>];
       UnitSegments::transpose(vectors, from);
-      for (int64_t j = 0; j < kTokens<Unit>; ++j) std::memcpy(&units_[j * groups + group], &vectors[j], sizeof(Bytes));
+      for (int64_t j = 0; j < kTokens<Unit>; ++j)
+        std::memcpy(&units_[j * token_groups + group], &vectors[j], sizeof(Bytes));
     }
   }
 
   template <class Unit>
   void write_strips(char* cache, int64_t num_tokens) {
     constexpr int64_t kBytes = sizeof(Unit);
-    // The segments of one strip are contiguous in the cache. If there is no gap between strips (is_dense), the segments
-    // of kTokens consecutive strips are contiguous, and are written as one piece.
+    // A piece is segments that are contiguous in the cache: those of one strip, or, if there is no gap between strips
+    // (is_dense), those of a strip set.
     const bool is_dense = num_tokens * kBytes == strip_stride_;
     const int64_t num_pieces = is_dense ? 1 : kTokens<Unit>;
-    const int64_t segments = kTokens<Unit> * num_groups<Unit>(num_tokens) / num_pieces;
-    if (num_tokens % kTokens<Unit> != 0 || segments % kNumSegments != 0) {
+    const int64_t segments_per_piece = kTokens<Unit> * num_token_groups<Unit>(num_tokens) / num_pieces;
+    if (num_tokens % kTokens<Unit> != 0 || segments_per_piece % kNumSegments != 0) {
       write_segments<Unit>(cache, num_tokens);
       return;
     }
     const int64_t strip_set_stride = kTokens<Unit> * strip_stride_;
-    const int64_t strides = strip_set_stride | (is_dense ? 0 : strip_stride_) | segments * kSegmentBytes;
+    const int64_t strides = strip_set_stride | (is_dense ? 0 : strip_stride_) | segments_per_piece * kSegmentBytes;
     const bool has_lines = are_whole_cache_lines(reinterpret_cast<intptr_t>(cache) | strides);
-    if (is_streaming_ && has_lines) write_vectors(cache, strip_set_stride, num_pieces, segments, stream);
-    else write_vectors(cache, strip_set_stride, num_pieces, segments, store);
+    if (is_streaming_ && has_lines) write_vectors(cache, strip_set_stride, num_pieces, segments_per_piece, stream);
+    else write_vectors(cache, strip_set_stride, num_pieces, segments_per_piece, store);
   }
 
-  // Writes units_ in whole vectors. Strip set k is the strips k * kTokens to k * kTokens + kTokens - 1: segment k of
-  // each vector of units_ belongs to one of them. transpose_segments() puts segments of one strip set, which are
-  // contiguous in the cache, into one vector:
+  // Writes units_ in whole vectors. Segment k of each vector of units_ belongs to a strip of strip set k.
+  // transpose_segments() puts segments of one strip set, which are contiguous in the cache, into one vector:
   //
   //            vectors of units_                  after transpose_segments()
   //            of set 0    of set 1               contiguous in the cache
@@ -135,14 +137,15 @@ class StripWriter {
   //   [1]    | segment i+1 | segment i+1 | ..     | segment i | segment i+1 | ..    of set 1
   template <class Put>
     requires(requires(const Put& put, char* to, Bytes value) { put(to, value); })
-  [[gnu::always_inline]] void write_vectors(char* cache, int64_t strip_set_stride, int64_t num_pieces, int64_t segments,
-                                            const Put& put) const {
+  [[gnu::always_inline]] void write_vectors(char* cache, int64_t strip_set_stride, int64_t num_pieces,
+                                            int64_t segments_per_piece, const Put& put) const {
     using Vector = SegmentVector<kNumSegments>::Type;
     for (int64_t j = 0; j < num_pieces; ++j) {
-      for (int64_t i = 0; i < segments; i += kNumSegments) {
+      for (int64_t i = 0; i < segments_per_piece; i += kNumSegments) {
         Vector vectors[kNumSegments];
 #pragma GCC unroll 4
-        for (int k = 0; k < kNumSegments; ++k) vectors[k] = std::bit_cast<Vector>(units_[j * segments + i + k]);
+        for (int k = 0; k < kNumSegments; ++k)
+          vectors[k] = std::bit_cast<Vector>(units_[j * segments_per_piece + i + k]);
         transpose_segments<kNumSegments>(vectors);
 #pragma GCC unroll 4
         for (int k = 0; k < kNumSegments; ++k) {
@@ -156,10 +159,10 @@ class StripWriter {
   template <class Unit>
   void write_segments(char* cache, int64_t num_tokens) const {
     constexpr int64_t kBytes = sizeof(Unit);
-    const int64_t groups = num_groups<Unit>(num_tokens);
+    const int64_t token_groups = num_token_groups<Unit>(num_tokens);
     for (int64_t strip = 0; strip < kStrips<Unit>; ++strip) {
       char* to = cache + strip * strip_stride_;
-      const char* from = reinterpret_cast<const char*>(&units_[strip % kTokens<Unit> * groups]) +
+      const char* from = reinterpret_cast<const char*>(&units_[strip % kTokens<Unit> * token_groups]) +
                          strip / kTokens<Unit> * kSegmentBytes;
       for (int64_t token = 0; token < num_tokens; token += kTokens<Unit>, to += kSegmentBytes, from += sizeof(Bytes)) {
         if (num_tokens - token >= kTokens<Unit>) {

@@ -104,8 +104,8 @@ class Encoder {
     return round_(quotient);
   }
 
-  // Adds the signs of the elements to the codes of their magnitudes. The code of NaN is 0xff here; it becomes 0x80 in
-  // the fnuz formats, which have no -0 either, and 0x7f in the others.
+  // Adds the signs of the elements to the codes of their magnitudes. The code of NaN is 0xff here. In the fnuz formats
+  // it becomes 0x80, and a code of zero gets no sign, because there is no -0. In the other formats it becomes 0x7f.
   static Bytes with_signs(Bytes codes, Bytes elements) {
     const Bytes sign_bit = all_words(0x8080);
     if constexpr (kLayout.fnuz) {

@@ -23,8 +23,8 @@ namespace {
 #if defined(__AVX512BW__)
 
 // Looks up A + k * 2^m (in units of A's last bit) in a table of 32 floats, by the last five bits of the quotient's
-// exponent. The caller multiplies quotients by kUnit, which moves their exponents to a range in which these five bits
-// differ from each other, and from those of NaN's exponent.
+// exponent. The caller multiplies quotients by kUnit, which moves their exponents to a range in which no two exponents
+// have the same last five bits, and none has those of NaN's exponent.
 template <Element kElement>
   requires(is_fp8(kElement))
 class Rounder {
@@ -90,9 +90,9 @@ class Rounder {
   static constexpr float kUnit = std::bit_cast<float>((127 + kLayout.bias) << 23);
   static constexpr bool kTakesAnyNan = false;
 
-  // `quotient` is not negative and is multiplied by kUnit. The low word of the result is the code. If the quotient is
-  // NaN, its low word must be at most 0x2000, and the low word of the result is from 0xff to 0x7fff, which
-  // saturate_words() turns into 0xff.
+  // `quotient` is not negative and is multiplied by kUnit. The low word of the result is the code. A NaN must have a
+  // low word of at most 0x2000, which is that of the float16 NaN with the smallest payload, widened to float32. The low
+  // word of its result is then from 0xff to 0x7fff, which saturate_words() turns into 0xff.
   [[gnu::always_inline]] Bytes operator()(Floats quotient) const {
     const Bytes power = bit_and(larger_int(as_ints(quotient), all_ints(kSmallest << 23)), all_ints(0x7f800000));
     const Bytes sum = as_ints(fma(as_floats(power), all(kAdder), quotient));

@@ -74,7 +74,7 @@ class TableEncoder {
 
   // Computes d for the magnitudes tables.base + [begin, end), in buckets of `width` magnitudes. At the first
   // magnitude past the step of a bucket, magnitude - tables.base + d is (codes[first] + 1) << kShift. A bucket without
-  // a step gets the d of a step right behind its end.
+  // a step gets the d that it would have if the step were at its end.
   static void fill(uint16_t* table, const uint8_t* codes, int begin, int end, int width) {
     for (int first = begin; first < end; first += width) {
       int num_past_step = 0;
