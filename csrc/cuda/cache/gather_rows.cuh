@@ -85,6 +85,7 @@ __device__ __forceinline__ SequenceStart only_sequence_of(const Sequences& seque
   const auto column = static_cast<int64_t>(quotient_of(token, sequences.blocks.block_size));
   const bool is_in_table = column < sequences.blocks_per_sequence;
   const PrefetchedIndex id(sequences.block_table, is_in_table ? column : 0);
+  // If there is no bound 1, bounds[1] reads bound 0 again and is not used.
   const PrefetchedIndex bounds[] = {{sequences.cu_seq_lens, 0}, {sequences.cu_seq_lens, sequences.num_bounds > 1}};
   const int64_t begin = bounds[0].value();
   const int64_t end = sequences.num_bounds > 1 ? bounds[1].value() : sequences.num_tokens;
@@ -210,8 +211,8 @@ cudaError_t launch_gather(const Entry& entry, const Context& context) {
   const int64_t enough = std::clamp<int64_t>(kChunkBytes / (vectors * Entry::kVectorBytes), 1, kMaxChunk);
   int64_t chunk = std::min(spread, enough);
   BlockShape shape = block_shape(vectors, 1, chunk);
-  // Rounds the chunk to a multiple of the tokens that a thread block reads at a time, so that all threads have the same
-  // number of tokens.
+  // Rounds the chunk to a multiple of blockDim.z, so that all threads have the same number of tokens: down from
+  // `spread`, which keeps at least as many thread blocks, or up from `enough`, which still amortises the look-ups.
   const int64_t step = std::min<int64_t>(shape.threads.z, kMaxChunk);
   chunk =
       spread < enough ? chunk / step * step : std::min<int64_t>(ceil_div(chunk, step) * step, kMaxChunk / step * step);

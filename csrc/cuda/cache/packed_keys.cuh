@@ -11,9 +11,9 @@ __device__ inline int64_t divide_index(int64_t x, const Divisor& divisor) {
   return static_cast<int64_t>(quotient_of(x, divisor));
 }
 
-// Writes the keys of one head of kTokens tokens from `first` on. Each vector of the source lies within one vector of
-// the cache. A warp covers 4 vectors of each of 8 tokens, as the picture shows. The 4 warps of the thread block cover
-// 16 vectors of each of the same 8 tokens.
+// Writes the keys of one head of kTokens tokens from `first` on. A vector is what a Move moves at a time; it never
+// crosses from one group of vector_size elements of the cache to the next. A warp covers 4 vectors of each of 8 tokens,
+// as the picture shows. The 4 warps of the thread block cover 16 vectors of each of the same 8 tokens.
 //
 //   lane     0 1 2 3   4 5 6 7   ...   28 29 30 31
 //   token    0 0 0 0   1 1 1 1   ...    7  7  7  7

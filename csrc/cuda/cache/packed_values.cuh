@@ -87,7 +87,8 @@ __device__ __forceinline__ void transpose_values(const ValueRows& source, typena
                                                  TransposedValues<Stored, kTokens>& out) {
   using Values = TransposedValues<Stored, kTokens>;
   constexpr int kPerWord = Values::kPerWord, kVector = Move::kCacheBytes / static_cast<int>(sizeof(Stored));
-  constexpr int kUnroll = kVector == 1 || kPerWord == 4 || kTokens < 64 ? 1 : 4 / kPerWord;
+  // The tasks that a thread has in flight: enough for 4 vectors, or 1 for single elements and small chunks.
+  constexpr int kUnroll = (kVector == 1 || kPerWord == 4 || kTokens < 64) ? 1 : 4 / kPerWord;
   const int vectors = source.dims / kVector, num_tasks = vectors * Values::kWords;
   const SmallDivisor tasks_per_word = SmallDivisor::of(vectors);
   for (int round = threadIdx.x; round < num_tasks; round += kUnroll * kThreads) {
@@ -98,6 +99,7 @@ __device__ __forceinline__ void transpose_values(const ValueRows& source, typena
       const char* from = source.data + word * kPerWord * source.stride_token_bytes + vector * Move::kSourceBytes;
 #pragma unroll
       for (int k = 0; k < kPerWord; ++k) {
+        // This also skips the tasks from num_tasks on: their words are kWords and above, which hold no token.
         if (word * kPerWord + k < source.num_tokens)
           values[i][k] = Move::Source::template read<true>(from + k * source.stride_token_bytes);
       }
@@ -118,8 +120,9 @@ __device__ __forceinline__ void transpose_values(const ValueRows& source, typena
   }
 }
 
-// Writes the runs by stores of 16 bytes. kPieces neighbouring lanes write the run of one dimension. The first of the
-// `dims` dimensions of a token is written at `cache` + the token's offset.
+// Writes the runs by stores of 16 bytes. kPieces neighbouring lanes write the run of one dimension. `cache` is the
+// start of the cache, advanced to the first of the `dims` dimensions: `cache` + a token's offset is where that
+// dimension of the token is written.
 template <class Stored, int kTokens>
 __device__ __forceinline__ void write_runs(TransposedValues<Stored, kTokens>& values, int dims, char* cache,
                                            int64_t stride_row_bytes) {

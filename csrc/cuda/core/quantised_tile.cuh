@@ -40,8 +40,8 @@ __device__ inline float amax_of(const uint32_t* words, float amax) {
   return amax;
 }
 
-// The number of a tile's vectors that each lane keeps in registers. Most tiles have no more than this; the further
-// vectors of a larger tile are read twice.
+// The number of a tile's vectors that each lane keeps in registers. Most tiles are small enough to be kept whole; of a
+// larger tile, the vectors that are not kept are read twice.
 constexpr int kTileVectors = 2;
 
 // Quantises a tile of `size` elements. The `lanes.count` lanes of a group share the tile, and take turns over its

@@ -79,10 +79,11 @@ void launch_move(const ConvertFp8Params& p, const Context& context) {
 
 template <Float kDtype>
 void launch_dtype(const ConvertFp8Params& p, const Context& context) {
-  constexpr int kFloatBytes = static_cast<int>(num_bytes(kDtype)), kWide = 16 / kFloatBytes;  // kWide: elements
+  // A wide vector has kWide elements: 16 bytes of floats, or kWide bytes of fp8 codes.
+  constexpr int kFloatBytes = static_cast<int>(num_bytes(kDtype)), kWide = 16 / kFloatBytes;
   const int src_width = p.to_fp8 ? 16 : kWide, dst_width = p.to_fp8 ? kWide : 16;
-  const AlignmentBits elements = p.rows.src_alignment_bits() | p.rows.dst_alignment_bits();
-  const bool is_wide = elements.widest(kWide) == kWide && AlignmentBits(p.src).widest(src_width) == src_width &&
+  const AlignmentBits row_bits = p.rows.src_alignment_bits() | p.rows.dst_alignment_bits();  // in elements
+  const bool is_wide = row_bits.widest(kWide) == kWide && AlignmentBits(p.src).widest(src_width) == src_width &&
                        AlignmentBits(p.dst).widest(dst_width) == dst_width;
   if (p.to_fp8) {
     if (is_wide) launch_move<Quantise<kDtype, kWide>, kWide>(p, context);

@@ -44,7 +44,7 @@ void launch_layers(const Params& p, const ConcatAndCacheMlaParams& first, int64_
   const int source_width = source_bits.widest(16), cache_width = cache_alignment_bits(first).widest(16);
   with_moves(first.dtype, first.codec(), source_width, cache_width, [&]<class Move>() {
     BlockShape shape = block_shape(num_vectors<Move>(first.kv_c.row_bytes + first.k_pe.row_bytes), 1, num_tokens);
-    shape.row_blocks = num_layers;
+    shape.row_blocks = num_layers;  // an entry is one row, so that gridDim.y can count layers
     launch_moves<Move>(num_tokens, 1, context, shape, [&]<int kUnroll>() {
       const int64_t chunk = shape.threads.z * kUnroll;
       for_each_grid(ceil_div(num_tokens, chunk), shape, 1, [&](dim3 grid, int64_t first_layer) {
@@ -64,6 +64,7 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12)
   if (token >= p.slots.num_tokens) return;
   const PrefetchedIndex slot(p.slots.mapping, token);
   const char* rope = p.k_pe.row(token);
+  // Without a rotary key (rope_size 0), the rotary part of the entry becomes zeros.
   const auto read = [&](int byte) { return p.rope_size > 0 ? Pack<kBytes>::read(rope + byte) : Pack<kBytes>{}; };
   Pack<kBytes> value{};
   if (first_byte < kRopeBytes) value = read(first_byte);

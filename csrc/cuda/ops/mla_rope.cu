@@ -8,8 +8,8 @@ constexpr int kQueryHeads = 2;    // the number of query heads that a thread rot
 constexpr int kLatentTokens = 8;  // the number of tokens of a thread block that writes latent vectors
 
 // The thread blocks that rotate queries, or those that rotate keys. A row is kQueryHeads query heads of a token, or the
-// token's key. Each row has `vectors` threads, which loop over the pairs; each thread rotates the kPairs pairs of two
-// vectors at a time. A thread block has `rows` rows of each of `tokens` tokens:
+// token's key. Each row has `vectors` threads, which loop over the pairs; each thread rotates kPairs pairs at a time,
+// which two vectors hold together. A thread block has `rows` rows of each of `tokens` tokens:
 //
 //   threadIdx.x = (token * rows + row) * vectors + vector
 //   block       = chunk of tokens * row_blocks + row block
@@ -138,9 +138,11 @@ __device__ __forceinline__ void rotate_heads(const ConcatAndCacheMlaRopeFusedPar
   const ConcatAndCacheMlaParams& write = p.write;
   const int64_t row_blocks = shape.row_blocks.signed_value();
   const auto chunk = static_cast<int64_t>(quotient_of(block, shape.row_blocks)), row_block = block - chunk * row_blocks;
-  const int thread = static_cast<int>(threadIdx.x), row = shape.vectors.divide(thread), z = shape.rows.divide(row);
-  const int64_t token = chunk * shape.tokens + z;
-  if (z >= shape.tokens || token >= write.slots.num_tokens) return;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int block_row = shape.vectors.divide(thread);    // counts the rows of all tokens of the thread block
+  const int block_token = shape.rows.divide(block_row);  // counts the tokens of the thread block
+  const int64_t token = chunk * shape.tokens + block_token;
+  if (block_token >= shape.tokens || token >= write.slots.num_tokens) return;
 
   const int64_t half = write.rope_size / 2;
   const PrefetchedIndex position_index(p.positions, token), slot_index(write.slots.mapping, token);
@@ -148,11 +150,11 @@ __device__ __forceinline__ void rotate_heads(const ConcatAndCacheMlaRopeFusedPar
   const Heads heads = {
       .data = kIsKey ? write.k_pe.row(token) : p.q_pe.head(token, 0),
       .stride_head_bytes = p.q_pe.stride_head_bytes,
-      .first_head = row_block * shape.rows.value + (row - z * shape.rows.value),
+      .first_head = row_block * shape.rows.value + (block_row - block_token * shape.rows.value),
       .head_step = row_blocks * shape.rows.value,
       .num_heads = kIsKey ? 1 : p.num_heads,
   };
-  for (int64_t i = (thread - row * shape.vectors.value) * kPairs; i < half; i += shape.vectors.value * kPairs) {
+  for (int64_t i = (thread - block_row * shape.vectors.value) * kPairs; i < half; i += shape.vectors.value * kPairs) {
     const int64_t first_element = p.is_neox ? i : 2 * i, second_element = p.is_neox ? half + i : 2 * i + kPairs;
     typename Heads::Vector first[kNumHeads], second[kNumHeads];
     heads.for_each([&](int k, const char* head) {

@@ -80,6 +80,7 @@ __global__ void __launch_bounds__(kThreads)
     const auto value = Move::Source::read(from + dim * Move::kSourceBytes);
     if (!is_slot(p.blocks(), index)) return;
     const auto [block, offset] = split(p.blocks(), index);
+    // The two indices that PackedCache::offset_bytes() takes.
     const int64_t row = is_key ? offset : dim, packed = is_key ? dim : offset;
     char* to = cache.block(block) + cache.offset_bytes(head, row, packed, Move::kCacheBytes, divide_index);
     Move(scale, p.codec().element)(value).write(to);
@@ -99,7 +100,8 @@ void launch_chunks(const ReshapeAndCacheParams& p, const Context& context) {
   });
 }
 
-// Whether keys and values can be moved by accesses of 16 bytes.
+// Whether keys and values can be read, and keys written, by accesses of 16 bytes. locate_values() checks the alignment
+// of the value cache.
 bool is_wide(const ReshapeAndCacheParams& p) {
   const AlignmentBits bits = p.key.source.alignment_bits() | p.value.source.alignment_bits() |
                              p.key.cache.alignment_bits() | p.codec().num_bytes(p.key.cache.vector_size.signed_value());

@@ -44,7 +44,7 @@ cudaError_t copy_between_devices(const SwapBlocksParams& p, const Context& conte
   const int src = p.src_device, dst = p.dst_device;
   const cudaStream_t dst_stream = context.stream_of(dst);
   // Under capture, context.stream alone orders the copy: a captured stream may not wait for a stream outside the
-  // capture, and a caller who captures both streams has joined them.
+  // capture. A caller who captures both streams must order them with events.
   if (!capturing) MULTIKV_RETURN_IF_FAILED(wait_for(dst_stream, dst, context.stream, src));
   Copies copies(context.stream, src, !capturing);
   MULTIKV_RETURN_IF_FAILED(copy_runs(p, 0, copies));

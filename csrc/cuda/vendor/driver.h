@@ -81,8 +81,8 @@ inline std::optional<Memory> memory_at(const void* address) {
 // The most copies of a batch. A driver has failed on tens of thousands of copies at once.
 inline constexpr int kMaxBatch = 1024;
 
-// Returns cuMemcpyBatchAsync with its signature of CUDA 12.8, or nullptr if the driver is older. Later drivers export
-// another signature under another name.
+// Returns cuMemcpyBatchAsync with its signature of CUDA 12.8, or nullptr if the driver is older. Drivers of CUDA 13
+// still export it, and export a newer signature as cuMemcpyBatchAsync_v2.
 inline void* batch_function() {
   static void* const function = driver_function("cuMemcpyBatchAsync");
   return function;
