@@ -47,10 +47,13 @@ inline void copy(char* to, const char* from, int64_t num_bytes, Stores stores, c
   if (stores == Stores::kStreaming && is_worth_streaming(to, num_bytes)) {
     i = stream_vectors(to, from, num_bytes, next_input);
   } else {
-    for (; i + kWidth <= num_bytes; i += kWidth) {
+    // GCC 12 compiles one loop, with the limit of the prefetches inside, to two jumps for each vector.
+    const int64_t prefetched = num_bytes < NextInput::kMaxBytes ? num_bytes : NextInput::kMaxBytes;
+    for (; i + kWidth <= prefetched; i += kWidth) {
       next_input.prefetch(i, kWidth);
       store(to + i, load(from + i));
     }
+    for (; i + kWidth <= num_bytes; i += kWidth) store(to + i, load(from + i));
   }
   // The last vector overlaps the one before it and writes the same bytes there.
   if (i < num_bytes) store(to + num_bytes - kWidth, load(from + num_bytes - kWidth));
