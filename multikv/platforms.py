@@ -141,8 +141,8 @@ def set_check_indices(enabled: bool) -> None:
 def set_swap_strategy(name: str) -> None:
     """Selects what copies the blocks of swaps on a GPU, for the whole process. See docs/swap.md.
 
-    The copy engines always copy pageable host memory and the memory of another GPU, which a kernel cannot access.
-    Without a GPU library, the name is checked and has no further effect.
+    Whatever the strategy, the copy engines copy pageable host memory and memory of another GPU, because a kernel cannot
+    access such memory. Without a GPU library, the name is checked and has no further effect.
 
     Args:
         name: "copy_engine", "kernel", or "auto", which chooses for each run of neighbouring blocks by its size.

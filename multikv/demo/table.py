@@ -43,7 +43,8 @@ def make_console() -> Console:
 
 def _table(results: list[Result], copy: str) -> Table:
     table = Table(
-        title=f"bytes: compared with those of multikv.reference\n% copy: time of a copy of as many bytes ({copy}) / us",
+        title="bytes: compared with those of multikv.reference\n"
+        f"% copy: 100 * time of a copy of as many bytes ({copy}) / time of the op",
         title_justify="left",
         box=rich.box.SIMPLE_HEAD,
     )

@@ -9,7 +9,9 @@ import torch
 from .. import platforms
 from ..runtime.c_api import GpuLibrary, SwapCrossover
 
-DIRECTIONS = ("to_host", "from_host")  # the index is the number in csrc/c_api.h; within a device a kernel copies
+# The index of a name is its number in csrc/c_api.h. The direction "within the device", number 2, is left out:
+# `auto` always uses a kernel there, so it needs no costs.
+DIRECTIONS = ("to_host", "from_host")
 
 
 @dataclass(frozen=True)

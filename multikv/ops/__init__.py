@@ -36,7 +36,7 @@ their content.
 **Sequences.** A gather copies entries of sequences to consecutive output rows. Row s of `block_table` lists the blocks
 of sequence s: position p is in block `block_table[s, p // block_size]` at offset `p % block_size`. Sequence s fills the
 output rows i with `cu_seq_lens[s] <= i < cu_seq_lens[s + 1]`, and row i holds position
-`p = i - cu_seq_lens[s] + seq_starts[s]` (without seq_starts, they are 0). With a block_size of 4,
+`p = i - cu_seq_lens[s] + seq_starts[s]`. If seq_starts is None, seq_starts[s] is 0. With a block_size of 4,
 `block_table = [[3, 1], [0, 2]]`, `cu_seq_lens = [0, 6, 9]` and `seq_starts = [0, 2]`:
 
     output row   0   1   2   3   4   5   6   7   8
@@ -50,15 +50,16 @@ the number of output rows. The elements of seq_starts are at least 0. The elemen
 below num_blocks; those that no output row needs are not checked. Output rows of no sequence, and rows whose block lies
 past the width of the block table, keep their content.
 
-**kv_cache_dtype** names the format in which a cache stores its elements (`multikv.formats` has the table). The names of
-convert_fp8 and indexer_k_quant_and_cache are in their docstrings; most ops accept these:
+**kv_cache_dtype** names the format in which a cache stores its elements (`multikv.formats` has the table). The
+docstrings of convert_fp8 and indexer_k_quant_and_cache list the names that these two ops accept. All other ops with
+this argument accept the following names:
 
 | name | elements of the cache |
 |---|---|
 | `auto` | those of the input, bit for bit; the cache has the input's dtype |
 | `float32`, `float16`, `bfloat16` | as `auto`; the input's dtype must have this name |
 | `fp8_e4m3fn`, `fp8_e5m2`, `fp8_e4m3fnuz`, `fp8_e5m2fnuz` | fp8 codes; the cache is uint8 or this torch.float8 dtype |
-| `fp8`, `fp8_e4m3` | e4m3 codes: of the cache's torch.float8 dtype, or in a uint8 cache of the *native e4m3* |
+| `fp8`, `fp8_e4m3` | e4m3 codes, of the torch.float8 dtype of the cache; if the cache is uint8, the *native e4m3* |
 
 The *native e4m3* of a device is the format that its matrix units read: e4m3fnuz on gfx940, gfx941 and gfx942, e4m3fn on
 all other GPUs and on CPUs.

@@ -56,8 +56,8 @@ def swap_blocks_layers(
 
     Args:
         src: one tensor per layer, each as in swap_blocks, all on one device.
-        dst: as many tensors, each as in swap_blocks, all on one device, written. The destination blocks of a layer
-            overlap no other source or destination block of any layer.
+        dst: as many tensors, each as in swap_blocks, all on one device, written. A destination block overlaps
+            no source block and no other destination block, of its own or another layer.
         block_size_in_bytes: at least 1, the same for all layers.
         block_mapping: [num_pairs, 2], int64, on the CPU, as in swap_blocks. Every block is inside the tensors of every
             layer.

@@ -33,8 +33,8 @@ def sequence_rows(
     """Returns output rows, and the block and the offset that each row is read from.
 
     Row i belongs to the sequence s with bounds[s] <= i < bounds[s + 1], and holds its position
-    i - bounds[s] + seq_starts[s]. Rows whose logical block lies past the width of the table are left out. Entries of
-    the table that no row needs are not checked.
+    i - bounds[s] + seq_starts[s]. Rows whose block lies past the width of the table are left out. Entries of the
+    table that no row needs are not checked.
     """
     table, blocks_per_sequence = block_table.tolist(), block_table.shape[1]
     starts = [0] * len(table) if seq_starts is None else seq_starts.tolist()
@@ -43,14 +43,14 @@ def sequence_rows(
         if start < 0:
             raise bad_index("seq_starts", s, start)
         for row in range(bounds[s], bounds[s + 1]):
-            logical_block, offset = divmod(row - bounds[s] + start, block_size)
-            if logical_block >= blocks_per_sequence:
+            column, offset = divmod(row - bounds[s] + start, block_size)
+            if column >= blocks_per_sequence:
                 break  # the blocks of all later rows lie past the width, too
-            block = table[s][logical_block]
+            block = table[s][column]
             if 0 <= block < num_blocks:
                 row_sources.append((row, block, offset))
             elif bad_indices == "raise":
-                raise bad_index("block_table", (s, logical_block), block)
+                raise bad_index("block_table", (s, column), block)
     rows, blocks, offsets = torch.tensor(row_sources, dtype=torch.int64).reshape(-1, 3).unbind(1)
     return rows, blocks, offsets
 
@@ -69,8 +69,8 @@ def cp_gather_cache(
 
     src_cache [N, B, ...]; dst [total, ...]; block_table [S, blocks of a sequence]; cu_seq_lens [S + 1]; seq_starts [S].
     Row i belongs to the sequence s with cu_seq_lens[s] <= i < cu_seq_lens[s + 1]. Rows of no sequence, and rows whose
-    logical block lies past the width of the table, keep their content. Bad sequence bounds raise an error in either
-    mode of bad_indices.
+    block lies past the width of the table, keep their content. Bad sequence bounds raise an error in either mode of
+    bad_indices.
     """
     bounds = cu_seq_lens.tolist()
     check_bounds("cu_seq_lens", bounds, dst.shape[0])
@@ -156,9 +156,9 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     """Converts fp8_ds_mla entries to rows [total, 576] of bfloat16(e4m3 * tile scale) and the bits of the rotary key.
 
     Sequence s owns the rows from workspace_starts[s] to workspace_starts[s + 1]; the last sequence owns all rows to the
-    end. If host_cache is given, block_table holds logical blocks. The entry of the logical slot r = block * B + offset
-    is in slot device_row_ids[r] of src_cache if that is not negative, else in row host_row_ids[r] of host_cache if that
-    is not negative. If both are negative, the output row keeps its content.
+    end. If host_cache is given, block_table holds blocks of a logical cache. The entry of the logical slot
+    r = block * B + offset is in slot device_row_ids[r] of src_cache if that is not negative, else in row
+    host_row_ids[r] of host_cache if that is not negative. If both are negative, the output row keeps its content.
     """
     num_blocks, block_size = src_cache.shape[:2]
     bounds = [*workspace_starts.tolist()[:batch_size], dst.shape[0]]

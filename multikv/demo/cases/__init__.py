@@ -1,4 +1,4 @@
-"""Random inputs for each op, and copies to compare with, for `python -m multikv` and the benchmarks.
+"""Random inputs for each op, and plain copies to compare times with, for `python -m multikv` and the benchmarks.
 
 Each module has the cases of one family of ops. For each op it has a function of the same name that makes a Workload.
 The values of a Workload are random. So is the order of its blocks, but consecutive tokens are neighbours within a

@@ -35,7 +35,11 @@ def normal(shape: Sequence[int], device: torch.device) -> Tensor:
 
 
 def scales(device: torch.device, *numbers: float) -> Tensor:
-    """Returns float32 scales. A power of two would not test how divisions round, and a small scale saturates codes."""
+    """Returns float32 scales.
+
+    Callers pass numbers that are not powers of two, so that divisions by them round, and that are large enough for
+    values of `normal` not to saturate.
+    """
     return torch.tensor(numbers, device=device)
 
 
