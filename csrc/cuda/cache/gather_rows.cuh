@@ -216,7 +216,7 @@ cudaError_t launch_gather(const Entry& entry, const Context& context) {
   const int64_t step = std::min<int64_t>(shape.threads.z, kMaxChunk);
   chunk =
       spread < enough ? chunk / step * step : std::min<int64_t>(ceil_div(chunk, step) * step, kMaxChunk / step * step);
-  shape.row_blocks = ceil_div<int64_t>(vectors, shape.threads.x);
+  shape.row_blocks = ceil_div<int64_t>(vectors, shape.threads.x);  // gridDim.y counts parts of an entry
   // Slots are looked up by whole warps, one token by each thread. The thread block gets enough threads for all its
   // tokens.
   const auto lookup_threads = static_cast<unsigned>(ceil_div<int64_t>(chunk, 32) * 32);

@@ -91,11 +91,11 @@ __device__ __forceinline__ void transpose_values(const ValueRows& source, typena
   constexpr int kUnroll = (kVector == 1 || kPerWord == 4 || kTokens < 64) ? 1 : 4 / kPerWord;
   const int vectors = source.dims / kVector, num_tasks = vectors * Values::kWords;
   const SmallDivisor tasks_per_word = SmallDivisor::of(vectors);
-  for (int round = threadIdx.x; round < num_tasks; round += kUnroll * kThreads) {
+  for (int first_task = threadIdx.x; first_task < num_tasks; first_task += kUnroll * kThreads) {
     typename Move::Source values[kUnroll][kPerWord];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      const int task = round + i * kThreads, word = tasks_per_word.divide(task), vector = task - word * vectors;
+      const int task = first_task + i * kThreads, word = tasks_per_word.divide(task), vector = task - word * vectors;
       const char* from = source.data + word * kPerWord * source.stride_token_bytes + vector * Move::kSourceBytes;
 #pragma unroll
       for (int k = 0; k < kPerWord; ++k) {
@@ -107,7 +107,7 @@ __device__ __forceinline__ void transpose_values(const ValueRows& source, typena
     const Move move(scale, element);
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      const int task = round + i * kThreads, word = tasks_per_word.divide(task), vector = task - word * vectors;
+      const int task = first_task + i * kThreads, word = tasks_per_word.divide(task), vector = task - word * vectors;
       if (task >= num_tasks) continue;
       Pack<Move::kCacheBytes> rows[kPerWord];
       const uint32_t* row_words[kPerWord];
@@ -120,9 +120,8 @@ __device__ __forceinline__ void transpose_values(const ValueRows& source, typena
   }
 }
 
-// Writes the runs by stores of 16 bytes. kPieces neighbouring lanes write the run of one dimension. `cache` is the
-// start of the cache, advanced to the first of the `dims` dimensions: `cache` + a token's offset is where that
-// dimension of the token is written.
+// Writes the runs by stores of 16 bytes. kPieces neighbouring lanes write the run of one dimension. The first of the
+// `dims` dimensions of a token is written to `cache` + the token's offset.
 template <class Stored, int kTokens>
 __device__ __forceinline__ void write_runs(TransposedValues<Stored, kTokens>& values, int dims, char* cache,
                                            int64_t stride_row_bytes) {
@@ -145,10 +144,10 @@ template <class Stored, int kTokens>
 __device__ __forceinline__ void write_elements(TransposedValues<Stored, kTokens>& values, int num_tokens, int dims,
                                                char* cache, int64_t stride_row_bytes) {
   const int thread = threadIdx.x, first_dim = thread / kRun;
-  for (int begin_run = 0; begin_run < num_tokens; begin_run += kRun) {
-    const int token = begin_run + thread % kRun;
+  for (int run_begin = 0; run_begin < num_tokens; run_begin += kRun) {
+    const int token = run_begin + thread % kRun;
     const int64_t offset_bytes = values.offsets_bytes[token];
-    if (values.is_run[begin_run / kRun] || offset_bytes < 0) continue;
+    if (values.is_run[run_begin / kRun] || offset_bytes < 0) continue;
     char* to = cache + offset_bytes + first_dim * stride_row_bytes;
 #pragma unroll 4
     for (int dim = first_dim; dim < dims; dim += kThreads / kRun, to += kThreads / kRun * stride_row_bytes) {

@@ -116,7 +116,8 @@ struct UpconvertEntry : NoRest {
   __host__ __device__ int64_t vectors() const { return kCodeVectors + DsMlaEntry::kRopeSize / kElements; }
   __device__ Pointer find(BlockOffset at) const {
     if (p.host_row_ids.is_given()) {
-      // Logical blocks have the size of the cache's blocks.
+      // `at` is a logical slot, and not yet a slot of the cache. The row ids map it to a slot of the cache, or to a row
+      // of host_cache. Logical blocks and the cache's blocks have the same size.
       const int64_t logical_slot = at.block * p.sequences.blocks.block_size.signed_value() + at.offset;
       const int64_t device_slot = p.device_row_ids.at(logical_slot);
       if (device_slot < 0) {

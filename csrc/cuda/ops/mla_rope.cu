@@ -8,13 +8,13 @@ constexpr int kQueryHeads = 2;    // the number of query heads that a thread rot
 constexpr int kLatentTokens = 8;  // the number of tokens of a thread block that writes latent vectors
 
 // The thread blocks that rotate queries, or those that rotate keys. A row is kQueryHeads query heads of a token, or the
-// token's key. Each row has `vectors` threads, which loop over the pairs; each thread rotates kPairs pairs at a time,
-// which two vectors hold together. A thread block has `rows` rows of each of `tokens` tokens:
+// token's key. Each row has `row_threads` threads, which loop over the pairs; each thread rotates kPairs pairs at a
+// time, which two vectors hold together. A thread block has `rows` rows of each of `tokens` tokens:
 //
-//   threadIdx.x = (token * rows + row) * vectors + vector
+//   threadIdx.x = (token * rows + row) * row_threads + thread of the row
 //   block       = chunk of tokens * row_blocks + row block
 struct RotatingBlocks {
-  SmallDivisor vectors, rows;
+  SmallDivisor row_threads, rows;
   int tokens;
   Divisor row_blocks;
   int64_t num_blocks;
@@ -139,8 +139,8 @@ __device__ __forceinline__ void rotate_heads(const ConcatAndCacheMlaRopeFusedPar
   const int64_t row_blocks = shape.row_blocks.signed_value();
   const auto chunk = static_cast<int64_t>(quotient_of(block, shape.row_blocks)), row_block = block - chunk * row_blocks;
   const int thread = static_cast<int>(threadIdx.x);
-  const int block_row = shape.vectors.divide(thread);    // counts the rows of all tokens of the thread block
-  const int block_token = shape.rows.divide(block_row);  // counts the tokens of the thread block
+  const int block_row = shape.row_threads.divide(thread);  // counts the rows of all tokens of the thread block
+  const int block_token = shape.rows.divide(block_row);    // counts the tokens of the thread block
   const int64_t token = chunk * shape.tokens + block_token;
   if (block_token >= shape.tokens || token >= write.slots.num_tokens) return;
 
@@ -154,7 +154,8 @@ __device__ __forceinline__ void rotate_heads(const ConcatAndCacheMlaRopeFusedPar
       .head_step = row_blocks * shape.rows.value,
       .num_heads = kIsKey ? 1 : p.num_heads,
   };
-  for (int64_t i = (thread - block_row * shape.vectors.value) * kPairs; i < half; i += shape.vectors.value * kPairs) {
+  for (int64_t i = (thread - block_row * shape.row_threads.value) * kPairs; i < half;
+       i += shape.row_threads.value * kPairs) {
     const int64_t first_element = p.is_neox ? i : 2 * i, second_element = p.is_neox ? half + i : 2 * i + kPairs;
     typename Heads::Vector first[kNumHeads], second[kNumHeads];
     heads.for_each([&](int k, const char* head) {

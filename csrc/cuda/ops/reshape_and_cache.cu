@@ -80,7 +80,8 @@ __global__ void __launch_bounds__(kThreads)
     const auto value = Move::Source::read(from + dim * Move::kSourceBytes);
     if (!is_slot(p.blocks(), index)) return;
     const auto [block, offset] = split(p.blocks(), index);
-    // The two indices that PackedCache::offset_bytes() takes.
+    // `packed` is the index along the dimension that the layout splits into vectors of vector_size: the dimension of
+    // the head for keys, the offset for values. `row` is the index along the other dimension.
     const int64_t row = is_key ? offset : dim, packed = is_key ? dim : offset;
     char* to = cache.block(block) + cache.offset_bytes(head, row, packed, Move::kCacheBytes, divide_index);
     Move(scale, p.codec().element)(value).write(to);

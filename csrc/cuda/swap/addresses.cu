@@ -47,10 +47,10 @@ struct CopySide {
   const char* begin;
   int64_t num_bytes;
 
-  // `got` is the address at which the memory of the copy is not as expected.
-  [[noreturn]] void fail(std::string_view expected, std::string_view what, const void* got) const {
+  // `address` is where the memory of the copy is not as expected. The text shows it directly after `got`.
+  [[noreturn]] void fail(std::string_view expected, std::string_view got, const void* address) const {
     std::ostringstream text;
-    text << "swap_blocks_batch: " << argument << ": expected " << expected << ", got " << what << got << " ("
+    text << "swap_blocks_batch: " << argument << ": expected " << expected << ", got " << got << address << " ("
          << num_bytes << " bytes from " << static_cast<const void*>(begin) << " on; adjacent copies are joined)";
     throw std::runtime_error(text.str());
   }

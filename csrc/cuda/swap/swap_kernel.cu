@@ -15,7 +15,7 @@ namespace multikv::gpu {
 // a block may be shorter.
 //
 //   block   | piece | piece | ... | last |
-//   piece   kUnroll times the vectors of 2^lanes_log2 neighbouring threads
+//   piece   kUnroll vectors for each of the 2^lanes_log2 threads of a group
 struct SwapHead {
   int64_t unit_bytes, block_bytes;
   int64_t num_pieces;  // of all blocks of all layers
@@ -88,9 +88,9 @@ __global__ void __launch_bounds__(kMostThreads)
   constexpr bool kLooksAhead = kUnroll != kUnrollWithin;
   const SwapHead& h = launch.head;
   const int lanes = 1 << h.lanes_log2, lane = threadIdx.x & (lanes - 1);
-  const int64_t groups_per_block = blockDim.x >> h.lanes_log2;
-  const int64_t step = gridDim.x * groups_per_block;
-  int64_t i = blockIdx.x * groups_per_block + (threadIdx.x >> h.lanes_log2);
+  const int64_t groups_per_thread_block = blockDim.x >> h.lanes_log2;
+  const int64_t step = gridDim.x * groups_per_thread_block;
+  int64_t i = blockIdx.x * groups_per_thread_block + (threadIdx.x >> h.lanes_log2);
   SwapPiece next;
   // The lambda takes `launch` as an argument and does not capture it: HIP's compiler would copy captured parameters to
   // scratch memory.
@@ -203,16 +203,16 @@ void SwapKernel::launch() {
 template <int kWidth, int kUnroll, int kBytes>
 void SwapKernel::launch_as() {
   const SwapLaunch<kBytes>& filled = parameters<kBytes>();
-  constexpr int64_t kMostBlocks = 1 << 30;
+  constexpr int64_t kMostThreadBlocks = 1 << 30;
   const int link_threads = work_.link_threads;
   // One multiprocessor cannot saturate a link, two can.
-  const int link_blocks = std::max(2, link_threads / kMostThreads);
+  const int link_thread_blocks = std::max(2, link_threads / kMostThreads);
   const int threads =
-      link_threads == 0 ? kThreadsWithin : std::clamp(link_threads / link_blocks / 32 * 32, 32, kMostThreads);
+      link_threads == 0 ? kThreadsWithin : std::clamp(link_threads / link_thread_blocks / 32 * 32, 32, kMostThreads);
   const int64_t groups = threads >> filled.head.lanes_log2;
   const int64_t needed = ceil_div(filled.head.num_pieces, groups);
-  const int64_t blocks = std::min<int64_t>(needed, link_threads == 0 ? kMostBlocks : link_blocks);
-  swap_blocks_kernel<kWidth, kUnroll, kBytes><<<static_cast<unsigned>(blocks), threads, 0, stream_>>>(filled);
+  const int64_t thread_blocks = std::min<int64_t>(needed, link_threads == 0 ? kMostThreadBlocks : link_thread_blocks);
+  swap_blocks_kernel<kWidth, kUnroll, kBytes><<<static_cast<unsigned>(thread_blocks), threads, 0, stream_>>>(filled);
 }
 
 }  // namespace multikv::gpu
