@@ -55,7 +55,7 @@ def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str,
         Costs of the directions "to_host" and "from_host", as swap_costs returns them.
 
     Raises:
-        RuntimeError: there is no such GPU, or not enough memory. The costs of before then remain in use.
+        RuntimeError: there is no such GPU, or not enough memory. The previous costs remain in use.
 
     Example:
         >>> costs = multikv.calibrate_swaps("cuda:0")

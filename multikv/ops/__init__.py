@@ -59,7 +59,7 @@ this argument accept the following names:
 | `auto` | those of the input, bit for bit; the cache has the input's dtype |
 | `float32`, `float16`, `bfloat16` | as `auto`; the input's dtype must have this name |
 | `fp8_e4m3fn`, `fp8_e5m2`, `fp8_e4m3fnuz`, `fp8_e5m2fnuz` | fp8 codes; the cache is uint8 or this torch.float8 dtype |
-| `fp8`, `fp8_e4m3` | e4m3 codes, of the torch.float8 dtype of the cache; if the cache is uint8, the *native e4m3* |
+| `fp8`, `fp8_e4m3` | fp8 codes, in the e4m3 format of the cache's dtype; if that is uint8, in the *native e4m3* |
 
 The *native e4m3* of a device is the format that its matrix units read: e4m3fnuz on gfx940, gfx941 and gfx942, e4m3fn on
 all other GPUs and on CPUs.

@@ -1,4 +1,4 @@
-"""Multi-head latent attention (MLA): writes latent vectors and rotary keys into a paged cache, and joins queries."""
+"""Multi-head latent attention (MLA): caches latent vectors and rotary keys, and concatenates the parts of queries."""
 
 import torch
 from torch import Tensor

@@ -153,7 +153,7 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    """Converts fp8_ds_mla entries to rows [total, 576] of bfloat16(e4m3 * tile scale) and the bits of the rotary key.
+    """Converts fp8_ds_mla entries to rows [total, 576]: bfloat16(e4m3 * tile scale), then the bits of the rotary key.
 
     Sequence s owns the rows from workspace_starts[s] to workspace_starts[s + 1]; the last sequence owns all rows to the
     end. If host_cache is given, block_table holds blocks of a logical cache. The entry of the logical slot

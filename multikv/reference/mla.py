@@ -1,4 +1,4 @@
-"""Multi-head latent attention (MLA): writes latent vectors and rotary keys into a paged cache, and joins queries.
+"""Multi-head latent attention (MLA): caches latent vectors and rotary keys, and concatenates the parts of queries.
 
 L is the latent size, R the rotary size. An entry of the cache is a token's latent vector followed by its rotary key.
 """

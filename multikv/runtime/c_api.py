@@ -46,7 +46,7 @@ GPU_LIBRARY = EVERY_LIBRARY | {
 
 
 class SwapCrossover(NamedTuple):
-    """The run sizes from which on copy engines replace the kernel, in one direction on one device.
+    """The run sizes at which copy engines take over from the kernel, in one direction on one device.
 
     A copy engine copies runs of at least `in_batches` bytes if runs are submitted in batches, and runs of at least
     `one_by_one` bytes if each run is submitted alone. A kernel of `kernel_threads` threads copies all smaller runs; if

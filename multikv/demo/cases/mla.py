@@ -1,4 +1,4 @@
-"""Workloads of multi-head latent attention (MLA), which cache latent vectors and rotary keys, or join queries."""
+"""Workloads of multi-head latent attention (MLA): caching latent vectors and rotary keys, and concatenating queries."""
 
 import torch
 from torch import Tensor

@@ -77,7 +77,7 @@ def same_bytes(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
 
 
 def copy_calls(workload: Workload, device: torch.device) -> list[Callable[[], object]]:
-    """Returns plain copies that read half of the workload's bytes and write as many, between the same devices.
+    """Returns plain copies, between the devices of the workload, that read num_bytes / 2 bytes and write them.
 
     Each copy uses other memory, and there are as many copies as `rotation` returns for the workload.
     """
