@@ -87,7 +87,8 @@ __device__ __forceinline__ void transpose_values(const ValueRows& source, typena
                                                  TransposedValues<Stored, kTokens>& out) {
   using Values = TransposedValues<Stored, kTokens>;
   constexpr int kPerWord = Values::kPerWord, kVector = Move::kCacheBytes / static_cast<int>(sizeof(Stored));
-  // The tasks that a thread has in flight: enough for 4 vectors, or 1 for single elements and small chunks.
+  // The tasks that a thread has in flight: as many as hold 4 vectors, but only one task for single elements and for
+  // small chunks.
   constexpr int kUnroll = (kVector == 1 || kPerWord == 4 || kTokens < 64) ? 1 : 4 / kPerWord;
   const int vectors = source.dims / kVector, num_tasks = vectors * Values::kWords;
   const SmallDivisor tasks_per_word = SmallDivisor::of(vectors);

@@ -40,8 +40,8 @@ __device__ inline Pack<kCount> encode_with(Value value, Encode encode) {
   return out;
 }
 
-// Returns x / scale. kDtype is the type that x was converted from: a 16-bit type needs one step of Quotient::divide(),
-// float32 two.
+// Returns x divided by the scale that `quotient` was constructed from. kDtype is the type that x was converted from: a
+// 16-bit type needs one step of Quotient::divide(), float32 two.
 template <Float kDtype>
 __device__ inline float divide(const Quotient& quotient, float x) {
   constexpr int kSteps = kDtype == Float::kFloat32 ? 2 : 1;

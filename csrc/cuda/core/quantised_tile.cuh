@@ -11,7 +11,7 @@ namespace multikv::gpu {
 // A type that computes the scale of a tile, and what the cache stores for it.
 template <class Scaling>
 concept TileScaling = requires(const Scaling& scaling, float x) {
-  // The fp8 element of the codes.
+  // The fp8 type of the codes.
   { scaling.element } -> std::same_as<const Element&>;
   // Whether every scale is a power of two.
   { scaling.is_power_of_two() } -> std::same_as<bool>;

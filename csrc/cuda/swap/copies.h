@@ -70,8 +70,8 @@ class Copies {
     if (count == 1) return cudaMemcpyAsync(dst_[0], src_[0], sizes_[0], cudaMemcpyDefault, stream_);
     if (!is_legacy_default(stream_)) return copy_batch(dst_, src_, sizes_, count, any_order_, stream_);
     // The driver refuses batches on the legacy default stream, so that they go to the per-thread default stream
-    // instead. CUDA implicitly orders the work on the two streams. wait_for() also makes the legacy stream wait for the
-    // batch, for code that puts no work on the legacy stream and only waits for it (a synchronisation, say).
+    // instead. CUDA implicitly orders the work on the two streams. But a synchronisation with the legacy stream is not
+    // work, and waits only for what is on that stream. So wait_for() puts a wait for the batch on the legacy stream.
     MULTIKV_RETURN_IF_FAILED(copy_batch(dst_, src_, sizes_, count, any_order_, thread_stream()));
     return wait_for(thread_stream(), device_, stream_, device_);
   }

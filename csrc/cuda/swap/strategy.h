@@ -22,8 +22,8 @@ inline Direction direction_of(int32_t src_device, int32_t dst_device) {
 inline constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
 // The sizes from which a run is copied by a copy engine and not by the kernel. For runs of at least this size, a copy
-// engine saves more time on the device than its submission costs the host. The cost depends on how copies are
-// submitted, so that there are two sizes.
+// engine saves more time on the device than its submission costs the host. There are two sizes, because the cost
+// depends on how copies are submitted.
 struct Crossover {
   std::atomic<int64_t> in_batches;      // bytes of a run, if copies are submitted in batches (costs the host less)
   std::atomic<int64_t> one_by_one;      // bytes of a run, if copies are submitted one by one

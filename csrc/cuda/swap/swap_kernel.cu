@@ -43,11 +43,11 @@ struct SwapLaunch {
   }
 };
 
-// The bytes of the parameters. The driver copies all of them at each launch, also unused ones, so that there are three
-// sizes. kMedium holds 2,048 pairs in 32 layers.
+// The bytes of the parameters. There are three sizes, because each launch copies all bytes of the parameters, also the
+// unused ones. kMedium holds 2,048 pairs in 32 layers.
 constexpr int kSmall = 4'000, kMedium = std::min(17'024, kMaxParameterBytes), kLarge = kMaxParameterBytes;
 
-// The launch over a link and the launch within a device:
+// The launch over a link (link_threads > 0) and the launch within a device (link_threads == 0):
 //
 //                   threads of a thread block   thread blocks   vectors in flight for each thread
 //   over a link     up to kMostThreads          few             4
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kMostThreads)
   }
 }
 
-// The calling thread's parameters of this size, which all its launches fill again.
+// The calling thread's parameters of kBytes bytes. Every launch by the thread overwrites and reuses them.
 template <int kBytes>
 SwapLaunch<kBytes>& parameters() {
   static thread_local SwapLaunch<kBytes> launch;

@@ -15,7 +15,7 @@ namespace multikv::gpu {
 inline constexpr const char* kVendor = "CUDA";
 inline constexpr const char* kTorchLibrary = "libtorch_cuda.so";
 
-// The e4m3 element of a uint8 cache. NVIDIA has only e4m3fn.
+// The e4m3 type of the elements of a uint8 cache. NVIDIA has only e4m3fn.
 inline Element e4m3_of_bytes(int32_t) { return Element::kE4M3FN; }
 
 // The most bytes of kernel parameters that this library uses. CUDA's limit is 4,096 bytes; since CUDA 12.1 it is

@@ -16,8 +16,8 @@ namespace multikv::gpu {
 inline constexpr const char* kVendor = "HIP";
 inline constexpr const char* kTorchLibrary = "libtorch_hip.so";
 
-// The e4m3 element of a uint8 cache: e4m3fnuz on gfx940 to gfx942, whose fp8 instructions are for the fnuz elements. If
-// the name of the architecture cannot be read, the next call of the runtime by the op reports the error.
+// The e4m3 type of the elements of a uint8 cache: e4m3fnuz on gfx940 to gfx942, whose fp8 instructions are for the fnuz
+// types. If the name of the architecture cannot be read, the next call of the runtime by the op reports the error.
 inline Element e4m3_of_bytes(int32_t device_index) {
   constexpr int kMaxDevices = 128;
   enum class Known : uint8_t { kNothing, kE4M3FN, kE4M3FNUZ };

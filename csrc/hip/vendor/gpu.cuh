@@ -57,7 +57,7 @@ __device__ inline uint32_t floats_to_bfloat16(float low, float high) {
   return bfloat16_from_float(low) | static_cast<uint32_t>(bfloat16_from_float(high)) << 16;
 }
 
-// A GPU that has instructions for fp8 has them either for the fnuz elements or for the others.
+// A GPU that has instructions for fp8 has them either for the fnuz types, or for e4m3fn and e5m2.
 #if defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__)
 #define MULTIKV_CONVERTS_TO_FNUZ true
 #elif defined(__gfx950__) || defined(__gfx1200__) || defined(__gfx1201__)
