@@ -35,9 +35,9 @@ static_assert(LaunchParams<GatherAndMaybeDequantCacheParams>);
 struct CpGatherAndUpconvertFp8KvCacheParams {
   EntryCache cache;     // [device_blocks, block_size, DsMlaEntry]
   TokenRows dst;        // [tokens, 576], bfloat16; written
-  Sequences sequences;  // sequences.blocks are the logical blocks
-  // Where the entries of logical slots lie (RowIds in frontend/check/sequence_bounds.h). If host_row_ids is not given,
-  // logical blocks are the blocks of `cache`.
+  Sequences sequences;  // sequences.blocks describes the logical blocks: those that block_table refers to
+  // If host_row_ids is not given, logical blocks are the blocks of `cache`. Otherwise the row ids say where the entry
+  // of each slot of a logical block lies (RowIds in frontend/check/sequence_bounds.h).
   const char* host_cache;  // [host_rows, DsMlaEntry]
   int64_t host_stride_row_bytes, num_host_rows;
   Indices host_row_ids, device_row_ids;  // [logical blocks * block_size]

@@ -29,7 +29,7 @@ static_assert(LaunchParams<ConcatAndCacheMlaParams>);
 
 // ConcatAndCacheMlaParams for many layers.
 struct ConcatAndCacheMlaGroupedParams {
-  ConcatAndCacheMlaParams first;  // layer 0, except cache.data and cache.scale; slots.mapping is [layers, tokens]
+  ConcatAndCacheMlaParams first;  // of layer 0, without cache.data and cache.scale; slots.mapping is [layers, tokens]
   void* const* kv_cache_ptrs;     // [layers]
   const float* kv_scales;         // [layers], or nullptr
   int64_t num_layers, kv_c_stride_layer_bytes, k_pe_stride_layer_bytes;

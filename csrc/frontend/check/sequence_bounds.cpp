@@ -52,7 +52,7 @@ void check_bounds(const Call& call, const Sequences& sequences, const BoundsRule
       const std::string_view reason = i == 0 ? "" : " (bounds must not decrease)";
       call.fail_index(rule.argument, text(i), join({"a bound of at least ", text(previous), reason}), bounds[i]);
     }
-    if (!rule.may_pass_the_end && bounds[i] > sequences.num_tokens) {
+    if (!rule.may_exceed_output && bounds[i] > sequences.num_tokens) {
       call.fail_index(rule.argument, text(i),
                       join({"a bound of at most ", text(sequences.num_tokens), " (rows of the output)"}), bounds[i]);
     }

@@ -16,7 +16,7 @@ void set_cu_seq_lens(Call& call, Sequences& sequences, const Tensor& cu_seq_lens
 // How the bounds of sequences are checked.
 struct BoundsRule {
   std::string_view argument = "cu_seq_lens";  // the name of the bounds
-  bool may_pass_the_end = false;              // whether bounds may exceed the number of rows of the output
+  bool may_exceed_output = false;             // whether bounds may exceed the number of rows of the output
 };
 
 // Where the entry of each logical slot lies: in slot device_row_ids[slot] of src_cache, or if that is negative, in row

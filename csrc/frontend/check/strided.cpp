@@ -31,8 +31,8 @@ class OrderedDims {
 };
 
 // Adds a dimension outside those that were added before.
-//  - While there are only contiguous rows: a dimension that continues the rows in both tensors is merged into the rows.
-//  - Later: a dimension that continues the outermost dimension in both tensors is merged into that dimension.
+//  - While rows.num_dims is 0, a dimension that is contiguous with the row in both tensors is merged into the row.
+//  - Later, a dimension that continues the outermost dimension in both tensors is merged into that dimension.
 //  - Any other dimension takes a new dimension of StridedRows. Returns false if none is left.
 bool add(StridedRows& rows, const Dim& dim) {
   const int outer = rows.num_dims - 1;

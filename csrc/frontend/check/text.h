@@ -13,7 +13,8 @@ std::string join(std::initializer_list<std::string_view> parts);
 
 std::string text(int64_t number);
 std::string count_text(int64_t count, std::string_view noun);  // "1 row", "2 rows"
-// "a block from 0 to 8"; if `count` is 0, "no block (there are 0)". `which` follows the 0: " of 64 bytes".
+// "a block from 0 to 8"; if `count` is 0, "no block (there are 0)". With `which` = " of 64 bytes", the latter is "no
+// block (there are 0 of 64 bytes)".
 std::string range_text(std::string_view noun, int64_t count, std::string_view which = {});
 
 std::string device_text(Device device);             // "cuda:0", "cpu"

@@ -120,7 +120,7 @@ GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_params(
   p.entry_size = src_cache.size(2);
   entry.row_size = size_bytes(src_cache, 2);
   entry.num_rows = 1;
-  check_sequences(call, sequences, {.may_pass_the_end = true});
+  check_sequences(call, sequences, {.may_exceed_output = true});
   if (call.nothing_to_do() || p.entry_size == 0) {
     call.set_nothing_to_do();
     return p;

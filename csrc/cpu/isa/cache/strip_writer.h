@@ -112,8 +112,8 @@ class StripWriter {
   template <class Unit>
   void write_strips(char* cache, int64_t num_tokens) {
     constexpr int64_t kBytes = sizeof(Unit);
-    // A piece is segments that are contiguous in the cache: those of one strip, or, if there is no gap between strips
-    // (is_dense), those of a strip set.
+    // A piece is a part of the cache whose segments are contiguous: one strip or, if the written part of each strip
+    // ends where the next strip begins (is_dense), a whole strip set.
     const bool is_dense = num_tokens * kBytes == strip_stride_;
     const int64_t num_pieces = is_dense ? 1 : kTokens<Unit>;
     const int64_t segments_per_piece = kTokens<Unit> * num_token_groups<Unit>(num_tokens) / num_pieces;

@@ -70,8 +70,14 @@ class Decoder {
       float16s = float16s_of_e5m2fnuz(codes);
     }
     if constexpr (kLayout.fnuz) return replace_equal_words(float16s, 0x8000, 0x7e00);
-    // e4m3fn: 0x7f, the NaN, is the one code whose exponent and mantissa are all ones. Adding 1 to the mantissa carries
-    // into the exponent bit that e4m3fn lacks:  0 1111 111 0000000 + 1 0000000 = 1 0000 000 0000000.
+    // e4m3fn: 0x7f, the NaN, is the one code whose exponent and mantissa are all ones. Only for it does adding 1 to the
+    // mantissa carry into the exponent bit that e4m3fn lacks. With this bit set, the exponent of the float16 is all
+    // ones, so the float16 is NaN:
+    //
+    //   float16     s 01111 1110000000
+    //   + 0x80      s 10000 0000000000
+    //   & 0x4000    0 10000 0000000000
+    //   | float16   s 11111 1110000000
     return bit_or(float16s, bit_and(add_words(float16s, all_words(0x80)), all_words(0x4000)));
   }
 

@@ -50,7 +50,8 @@ class NormalEncoder {
   }
 
   bool has_wrong_codes() const {
-    // Magnitudes with subnormal codes, plus to_smallest_, are the words -0x8000 to -0x8000 + num_subnormal - 1.
+    // There are num_subnormal magnitudes with subnormal codes. By adding to_smallest_, encode_words() turns them into
+    // the words -0x8000 to -0x8000 + num_subnormal - 1.
     const int num_subnormal = ((smallest_normal_ - largest_zero_) << 7) - 1;
     return has_word_below(smallest_, num_subnormal - 0x8000) || has_negative_byte(all_codes_);
   }
@@ -74,8 +75,8 @@ class NormalEncoder {
   // rounding_ subtracts it, so that the exponent smallest_normal_ becomes the exponent 1 of the code.
   const Bytes below_normal_ = all_words((smallest_normal_ - 1) << 7);
   const Bytes rounding_ = all_words((1 << (kDropped - 1)) - 1 - ((smallest_normal_ - 1) << 7));
-  // The sum of this word and a magnitude wraps around, so that the magnitudes with subnormal codes become the smallest
-  // words: -0x8000, -0x7fff, and so on.
+  // Adding this word to a magnitude turns the magnitudes with subnormal codes into the smallest words: -0x8000,
+  // -0x7fff, and so on. For magnitudes whose code is zero the sum wraps around to a positive word.
   const Bytes to_smallest_ = all_words(-0x8000 - (largest_zero_ << 7) - 1);
   Bytes smallest_ = all_words(0x7fff);  // the smallest sum of a magnitude and to_smallest_
   Bytes all_codes_ = all_words(0);      // the bitwise or of all codes

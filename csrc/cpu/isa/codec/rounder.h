@@ -22,9 +22,9 @@ namespace {
 
 #if defined(__AVX512BW__)
 
-// Looks up A + k * 2^m (in units of A's last bit) in a table of 32 floats, by the last five bits of the quotient's
-// exponent. The caller multiplies quotients by kUnit, which moves their exponents to a range in which no two exponents
-// have the same last five bits, and none has those of NaN's exponent.
+// Looks up A in a table of 32 floats, by the last five bits of the quotient's exponent. The integer k * 2^m is already
+// added to the bit pattern of A there. The caller multiplies quotients by kUnit, which moves their exponents to a range
+// in which no two exponents have the same last five bits, and none has those of NaN's exponent.
 template <Element kElement>
   requires(is_fp8(kElement))
 class Rounder {
@@ -36,7 +36,8 @@ class Rounder {
   static constexpr int kSmallest = kLargest - (kLayout.max_bits >> 23) + (128 - kLayout.bias);
   static_assert(kSmallest >= 128);
 
-  // The constructor sets all elements, because GCC 12 treats 64 bytes as zeros if the first of them has no initialiser.
+  // The constructor sets all elements, also those that are never looked up: if the first of 16 elements has no
+  // initialiser, GCC 12 may compile the load of the 16 elements to a vector of zeros.
   struct Table {
     alignas(64) float adders[32];
 

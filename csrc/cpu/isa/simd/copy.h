@@ -47,7 +47,8 @@ inline void copy(char* to, const char* from, int64_t num_bytes, Stores stores, c
   if (stores == Stores::kStreaming && is_worth_streaming(to, num_bytes)) {
     i = stream_vectors(to, from, num_bytes, next_input);
   } else {
-    // GCC 12 compiles one loop, with the limit of the prefetches inside, to two jumps for each vector.
+    // Two loops, with prefetches and without: from a single loop that tests the limit of the prefetches, GCC 12 makes
+    // two jumps for each vector.
     const int64_t prefetched = num_bytes < NextInput::kMaxBytes ? num_bytes : NextInput::kMaxBytes;
     for (; i + kWidth <= prefetched; i += kWidth) {
       next_input.prefetch(i, kWidth);

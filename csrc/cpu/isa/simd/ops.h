@@ -26,8 +26,8 @@
 //                                              x[i] and the high byte y[i], for the first, or the last, half of all i
 //   differ(a, b)                               the mask of the bytes that differ
 //   else_zeros(mask, x), else_ones(mask, x)    bytes of x; 0x00, or 0xff, where the mask is not set
-//   tables_of_high_words(ints_of)              the low and the high bytes of the high words of ints_of(0 .. 15), as
-//                                              tables for look_up()
+//   tables_of_high_words(ints_of)              tables for look_up(): entry i < 16 is the low, or the high, byte of the
+//                                              high word of f(i), where ints_of maps a vector of i to one of f(i)
 //
 // The instructions that pack and unpack work on each segment of 128 bits separately, so their results are not in order.
 // With AVX2, where the vectors a and b have the segments a0, a1 and b0, b1:
