@@ -84,7 +84,8 @@ class ScaleType(enum.Enum):
     NONE = "none"
     FLOAT32 = "float32"
     POWER_OF_TWO = "power_of_two"  # a float32 that is a power of two
-    EXPONENT_BYTE = "exponent_byte"  # ue8m0: the exponent byte of such a float32
+    # One byte: the exponent of a power of two in float32. The kv_cache_dtype "ue8m0" means POWER_OF_TWO, not this type.
+    EXPONENT_BYTE = "exponent_byte"
     EXPONENT_BYTES = "exponent_bytes"  # the exponent byte four times
     E4M3FN = "e4m3fn"  # an e4m3fn number; the scale is its product with a float32 scale of the whole tensor
 
@@ -95,7 +96,7 @@ class ScalePlace(enum.Enum):
     NONE = "none"
     ARGUMENT = "argument"  # in an argument of the op, which reads them
     TENSOR = "tensor"  # in a separate tensor, which the op writes
-    INLINE = "inline"  # between the codes: after the codes of each head
+    INLINE = "inline"  # the scales of a head follow its codes and precede the codes of the next head
     BLOCK_TAIL = "block_tail"  # after the codes of all slots of a block
     ENTRY = "entry"  # in the entry of each token, at a fixed offset
 

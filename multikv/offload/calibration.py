@@ -136,7 +136,7 @@ def _measure_kernel(link: _Link) -> tuple[int, float]:
 def first_that_is_enough(times: Sequence[Sequence[float]]) -> int:
     """Returns the index of the first row of times in which every column reaches 98% of the column's best rate.
 
-    If there is no such row, returns the index of the row that comes nearest to it.
+    If there is no such row, the share is lowered from 98% until there is one.
     """
     best = [min(column) for column in zip(*times, strict=True)]
     slower = [max(a / b for a, b in zip(row, best, strict=True)) for row in times]

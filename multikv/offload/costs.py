@@ -90,11 +90,11 @@ def gpu(function: str, device: torch.device | str | int | None) -> tuple[GpuLibr
 
 
 def read_costs(library: GpuLibrary, device: torch.device) -> dict[str, SwapCosts]:
-    """Returns the sizes that the library uses for a device, by direction."""
+    """Returns the crossovers that the library uses for a device, by direction. The measured fields are None."""
     return {name: SwapCosts(*library.swap_crossover(device.index, i)) for i, name in enumerate(DIRECTIONS)}
 
 
 def write_costs(library: GpuLibrary, device: torch.device, costs: dict[str, SwapCosts]) -> None:
-    """Makes the library use the sizes of some directions for a device."""
+    """Gives the library the crossovers of a device, for the directions in `costs`."""
     for name, cost in costs.items():
         library.set_swap_crossover(device.index, DIRECTIONS.index(name), cost.crossover)

@@ -115,9 +115,9 @@ def cp_gather_and_upconvert_fp8_kv_cache(
 ) -> None:
     """Copies fp8_ds_mla entries of sequences into consecutive rows, and converts them to bfloat16.
 
-    The 512 codes of an entry are multiplied by the scales of their tiles in float32 and rounded to bfloat16; its 64
-    elements of 16 bits are copied bit for bit. `multikv.ops` has the layout of the entry. Sequence s owns the rows from
-    workspace_starts[s] to workspace_starts[s + 1]; the last sequence owns all rows to the end of dst.
+    The 512 codes of an entry are multiplied by the scales of their tiles in float32 and rounded to bfloat16. The
+    rotary key of the entry is copied bit for bit. `multikv.ops` has the layout of the entry. Sequence s owns the rows
+    from workspace_starts[s] to workspace_starts[s + 1]; the last sequence owns all rows to the end of dst.
 
     If the three host arguments are given, block_table holds blocks of a logical cache, whose entries are partly on the
     device and partly on the host. The entry of the logical slot `r = block * block_size + offset` is

@@ -101,7 +101,7 @@ def fp8_format(
         cache_dtype: dtype of the cache. If the name leaves the e4m3 format open ("fp8", "fp8_e4m3"), the dtype of a
             float8 cache determines it.
         e4m3_of_bytes: the format of a uint8 cache if the name leaves it open.
-        family: the family of the op.
+        family: the family of the op. Family.MLA also serves ops of Family.CACHE, because it has all names of CACHE.
 
     Raises:
         ValueError: the ops of the family do not accept the name.

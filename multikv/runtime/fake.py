@@ -2,7 +2,7 @@
 
 Ops return nothing, and the schema says which arguments an op writes, so one fake kernel serves all ops. The fake kernel
 does not check arguments, because the op does so when it runs, with the same message on every device. A call that mixes
-meta tensors with other tensors runs only the fake kernel. For such a call, the fake kernel raises the error.
+meta tensors with other tensors runs only the fake kernel, so the fake kernel itself rejects such a call.
 """
 
 from __future__ import annotations

@@ -37,6 +37,6 @@ class Case:
 
     @classmethod
     def of_blocks(cls, make: Callable[..., Workload], name: str, num_blocks: int, **options: Any) -> Case:
-        """Makes a case of an op that copies num_blocks blocks."""
+        """Makes a case of an op that copies blocks between tensors of num_blocks blocks."""
         small, large = {"num_blocks": 8, "block_bytes": 4096}, {"num_blocks": num_blocks, "block_bytes": 32768}
         return cls(name, make, small | options, large | options)
