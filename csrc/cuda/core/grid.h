@@ -28,7 +28,7 @@ struct BlockShape {
 };
 
 // Chooses the shape whose number of threads is closest to kThreads. Entries of 72 vectors (MLA), for example, get
-// thread blocks of 2 tokens: 144 threads, where 1 token would leave 56 of 128 threads idle.
+// thread blocks of 2 tokens, because 144 threads are closer to 128 than the 72 threads of 1 token.
 inline BlockShape block_shape(int64_t vectors, int64_t rows, int64_t max_tokens, int64_t max_threads = kMaxThreads) {
   constexpr int64_t kMaxTokens = 64;  // CUDA's limit of blockDim.z
   const int64_t passes = ceil_div(vectors, max_threads);

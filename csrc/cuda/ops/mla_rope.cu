@@ -8,8 +8,8 @@ constexpr int kQueryHeads = 2;    // the number of query heads that a thread rot
 constexpr int kLatentTokens = 8;  // the number of tokens of a thread block that writes latent vectors
 
 // The thread blocks that rotate queries, or those that rotate keys. A row is kQueryHeads query heads of a token, or the
-// token's key. Each row has `row_threads` threads, which loop over the pairs; each thread rotates kPairs pairs at a
-// time, which two vectors hold together. A thread block has `rows` rows of each of `tokens` tokens:
+// token's key. Each row has `row_threads` threads, which loop over the pairs. In each step, a thread rotates kPairs
+// pairs: the elements of two vectors. A thread block has `rows` rows of each of `tokens` tokens:
 //
 //   threadIdx.x = (token * rows + row) * row_threads + thread of the row
 //   block       = chunk of tokens * row_blocks + row block
@@ -109,7 +109,7 @@ __device__ __forceinline__ Angles<kPairs> read_angles(const char* row, int64_t h
 }
 
 // The kNumHeads heads of a token that a thread rotates: first_head + k * head_step for k < kNumHeads, as far as they
-// are below num_heads. In each head, the thread rotates the pairs that two vectors hold.
+// are below num_heads. The thread rotates kPairs pairs of each head at a time: the elements of two Vectors.
 template <Float kDtype, int kPairs, int kNumHeads>
 struct RotatedHeads {
   using Vector = FloatPack<kDtype, kPairs>;
@@ -127,8 +127,8 @@ struct RotatedHeads {
   }
 };
 
-// Rotates the queries of a token, or its key, which is then also written to the cache. A thread rotates the same pairs
-// of kQueryHeads query heads, or of the key.
+// Rotates one thread's pairs: the same pairs in each of kQueryHeads query heads of a token, or pairs of the token's
+// key. The rotated key is also written to the cache.
 template <Float kDtype, Float kTable, int kPairs, bool kIsKey>
 __device__ __forceinline__ void rotate_heads(const ConcatAndCacheMlaRopeFusedParams& p, const RotatingBlocks& shape,
                                              int64_t block) {
