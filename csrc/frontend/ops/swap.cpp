@@ -117,7 +117,7 @@ void check_copy(const Call& call, int64_t i, int64_t src, int64_t dst, int64_t n
   check("dst_ptrs", dst != 0, "a non-null address", dst);
 }
 
-// Returns whether src and dst are the addresses at which `copy` ends, so that both can be one copy.
+// Returns whether `copy` ends at the addresses src and dst, so that a copy that begins there can be merged into it.
 bool is_continued_by(const SwapCopy& copy, int64_t src, int64_t dst) {
   return reinterpret_cast<int64_t>(copy.src) + copy.num_bytes == src &&
          reinterpret_cast<int64_t>(copy.dst) + copy.num_bytes == dst;

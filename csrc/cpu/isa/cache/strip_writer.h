@@ -66,7 +66,8 @@ class StripWriter {
       return;
     }
     for (int64_t unit = 0; unit < num_units; unit += kStrips<Unit>) {
-      // The last strips overlap those before them, which are written twice with the same bytes.
+      // If fewer than kStrips strips are left, the last iteration begins earlier and writes some strips a second time,
+      // with the same bytes.
       const int64_t first = unit < num_units - kStrips<Unit> ? unit : num_units - kStrips<Unit>;
       read_units<Unit>(source + first * static_cast<int64_t>(sizeof(Unit)), source_stride, num_tokens);
       write_strips<Unit>(cache + first * strip_stride_, num_tokens);

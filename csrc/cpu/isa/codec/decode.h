@@ -96,11 +96,11 @@ class Decoder {
 // Decodes e4m3 to bfloat16, sizeof(Bytes) codes at a time, with a table of 16 products. No product is subnormal or
 // overflows (see takes()), so the rounding of a product depends only on the mantissa of its code. The table holds the
 // rounded products of the codes 0 .. 7 (subnormal) and 8 .. 15 (the smallest normal exponent). The exponent of a code
-// is added to the product of its table index:
+// is added to the table entry at the code's index:
 //
 //   code           s eeee mmm
 //   table index           1mmm   if eeee > 0, otherwise 0mmm
-//   exponent       s 0000eeee 0000000   added to the product as a word
+//   exponent       s 0000eeee 0000000   added to the table entry as a word
 template <Element kElement>
   requires(is_e4m3(kElement))
 class BFloat16Decoder {

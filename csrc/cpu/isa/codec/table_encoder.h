@@ -23,10 +23,12 @@ namespace multikv::cpu {
 namespace {
 
 struct EncoderTables {
-  static constexpr int kBelow = 512, kCycle = 128;    // magnitudes
+  // In magnitudes. `below` holds the first kBelow magnitudes; after them, the steps repeat every kCycle magnitudes, the
+  // number of magnitudes of one exponent.
+  static constexpr int kBelow = 512, kCycle = 128;
   static constexpr int kWidthBelow = 16, kWidth = 8;  // magnitudes of a bucket
   alignas(64) uint16_t below[kBelow / kWidthBelow];
-  alignas(64) uint16_t normal[2 * kCycle / kWidth];  // the same cycle twice, which fills a vector
+  alignas(64) uint16_t normal[2 * kCycle / kWidth];  // the buckets of a cycle, twice to fill a vector
   uint16_t base;  // the magnitude at which the tables begin; the codes of smaller magnitudes, and its own, are zero
 };
 

@@ -22,12 +22,13 @@
 //   look_up(table, indices)                    table[index] for each byte index < 16; every segment of 128 bits of
 //                                              `table` holds the same 16 bytes
 //   for_pairs(x)                               the bytes of x in the order that low_pairs() and high_pairs() expect
-//   low_pairs(a, b), high_pairs(a, b)          for a = for_pairs(x) and b = for_pairs(y): the words with the low byte
-//                                              x[i] and the high byte y[i], for the first, or the last, half of all i
+//   low_pairs(a, b), high_pairs(a, b)          the first half, and the last half, of the words x[i] | y[i] << 8, where
+//                                              a = for_pairs(x) and b = for_pairs(y)
 //   differ(a, b)                               the mask of the bytes that differ
 //   else_zeros(mask, x), else_ones(mask, x)    bytes of x; 0x00, or 0xff, where the mask is not set
-//   tables_of_high_words(ints_of)              tables for look_up(): entry i < 16 is the low, or the high, byte of the
-//                                              high word of f(i), where ints_of maps a vector of i to one of f(i)
+//   tables_of_high_words(ints_of)              two tables for look_up(), where ints_of(v) applies f to each integer of
+//   v:
+//                                              entry i < 16 is the low, or the high, byte of the high word of f(i)
 //
 // The instructions that pack and unpack work on each segment of 128 bits separately, so their results are not in order.
 // With AVX2, where the vectors a and b have the segments a0, a1 and b0, b1:
