@@ -26,8 +26,7 @@
 //                                              a = for_pairs(x) and b = for_pairs(y)
 //   differ(a, b)                               the mask of the bytes that differ
 //   else_zeros(mask, x), else_ones(mask, x)    bytes of x; 0x00, or 0xff, where the mask is not set
-//   tables_of_high_words(ints_of)              two tables for look_up(), where ints_of(v) applies f to each integer of
-//   v:
+//   tables_of_high_words(ints_of)              two tables for look_up(), where ints_of applies f to each integer:
 //                                              entry i < 16 is the low, or the high, byte of the high word of f(i)
 //
 // The instructions that pack and unpack work on each segment of 128 bits separately, so their results are not in order.
