@@ -33,14 +33,15 @@ struct GatherAndMaybeDequantCacheParams {
 static_assert(LaunchParams<GatherAndMaybeDequantCacheParams>);
 
 struct CpGatherAndUpconvertFp8KvCacheParams {
-  EntryCache cache;     // [device_blocks, block_size, DsMlaEntry]
-  TokenRows dst;        // [tokens, 576], bfloat16; written
+  // Ordered by when the GPU kernel reads them.
   Sequences sequences;  // sequences.blocks describes the logical blocks: those that block_table refers to
   // If host_row_ids is not given, logical blocks are the blocks of `cache`. Otherwise the row ids say where the entry
   // of each slot of a logical block lies (RowIds in frontend/check/sequence_bounds.h).
   const char* host_cache;  // [host_rows, DsMlaEntry]
   int64_t host_stride_row_bytes, num_host_rows;
   Indices host_row_ids, device_row_ids;  // [logical blocks * block_size]
+  EntryCache cache;                      // [device_blocks, block_size, DsMlaEntry]
+  TokenRows dst;                         // [tokens, 576], bfloat16; written
 
   constexpr Work work() const {
     return {sequences.num_tokens, DsMlaEntry::kBytes, (DsMlaEntry::kLatentSize + DsMlaEntry::kRopeSize) * 2};
