@@ -4,7 +4,8 @@
 environment variables:
 
 - `MULTIKV_PLATFORM` selects the GPU library. `auto` (default): the one that matches the GPUs of this host. `cpu`: none.
-  `cuda`, `rocm`: this one, without looking at the GPUs; `import multikv` raises ImportError if it cannot be loaded.
+  `cuda` or `rocm`: the library of that name, without looking at the GPUs; `import multikv` raises ImportError if the
+  library cannot be loaded.
 - `MULTIKV_CPU_ISA` = `baseline`, `avx2` or `avx512` selects the instruction set of the CPU kernels. Default: the last
   of these that this CPU supports.
 - `MULTIKV_SWAP` = `auto` (default), `copy_engine` or `kernel` selects what copies blocks; see set_swap_strategy.

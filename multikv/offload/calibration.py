@@ -147,9 +147,10 @@ def first_that_is_enough(times: Sequence[Sequence[float]]) -> int:
 def _time(
     src: Tensor, dst: Tensor, block_bytes: int, parts: int = _ROUNDS, in_batches: bool = True
 ) -> tuple[float, float]:
-    """Returns the median seconds, on the device and on the host, of a swap of the blocks of one part in random order.
+    """Times swaps, and returns the median seconds that one swap takes on the device and on the host.
 
-    src and dst have `parts` parts, which the rounds use in turn.
+    src and dst are divided into `parts` parts, which the rounds use in turn. Each round copies all blocks of one part
+    of src to the same part of dst, in random order.
     """
     random, count = torch.Generator().manual_seed(0), src.numel() // parts // block_bytes
     device_s, host_s = [], []
@@ -172,7 +173,10 @@ def _time(
 
 
 def _captured(run: Callable[[], None]) -> Callable[[], None]:
-    """Returns the replay of a CUDA graph of a call, replayed once, because the first replay takes longer."""
+    """Captures a call in a CUDA graph, and returns a function that replays the graph.
+
+    The graph is replayed once before that, because the first replay takes longer.
+    """
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(capture_error_mode="thread_local")  # other threads may use the GPU meanwhile
     run()

@@ -18,9 +18,9 @@ def convert_fp8(dst_cache: Tensor, src_cache: Tensor, scale: float, kv_cache_dty
     Args:
         dst_cache: any shape, written. Any strides, the innermost included, as long as no two elements share memory.
         src_cache: the shape of dst_cache. Any strides. Conversion is fastest if both tensors are dense in the same
-            order of dimensions. At most 8 dimensions, not counting a dimension whose stride is 1 in both tensors.
-            Dimensions that permute() and flatten() could merge without a copy, in the same way for both tensors, count
-            as one.
+            order of dimensions. The op first merges dimensions that permute() and flatten() could merge without a copy,
+            in the same way for both tensors. At most 8 dimensions may then remain besides one whose stride is 1 in both
+            tensors.
         scale: a Python number, rounded to float32.
         kv_cache_dtype: "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_e4m3fn", "fp8_e4m3fnuz" or "fp8_e5m2fnuz": the format of
             the fp8 tensor.

@@ -25,8 +25,8 @@ def cp_gather_cache(
 
     Args:
         src_cache: [num_blocks, block_size, *entry], any dtype. Any strides except that the innermost is 1. The
-            entry has at most 8 dimensions, not counting a dimension of stride 1. Dimensions of the entry that permute()
-            and flatten() could merge without a copy, in the same way for src_cache and dst, count as one.
+            op first merges dimensions of the entry that permute() and flatten() could merge without a copy, in the same
+            way for src_cache and dst. At most 8 dimensions may then remain besides the one of stride 1.
         dst: [num_rows, *entry], the dtype of src_cache, written. Rows outside [cu_seq_lens[0], cu_seq_lens[-1]), and
             rows whose block lies past the width of block_table, keep their content.
         block_table: [batch_size, blocks_per_sequence], int32 or int64. Entries that no row needs are not checked.

@@ -79,8 +79,8 @@ def swap_blocks_batch(src_ptrs: Tensor, dst_ptrs: Tensor, sizes: Tensor, is_src_
 
     *Unsafe*: the caller guarantees that the memory at every address is valid until the copy is done, and that no
     destination overlaps a source or another destination. If the driver knows that there is no memory at an address, the
-    call raises RuntimeError. An address of memory that belongs to something else is not detected. swap_blocks_layers
-    does the same with tensors, which it checks.
+    call raises RuntimeError. A wrong address at which there is memory is not detected. swap_blocks_layers does the same
+    with tensors, which it checks.
 
     If a GPU library is loaded and the process has used a GPU, the copies are asynchronous on the current stream of the
     current device, provided that all host memory among them is pinned. Otherwise the call returns when they are done.

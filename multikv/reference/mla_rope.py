@@ -40,8 +40,9 @@ def concat_and_cache_mla_rope_fused(
     """Rotates q_pe and k_pe in place, each token by its position, and then caches as concat_and_cache_mla does.
 
     positions [>=T]; q_pe [>=T, heads, R]; k_pe [>=T, R] or [>=T, 1, R]; cos_sin_cache [positions, R], cosines and then
-    sines. Pairs are (i, i + R/2) if is_neox, else (2i, 2i + 1). A token with a negative slot, or with a bad slot that
-    is skipped, is rotated but not cached. A token with a bad position that is skipped is neither rotated nor cached.
+    sines. Pairs are (i, i + R/2) if is_neox, else (2i, 2i + 1). A token with a negative slot is rotated but not
+    cached. If bad_indices is "skip", a token with a bad slot is also rotated but not cached, and a token with a bad
+    position is neither rotated nor cached.
     """
     num_tokens, num_positions = len(slot_mapping), len(cos_sin_cache)
     # A bad slot has to raise an error before q_pe and k_pe are rotated.

@@ -79,7 +79,7 @@ def same_bytes(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
 def copy_calls(workload: Workload, device: torch.device) -> list[Callable[[], object]]:
     """Returns plain copies, between the devices of the workload, that read num_bytes / 2 bytes and write them.
 
-    Each copy uses other memory, and there are as many copies as `rotation` returns for the workload.
+    Each copy has its own memory, and there are as many copies as `rotation` returns for the workload.
     """
     size = max(workload.num_bytes // 2, 1)
     route = workload.route or (device, device)
@@ -103,9 +103,10 @@ def copy_description(device: torch.device) -> str:
 def rotation(num_bytes: int, device: torch.device) -> int:
     """Returns how many sets of inputs are used in turn while a call that moves num_bytes is timed.
 
-    If num_bytes is less than an eighth of the last-level cache, 4 sets are used, which stay in the cache, as does the
-    output of the previous layer in a model. If num_bytes is larger, all sets together have at least three times the
-    size of the cache, so that the inputs of a call are not in the cache.
+    If num_bytes is less than an eighth of the last-level cache, 4 sets are used. They stay in the cache, which imitates
+    a model: there, the inputs of an op are in the cache because the previous layer has just written them. If num_bytes
+    is larger, all sets together have at least three times the size of the cache, so that the inputs of a call are not
+    in the cache.
     """
     cache = last_level_cache_bytes(device)
     return 4 if num_bytes < cache // 8 else max(2, -(-3 * cache // num_bytes))
