@@ -70,7 +70,7 @@ constexpr int64_t num_bytes(Float dtype) { return dtype == Float::kFloat32 ? 4 :
 // The size of `count` contiguous elements, rounded up to whole bytes.
 constexpr int64_t num_bytes(Element element, int64_t count) { return (count * num_bits(element) + 7) / 8; }
 
-// Calls with<kElement>(), where kElement is the fp8 element that `element` has at run time.
+// Calls with<kElement>() for an fp8 element that is known at run time.
 template <class With>
 constexpr decltype(auto) with_fp8(Element element, With with) {
   switch (element) {

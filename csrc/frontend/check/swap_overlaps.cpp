@@ -106,7 +106,8 @@ const std::vector<Extent>& extents_by_address(const std::vector<SwapSides>& laye
   return extents;
 }
 
-// Between which tensors memory is shared, if at least one of them is written.
+// Which tensors share memory. src tensors that share memory only with each other do not count, because they are only
+// read.
 enum class Sharing : uint8_t {
   kNone,
   kWithinLayers,  // the src and the dst of one layer

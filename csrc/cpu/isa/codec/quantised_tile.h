@@ -34,7 +34,8 @@ template <Element kElement>
   requires(is_e4m3(kElement))
 class NormalEncoder {
  public:
-  // has_wrong_codes() recognises infinities and NaN by codes above 0x7f, which they have up to this scale.
+  // Up to this scale, encode_words() turns infinities and NaN into codes above 0x7f. has_wrong_codes() recognises them
+  // by such a code.
   static bool takes(float scale) { return scale <= 0x1p100f; }
 
   explicit NormalEncoder(float scale)

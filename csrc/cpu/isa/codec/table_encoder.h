@@ -23,8 +23,8 @@ namespace multikv::cpu {
 namespace {
 
 struct EncoderTables {
-  // In magnitudes. `below` holds the first kBelow magnitudes; after them, the steps repeat every kCycle magnitudes, the
-  // number of magnitudes of one exponent.
+  // `below` is the table of the first kBelow magnitudes from `base` on. After these, the steps repeat every kCycle
+  // magnitudes, because an exponent has kCycle magnitudes.
   static constexpr int kBelow = 512, kCycle = 128;
   static constexpr int kWidthBelow = 16, kWidth = 8;  // magnitudes of a bucket
   alignas(64) uint16_t below[kBelow / kWidthBelow];
