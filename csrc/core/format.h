@@ -106,7 +106,7 @@ enum class ScaleType : uint8_t {
   kE4M3FN,         // an e4m3fn number; the scale is its product with one float32 of the whole tensor
 };
 
-// Where scales are stored.
+// The place where scales are stored.
 enum class ScalePlace : uint8_t {
   kNone,
   kArgument,   // in an argument of the op, which the op reads

@@ -9,7 +9,7 @@ namespace multikv::gpu {
 
 constexpr int kMaxTokenStep = 64;  // the largest ChunkPart::token_step; CUDA's limit of blockDim.z
 
-// Where a vector of token 0 lies in the source, and where it lies in slot 0 of the cache.
+// The addresses of one vector: that of token 0 in the source, and that of slot 0 in the cache.
 struct VectorPointers {
   const char* source;
   char* cache;

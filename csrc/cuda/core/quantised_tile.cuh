@@ -26,7 +26,7 @@ struct GroupLane {
   int lane, count;
 };
 
-// Where a tile is written. If codes is nullptr, the tile is skipped.
+// The addresses that a tile is written to. If codes is nullptr, the tile is skipped.
 struct TilePointers {
   char* codes;
   char* scale;  // four bytes

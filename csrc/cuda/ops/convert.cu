@@ -20,7 +20,7 @@ struct Dequantise {
   }
 };
 
-// Where a vector begins in src and in dst, in elements.
+// The distances of a vector from the starts of src and dst, in elements.
 struct ElementOffsets {
   int64_t src, dst;
 };

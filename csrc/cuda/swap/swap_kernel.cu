@@ -54,7 +54,7 @@ constexpr int kSmall = 4'000, kMedium = std::min(17'024, kMaxParameterBytes), kL
 //   within device   kThreadsWithin              many            kUnrollWithin; 4 if narrower than 16 bytes
 constexpr int kMostThreads = 1024, kThreadsWithin = 128, kUnrollWithin = 2;
 
-// Where a piece begins in src and in dst, and the bytes that are left from there to the end of its block.
+// The start of a piece in src and in dst, and the number of bytes from there to the end of its block.
 struct SwapPiece {
   const char* src;
   char* dst;

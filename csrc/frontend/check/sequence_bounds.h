@@ -19,7 +19,7 @@ struct BoundsRule {
   bool may_exceed_output = false;             // whether bounds may exceed the number of rows of the output
 };
 
-// Where the entry of each logical slot lies: in slot device_row_ids[slot] of src_cache, or if that is negative, in row
+// The location of the entry of each logical slot: slot device_row_ids[slot] of src_cache or, if that is negative, row
 // host_row_ids[slot] of host_cache. If both are negative there is no entry, and the output row is left as it is.
 struct RowIds {
   Indices host, device;
