@@ -9,7 +9,8 @@
 # Adds a family to the library of every backend that is built, with compiler options of its own:
 #   EXACT  The compiler never contracts a multiplication and an addition to one fused operation. A fused operation
 #          rounds once instead of twice, so this is what gives the same bytes on every backend.
-#   FAST   The compiler may contract them.
+#   FAST   The compiler may contract them in GPU kernels. CPU kernels are EXACT in every family, so that all instruction
+#          sets give the same bits.
 #   ARCHS  CUDA architectures, such as 90a, that this family is compiled for besides MULTIKV_CUDA_ARCHS. Architectures
 #          that nvcc does not know are left out.
 function(multikv_add_family name arithmetic)
@@ -21,7 +22,7 @@ function(multikv_add_family name arithmetic)
   if(NOT EXISTS "${CMAKE_SOURCE_DIR}/csrc/frontend/ops/${name}.cpp")
     message(FATAL_ERROR "family ${name} has no csrc/frontend/ops/${name}.cpp")
   endif()
-  multikv_add_cpu_family(${name} ${arithmetic})
+  multikv_add_cpu_family(${name})
   if("cuda" IN_LIST MULTIKV_BUILD)
     multikv_add_cuda_family(${name} ${arithmetic} "${arg_ARCHS}")
   endif()

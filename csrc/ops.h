@@ -7,6 +7,7 @@
 #pragma once
 
 #include "frontend/torch/register.h"
+#include "params/attention_params.h"
 #include "params/convert_params.h"
 #include "params/gather_params.h"
 #include "params/indexer_params.h"
@@ -136,6 +137,63 @@ CpGatherIndexerKQuantCacheParams make_cp_gather_indexer_k_quant_cache_params(Cal
                                                                              const Tensor& block_table,
                                                                              const Tensor& cu_seq_lens);
 
+// -- attention --------------------------------------------------------------------------------------------------------
+
+// Computes attention of each query token over the visible keys and values of its sequence in a paged cache.
+inline constexpr char paged_attention[] =
+    "paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor(a!) out, Tensor(b!)? lse, "
+    "Tensor block_table, Tensor seq_lens, Tensor? cu_query_lens, int max_query_len, int max_seq_len, float scale, "
+    "str kv_cache_dtype, Tensor? k_scale, Tensor? v_scale, Tensor(c!) workspace, bool causal=True, "
+    "int window_left=-1, float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sinks=None, "
+    "Tensor? query_mask=None) -> ()";
+PagedAttentionParams make_paged_attention_params(
+    Call& call, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const MutableTensor& out,
+    const OptionalMutableTensor& lse, const Tensor& block_table, const Tensor& seq_lens,
+    const OptionalTensor& cu_query_lens, int64_t max_query_len, int64_t max_seq_len, double scale,
+    const FormatName& kv_cache_dtype, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
+    const MutableTensor& workspace, bool causal, int64_t window_left, double softcap,
+    const OptionalTensor& alibi_slopes, const OptionalTensor& sinks, const OptionalTensor& query_mask);
+
+// Does what paged_attention does for one query token a sequence and packed caches, with vLLM's arguments.
+inline constexpr char paged_attention_v1[] =
+    "paged_attention_v1(Tensor(a!) out, Tensor query, Tensor key_cache, Tensor value_cache, int num_kv_heads, "
+    "float scale, Tensor block_tables, Tensor seq_lens, int block_size, int max_seq_len, Tensor? alibi_slopes, "
+    "str kv_cache_dtype, Tensor k_scale, Tensor v_scale, int tp_rank, int blocksparse_local_blocks, "
+    "int blocksparse_vert_stride, int blocksparse_block_size, int blocksparse_head_sliding_step) -> ()";
+PagedAttentionParams make_paged_attention_v1_params(
+    Call& call, const MutableTensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+    int64_t num_kv_heads, double scale, const Tensor& block_tables, const Tensor& seq_lens, int64_t block_size,
+    int64_t max_seq_len, const OptionalTensor& alibi_slopes, const FormatName& kv_cache_dtype, const Tensor& k_scale,
+    const Tensor& v_scale, int64_t tp_rank, int64_t blocksparse_local_blocks, int64_t blocksparse_vert_stride,
+    int64_t blocksparse_block_size, int64_t blocksparse_head_sliding_step);
+
+// Does what paged_attention_v1 does, and uses the memory of tmp_out as its workspace.
+inline constexpr char paged_attention_v2[] =
+    "paged_attention_v2(Tensor(a!) out, Tensor(b!) exp_sums, Tensor(c!) max_logits, Tensor(d!) tmp_out, "
+    "Tensor query, Tensor key_cache, Tensor value_cache, int num_kv_heads, float scale, Tensor block_tables, "
+    "Tensor seq_lens, int block_size, int max_seq_len, Tensor? alibi_slopes, str kv_cache_dtype, Tensor k_scale, "
+    "Tensor v_scale, int tp_rank, int blocksparse_local_blocks, int blocksparse_vert_stride, "
+    "int blocksparse_block_size, int blocksparse_head_sliding_step) -> ()";
+PagedAttentionParams make_paged_attention_v2_params(
+    Call& call, const MutableTensor& out, const MutableTensor& exp_sums, const MutableTensor& max_logits,
+    const MutableTensor& tmp_out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+    int64_t num_kv_heads, double scale, const Tensor& block_tables, const Tensor& seq_lens, int64_t block_size,
+    int64_t max_seq_len, const OptionalTensor& alibi_slopes, const FormatName& kv_cache_dtype, const Tensor& k_scale,
+    const Tensor& v_scale, int64_t tp_rank, int64_t blocksparse_local_blocks, int64_t blocksparse_vert_stride,
+    int64_t blocksparse_block_size, int64_t blocksparse_head_sliding_step);
+
+// Merges the attention over two disjoint sets of keys, given as outputs and the logarithms of their softmax sums.
+inline constexpr char merge_attn_states[] =
+    "merge_attn_states(Tensor(a!) output, Tensor(b!)? output_lse, Tensor prefix_output, Tensor prefix_lse, "
+    "Tensor suffix_output, Tensor suffix_lse, int? prefill_tokens_with_context=None, "
+    "Tensor? output_scale=None) -> ()";
+MergeAttnStatesParams make_merge_attn_states_params(Call& call, const MutableTensor& output,
+                                                    const OptionalMutableTensor& output_lse,
+                                                    const Tensor& prefix_output, const Tensor& prefix_lse,
+                                                    const Tensor& suffix_output, const Tensor& suffix_lse,
+                                                    std::optional<int64_t> prefill_tokens_with_context,
+                                                    const OptionalTensor& output_scale);
+
 // -- swap -------------------------------------------------------------------------------------------------------------
 
 // Copies blocks of one tensor to blocks of another. Each tensor is on a GPU or on the host.
@@ -177,6 +235,10 @@ void for_each_op(Visit visit) {
   visit(Op<cp_gather_and_upconvert_fp8_kv_cache, make_cp_gather_and_upconvert_fp8_kv_cache_params>{});
   visit(Op<indexer_k_quant_and_cache, make_indexer_k_quant_and_cache_params>{});
   visit(Op<cp_gather_indexer_k_quant_cache, make_cp_gather_indexer_k_quant_cache_params>{});
+  visit(Op<paged_attention, make_paged_attention_params>{});
+  visit(Op<paged_attention_v1, make_paged_attention_v1_params>{});
+  visit(Op<paged_attention_v2, make_paged_attention_v2_params>{});
+  visit(Op<merge_attn_states, make_merge_attn_states_params>{});
   visit(Op<swap_blocks, make_swap_blocks_params>{});
   visit(Op<swap_blocks_layers, make_swap_blocks_layers_params>{});
   visit(Op<swap_blocks_batch, make_swap_blocks_batch_params>{});

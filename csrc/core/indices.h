@@ -20,6 +20,10 @@ struct Indices {
   constexpr Indices row(int64_t i) const {
     return {static_cast<const char*>(data) + i * stride * (is_int64 ? 8 : 4), 0, is_int64};
   }
+  // The indices from column i on.
+  constexpr Indices from(int64_t i) const {
+    return {static_cast<const char*>(data) + i * (is_int64 ? 8 : 4), stride, is_int64};
+  }
 };
 
 }  // namespace multikv

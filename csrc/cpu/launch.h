@@ -5,6 +5,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/duplicate_slots.h"
 #include "cpu/parallel.h"
+#include "params/attention_params.h"
 #include "params/swap_params.h"
 
 namespace multikv::cpu {
@@ -32,6 +33,9 @@ void launch(const Params& p) {
     parallel_for(work.num_items, bytes, body);
   }
 }
+
+// paged_attention distributes its work by the lengths of the sequences (attention.cpp).
+void launch(const PagedAttentionParams& p);
 
 // swap_blocks_batch may receive addresses of GPU memory. If a GPU library is loaded, it is called first; the CPU kernel
 // runs only if the GPU library reports that this process has used no GPU.

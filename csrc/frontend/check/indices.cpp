@@ -22,7 +22,8 @@ bool all_within(const Index* values, int64_t count, int64_t low, int64_t high) {
   return least >= low && most < high;
 }
 
-// Returns the least i such that value i is below `low` or not below `high`; -1 if there is none.
+}  // namespace
+
 int64_t first_outside(const Indices& indices, int64_t count, int64_t low, int64_t high) {
   const bool is_good = indices.is_int64 ? all_within(static_cast<const int64_t*>(indices.data), count, low, high)
                                         : all_within(static_cast<const int32_t*>(indices.data), count, low, high);
@@ -31,8 +32,6 @@ int64_t first_outside(const Indices& indices, int64_t count, int64_t low, int64_
     if (indices.at(i) < low || indices.at(i) >= high) return i;
   }
 }
-
-}  // namespace
 
 HostIndices::HostIndices(const Call& call, const Indices& indices, int64_t rows, int64_t columns) : view_(indices) {
   if (call.backend().read_to_host == nullptr || !indices.is_given() || rows == 0 || columns == 0) return;

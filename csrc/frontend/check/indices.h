@@ -28,6 +28,10 @@ void check_positions(const Call& call, const Indices& positions, int64_t num_tok
 // Returns whether the call checks the values of indices.
 bool checks_indices(const Call& call);
 
+// Returns the least i < count such that index i is below `low` or not below `high`; -1 if there is none. The host must
+// be able to read the indices.
+int64_t first_outside(const Indices& indices, int64_t count, int64_t low, int64_t high);
+
 // An index tensor that the host can read. It is the tensor itself, or a copy if the tensor is in the memory of a GPU.
 class HostIndices {
  public:

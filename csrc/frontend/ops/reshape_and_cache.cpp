@@ -90,23 +90,11 @@ void set_flash_cache(const Call& call, FlashWrite& write, std::string_view sourc
   write.head_size = source.size(2);
 }
 
-// A packed cache splits a dimension of size `whole` into dimension 2, the vectors, and dimension 4, the elements of a
-// vector. Checks the sizes of these two dimensions, and returns the size of dimension 4.
-Divisor vector_size(const Call& call, std::string_view argument, const Tensor& cache, int64_t whole,
-                    std::string_view of) {
-  const int64_t size = cache.size(4);
-  if (size == 0 || whole % size != 0) {
-    call.fail(argument, join({"a size in dimension 4 that divides ", text(whole), " (", of, ")"}), shape_text(cache));
-  }
-  check_size(call, argument, cache, 2, whole / size, join({of, " / size of dimension 4"}));
-  return Divisor::of(size);
-}
-
 // Checks a cache [blocks, heads, head_size / vector_size, block_size, vector_size].
 void set_packed_keys(const Call& call, ReshapeAndCacheParams& p, const Tensor& key_cache) {
   PackedKeyCache& view = p.key.cache;
   check_size(call, "key_cache", key_cache, 1, p.num_heads, "heads of key");
-  view.vector_size = vector_size(call, "key_cache", key_cache, p.head_size, "head size of key");
+  view.vector_size = vector_size_of(call, "key_cache", key_cache, p.head_size, "head size of key");
   view.stride_head_bytes = stride_bytes(key_cache, 1);
   view.stride_vector_bytes = stride_bytes(key_cache, 2);
   view.stride_row_bytes = stride_bytes(key_cache, 3);
@@ -120,7 +108,7 @@ void set_packed_values(const Call& call, ReshapeAndCacheParams& p, const Tensor&
   check_size(call, "value_cache", value_cache, 1, p.num_heads, "heads of key");
   view.stride_head_bytes = stride_bytes(value_cache, 1);
   if (interleaved) {
-    view.vector_size = vector_size(call, "value_cache", value_cache, block_size, "block size of key_cache");
+    view.vector_size = vector_size_of(call, "value_cache", value_cache, block_size, "block size of key_cache");
     view.stride_vector_bytes = stride_bytes(value_cache, 2);
     view.stride_row_bytes = stride_bytes(value_cache, 3);
   } else {

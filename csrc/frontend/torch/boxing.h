@@ -6,6 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <concepts>
 #include <optional>
 
 #include "frontend/torch/format_name.h"
@@ -28,12 +29,13 @@ struct ToImpl<multikv::MutableTensor> {
   }
 };
 
-template <>
-struct ToImpl<std::optional<multikv::Tensor>> {
-  static std::optional<multikv::Tensor> call(StableIValue value, uint64_t, bool) {
+template <class Item>
+  requires std::derived_from<Item, multikv::Tensor>
+struct ToImpl<std::optional<Item>> {
+  static std::optional<Item> call(StableIValue value, uint64_t, bool) {
     auto* inner = to<StableIValue*>(value);
     if (inner == nullptr) return std::nullopt;
-    std::optional<multikv::Tensor> tensor(std::in_place, to<AtenTensorHandle>(*inner));
+    std::optional<Item> tensor(std::in_place, to<AtenTensorHandle>(*inner));
     delete inner;
     return tensor;
   }

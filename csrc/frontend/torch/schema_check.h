@@ -25,6 +25,8 @@ inline constexpr std::string_view schema_type<const MutableTensor&> = "Tensor(!)
 template <>
 inline constexpr std::string_view schema_type<const OptionalTensor&> = "Tensor?";
 template <>
+inline constexpr std::string_view schema_type<const OptionalMutableTensor&> = "Tensor(!)?";
+template <>
 inline constexpr std::string_view schema_type<const TensorList&> = "Tensor[]";
 template <>
 inline constexpr std::string_view schema_type<const MutableTensorList&> = "Tensor(!)[]";
@@ -32,6 +34,8 @@ template <>
 inline constexpr std::string_view schema_type<const FormatName&> = "str";
 template <>
 inline constexpr std::string_view schema_type<int64_t> = "int";
+template <>
+inline constexpr std::string_view schema_type<std::optional<int64_t>> = "int?";
 template <>
 inline constexpr std::string_view schema_type<double> = "float";
 template <>

@@ -61,7 +61,8 @@ class MutableTensor : public Tensor {
   void* mutable_data() const;
 };
 
-// `Tensor?` in the schema.
+// `Tensor?` and `Tensor(a!)?` in the schema.
 using OptionalTensor = std::optional<Tensor>;
+using OptionalMutableTensor = std::optional<MutableTensor>;
 
 }  // namespace multikv

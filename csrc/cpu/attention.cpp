@@ -1,0 +1,7 @@
+#include "cpu/launch.h"
+
+namespace multikv::cpu {
+
+void launch(const PagedAttentionParams&) {}
+
+}  // namespace multikv::cpu
