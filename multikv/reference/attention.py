@@ -48,15 +48,14 @@ class Options:
         seen = key <= p if self.causal else torch.ones(length, dtype=torch.bool)
         if self.query_mask is not None:
             bit = key - (length - q_len)
-            mask = int(self.query_mask[row]) & (2**64 - 1)
-            is_set = torch.tensor([0 <= b < 64 and mask >> b & 1 == 1 for b in bit.tolist()], dtype=torch.bool)
-            seen = torch.where(bit >= 0, is_set, seen)
+            is_set = (self.query_mask[row].cpu() >> bit.clamp(0, 63)) & 1 == 1
+            seen = torch.where(bit >= 0, is_set & (bit < 64), seen)
         return seen & (key >= p - self.window_left) if self.window_left >= 0 else seen
 
 
 def _repeat_heads(x: Tensor, num_query_heads: int) -> Tensor:
     """Returns [n, Hq, D] for keys or values [n, Hk, D]: query head h reads kv head h // (Hq // Hk)."""
-    return x.repeat_interleave(num_query_heads // x.shape[1], 1)
+    return x.repeat_interleave(num_query_heads // max(x.shape[1], 1), 1)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, distances: Tensor, options: Options, row: int) -> AttentionRow:
@@ -145,22 +144,26 @@ def attention_rows(
     num_blocks, block_size = key_slots.shape[:2]
     table, num_slots = sequences.block_table.tolist(), sequences.block_table.shape[1] * block_size
     for s, length, rows, num_keys in sequences.rows(num_rows, num_slots, bad_indices):
+        key = torch.arange(num_keys)
+        blocks = torch.tensor(table[s], dtype=torch.int64)[key // block_size]
+        is_good = (blocks >= 0) & (blocks < num_blocks)
+        at = torch.where(is_good, blocks, 0), key % block_size  # a bad block is replaced; its keys are not used
+        keys, values = (
+            _repeat_heads(_dequantised(slots[at], scale, kv_cache_dtype, e4m3_of_bytes), query.shape[1])
+            if num_blocks and rows
+            else torch.empty(num_keys, query.shape[1], slots.shape[3], dtype=torch.float64)
+            for slots, scale in ((key_slots, k_scale), (value_slots, v_scale))
+        )
         for i, row in enumerate(rows):
             if 0 <= sequences.max_query_len <= i:
                 break  # a query token past the bound is not computed
-            seen = options.visible(row, i, length, len(rows)).nonzero().flatten().tolist()
-            seen = [j for j in seen if j < num_keys]
-            good = [j for j in seen if 0 <= table[s][j // block_size] < num_blocks]
-            if bad_indices == "raise" and len(good) < len(seen):
-                j = next(j for j in seen if j not in good)
+            seen = options.visible(row, i, length, len(rows))[:num_keys]
+            if bad_indices == "raise" and (seen & ~is_good).any():
+                j = int((seen & ~is_good).nonzero()[0])
                 raise bad_index("block_table", (s, j // block_size), table[s][j // block_size])
-            blocks = torch.tensor([table[s][j // block_size] for j in good], dtype=torch.int64)
-            offsets = torch.tensor([j % block_size for j in good], dtype=torch.int64)
-            keys = _dequantised(key_slots[blocks, offsets], k_scale, kv_cache_dtype, e4m3_of_bytes)
-            values = _dequantised(value_slots[blocks, offsets], v_scale, kv_cache_dtype, e4m3_of_bytes)
-            distances = torch.tensor(good, dtype=torch.float64) - (length - len(rows) + i)
-            keys, values = (_repeat_heads(x, query.shape[1]) for x in (keys, values))
-            yield attend(query[row].cpu().double(), keys, values, distances, options, row)
+            seen &= is_good
+            distances = key[seen].double() - (length - len(rows) + i)
+            yield attend(query[row].cpu().double(), keys[seen], values[seen], distances, options, row)
 
 
 def paged_attention(

@@ -1,4 +1,5 @@
 #include "cpu/isa/attention/granule.h"
+#include "cpu/isa/attention/merge.h"
 #include "cpu/isa/attention/state.h"
 
 namespace multikv::cpu {
@@ -218,7 +219,7 @@ class PieceKernel {
         }
       };
       add_alone({span.begin, common.begin});
-      with_rows(count, [&]<int kRows>() {
+      if (!common.is_empty()) with_rows(count, [&]<int kRows>() {
         add_values<RowReader, kRows>(rows, common, sizes_.value_size, scores_.from(row), totals.from(row), visit);
       });
       add_alone({common.end, span.end});
@@ -301,6 +302,11 @@ void run<kIsa>(const AttentionJoin& join_of, int64_t begin, int64_t end, Stores)
 }
 
 template <>
-void run<kIsa>(const MergeAttnStatesParams&, int64_t, int64_t, Stores) {}
+void run<kIsa>(const MergeAttnStatesParams& p, int64_t begin, int64_t end, Stores) {
+  [[maybe_unused]] const IeeeSubnormals subnormals;
+  with_float(p.dtype, [&]<FloatElement T>() {
+    for (int64_t i = begin; i < end; ++i) merge_head<T>(p, i / p.num_heads, i % p.num_heads);
+  });
+}
 
 }  // namespace multikv::cpu

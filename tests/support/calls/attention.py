@@ -138,7 +138,7 @@ def attention_arguments(
 
 
 def make_table(lengths: Sequence[int], block_size: int, columns: int, surplus: int, spare: int) -> tuple[Tensor, int]:
-    """A block table with distinct random blocks, and the number of blocks. Entries that no key needs are out of range."""
+    """A block table with distinct random blocks, and how many there are. Entries that no key needs are out of range."""
     needed = [-(-n // block_size) for n in lengths]
     blocks = sum(needed) + spare
     table = torch.full((len(lengths) + surplus, columns), 2**31 - 1)
@@ -223,8 +223,10 @@ def merge_arguments(
     output: torch.dtype | None = None,
     exact: bool = False,
 ) -> Arguments:
-    """A good call of merge_attn_states; `output` is a float8 dtype or None. With `exact`, every device computes the same
-    bits: both sides have equal weights, or one side is empty."""
+    """A good call of merge_attn_states; `output` is a float8 dtype or None.
+
+    With `exact`, one side of each row is empty, so that every device computes the same bits.
+    """
     prefix, suffix = (
         embed((tokens + surplus, heads, head_size), dtype, device, padding=(0, 1, 3)).copy_(
             torch.randint(-8, 9, (tokens + surplus, heads, head_size))

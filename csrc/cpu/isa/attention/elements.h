@@ -26,11 +26,7 @@ struct Reader<Element::kFloat32> {
     std::memcpy(&x, from, sizeof x);
     return x;
   }
-  [[gnu::always_inline]] static Lanes load(const char* from) {
-    Lanes result;
-    std::memcpy(&result, from, sizeof result);
-    return result;
-  }
+  [[gnu::always_inline]] static Lanes load(const char* from) { return load_lanes(from); }
 };
 
 template <class T>

@@ -4,6 +4,9 @@
 // one tree: lane i and lane i + 8, then i + 4, then i + 2, then i + 1. No operation is fused.
 #pragma once
 
+#include <type_traits>
+#include <utility>
+
 #include "cpu/attention.h"
 #include "cpu/isa/simd/vec.h"
 
@@ -22,30 +25,46 @@ struct Lanes {
   Native v[kNatives];
 };
 
+// Calls visit(0), ..., visit(kCount - 1), each with a constant as its argument, so that arrays that are indexed with it
+// stay in registers.
+template <int kCount, class Visit>
+[[gnu::always_inline]] inline void unrolled(const Visit& visit) {
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) [[gnu::always_inline]] {
+    (visit(std::integral_constant<int, kIndex>{}), ...);
+  }(std::make_integer_sequence<int, kCount>{});
+}
+
 [[gnu::always_inline]] inline Native native(float x) { return x - Native{}; }
 [[gnu::always_inline]] inline NativeInts native_ints(int32_t x) { return x - NativeInts{}; }
 
 [[gnu::always_inline]] inline Lanes lanes(float x) {
   Lanes result;
-#pragma GCC unroll 4
-  for (int i = 0; i < kNatives; ++i) result.v[i] = native(x);
+  unrolled<kNatives>([&](auto i) [[gnu::always_inline]] { result.v[i] = native(x); });
   return result;
 }
 
-[[gnu::always_inline]] inline Lanes load_lanes(const float* from) {
+// A Native at any address, of floats or of anything else.
+struct [[gnu::packed, gnu::may_alias]] StoredNative {
+  Native value;
+};
+
+[[gnu::always_inline]] inline Lanes load_lanes(const void* from) {
   Lanes result;
-  std::memcpy(&result, from, sizeof result);
+  const auto* stored = static_cast<const StoredNative*>(from);
+  unrolled<kNatives>([&](auto i) [[gnu::always_inline]] { result.v[i] = stored[i].value; });
   return result;
 }
 
-[[gnu::always_inline]] inline void store_lanes(float* to, const Lanes& x) { std::memcpy(to, &x, sizeof x); }
+[[gnu::always_inline]] inline void store_lanes(float* to, const Lanes& x) {
+  auto* stored = reinterpret_cast<StoredNative*>(to);
+  unrolled<kNatives>([&](auto i) [[gnu::always_inline]] { stored[i].value = x.v[i]; });
+}
 
 // Applies a function of Natives to all lanes.
 template <class Map, class... Args>
 [[gnu::always_inline]] inline Lanes map_lanes(const Map& map, const Args&... args) {
   Lanes result;
-#pragma GCC unroll 4
-  for (int i = 0; i < kNatives; ++i) result.v[i] = map(args.v[i]...);
+  unrolled<kNatives>([&](auto i) [[gnu::always_inline]] { result.v[i] = map(args.v[i]...); });
   return result;
 }
 

@@ -47,32 +47,26 @@ struct RowSpan {
 // scores[r][j] = queries[r] . keys[j] for the rows r < kRows and the keys j of the span. `size` is a multiple of kLanes.
 // visit(j) is called for every step of the loop over keys.
 template <class Reader, int kRows, RowAddress Rows, class Visit>
-void score_keys(const Rows& keys, RowSpan span, int64_t size, FloatRows queries, FloatRows scores, const Visit& visit) {
+[[gnu::noinline]] void score_keys(const Rows& keys, RowSpan span, int64_t size, FloatRows queries, FloatRows scores, const Visit& visit) {
   constexpr int kKeys = 4 / kRows;
   for (int64_t j = span.begin; j < span.end; j += kKeys) {
     visit(j, kKeys);
     const char* at[kKeys];
-#pragma GCC unroll 4
-    for (int k = 0; k < kKeys; ++k) at[k] = keys(j + k < span.end ? j + k : j);
+    unrolled<kKeys>([&](auto k) { at[k] = keys(j + k < span.end ? j + k : j); });
     Lanes sum[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sum[i] = lanes(0);
+    unrolled<4>([&](auto i) { sum[i] = lanes(0); });
     for (int64_t d = 0; d < size; d += kLanes) {
       Lanes key[kKeys];
-#pragma GCC unroll 4
-      for (int k = 0; k < kKeys; ++k) key[k] = Reader::load(at[k] + d * Reader::kBytes);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
+      unrolled<kKeys>([&](auto k) [[gnu::always_inline]] { key[k] = Reader::load(at[k] + d * Reader::kBytes); });
+      unrolled<kRows>([&](auto r) [[gnu::always_inline]] {
         const Lanes query = load_lanes(queries.data + r * queries.stride + d);
-#pragma GCC unroll 4
-        for (int k = 0; k < kKeys; ++k) sum[k * kRows + r] = add_product(sum[k * kRows + r], query, key[k]);
-      }
+        unrolled<kKeys>([&](auto k) [[gnu::always_inline]] {
+          sum[k * kRows + r] = add_product(sum[k * kRows + r], query, key[k]);
+        });
+      });
     }
     const Quad result = sums(sum[0], sum[1], sum[2], sum[3]);
-#pragma GCC unroll 4
-    for (int k = 0; k < kKeys; ++k) {
-      if (j + k >= span.end) break;
-#pragma GCC unroll 4
+    for (int k = 0; k < kKeys && j + k < span.end; ++k) {
       for (int r = 0; r < kRows; ++r) scores.data[r * scores.stride + j + k] = result[k * kRows + r];
     }
   }
@@ -82,37 +76,33 @@ void score_keys(const Rows& keys, RowSpan span, int64_t size, FloatRows queries,
 template <class Reader, int kRows, int kBlocks, RowAddress Rows, class Visit>
 [[gnu::always_inline]] inline void add_values_at(const Rows& values, RowSpan span, int64_t d, FloatRows weights,
                                                  FloatRows totals, const Visit& visit) {
-  Lanes total[kRows][kBlocks];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) total[r][b] = load_lanes(totals.data + r * totals.stride + d + b * kLanes);
-  }
+  Lanes total[kRows * kBlocks];
+  const auto each_total = [&](const auto& visit) [[gnu::always_inline]] {
+    unrolled<kRows * kBlocks>([&](auto i) [[gnu::always_inline]] {
+      visit(total[i], totals.data + i / kBlocks * totals.stride + d + i % kBlocks * kLanes);
+    });
+  };
+  each_total([](Lanes& x, float* at) [[gnu::always_inline]] { x = load_lanes(at); });
   for (int64_t j = span.begin; j < span.end; ++j) {
     visit(j, d * Reader::kBytes, kBlocks * kLanes * Reader::kBytes);
     const char* at = values(j) + d * Reader::kBytes;
-    Lanes weight[kRows];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) weight[r] = lanes(weights.data[r * weights.stride + j]);
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) {
-      const Lanes value = Reader::load(at + b * kLanes * Reader::kBytes);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) total[r][b] = add_product(total[r][b], weight[r], value);
-    }
+    Lanes value[kBlocks];
+    unrolled<kBlocks>([&](auto b) [[gnu::always_inline]] { value[b] = Reader::load(at + b * kLanes * Reader::kBytes); });
+    unrolled<kRows>([&](auto r) [[gnu::always_inline]] {
+      const Lanes weight = lanes(weights.data[r * weights.stride + j]);
+      unrolled<kBlocks>([&](auto b) [[gnu::always_inline]] {
+        total[r * kBlocks + b] = add_product(total[r * kBlocks + b], weight, value[b]);
+      });
+    });
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) store_lanes(totals.data + r * totals.stride + d + b * kLanes, total[r][b]);
-  }
+  each_total([](const Lanes& x, float* at) [[gnu::always_inline]] { store_lanes(at, x); });
 }
 
 // totals[r][d] += weights[r][j] * values[j][d] for the rows r < kRows, the values j of the span in ascending order, and
 // all d < size, which is a multiple of kLanes. visit(j, offset_bytes, num_bytes) is called before these bytes of value j
 // are read.
 template <class Reader, int kRows, RowAddress Rows, class Visit>
-void add_values(const Rows& values, RowSpan span, int64_t size, FloatRows weights, FloatRows totals,
+[[gnu::noinline]] void add_values(const Rows& values, RowSpan span, int64_t size, FloatRows weights, FloatRows totals,
                 const Visit& visit) {
   constexpr int kBlocks = (kNatives == 1 ? 8 : 4) / kRows;  // as many sums as hide the latency of an addition
   int64_t d = 0;
