@@ -267,6 +267,7 @@ ALL = {
     "per_head": True,
     "workspace_bytes": 4096,
 }
+V1_ALL = {"exact": True, "alibi": True, "format": "fp8", "per_head": True}
 
 CALLS = {
     "attention": Call(ATTENTION, attention_arguments, ALL, {}, FLOAT_OUTPUTS, LARGER, uses_all=True),
@@ -282,9 +283,9 @@ CALLS = {
         LARGER,
     ),
     "attention-no_sequences": Call(ATTENTION, attention_arguments, {"lengths": (), "query_lens": ()}),
-    "attention-v1": Call(V1, v1_arguments, {"exact": True, "alibi": True}, {}, FLOAT_OUTPUTS, uses_all=True),
-    "attention-v1-fp8": Call(V1, v1_arguments, {"exact": True, "format": "fp8", "per_head": True}, {}, FLOAT_OUTPUTS),
-    "attention-v2": Call(V2, v2_arguments, {"exact": True, "alibi": True}, {}, FLOAT_OUTPUTS, uses_all=True),
+    "attention-v1": Call(V1, v1_arguments, V1_ALL, {}, FLOAT_OUTPUTS, uses_all=True),
+    "attention-v1-floats": Call(V1, v1_arguments, {"exact": True}, {}, FLOAT_OUTPUTS),
+    "attention-v2": Call(V2, v2_arguments, V1_ALL, {}, FLOAT_OUTPUTS, uses_all=True),
     "merge": Call(
         MERGE,
         merge_arguments,
