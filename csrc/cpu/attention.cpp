@@ -122,7 +122,8 @@ class CutPieces {
       return std::tuple(job(a), a.begin) < std::tuple(job(b), b.begin);
     });
     for (auto first = pieces_.begin(); first != pieces_.end();) {
-      const auto last = std::find_if(first, pieces_.end(), [&](const auto& piece) { return job(piece) != job(*first); });
+      const auto last =
+          std::find_if(first, pieces_.end(), [&](const auto& piece) { return job(piece) != job(*first); });
       join({first->params, first->job, &*first, last - first});
       first = last;
     }
@@ -132,9 +133,8 @@ class CutPieces {
   static void join(const AttentionJoin& pieces) {
     const AttentionSizes sizes = AttentionSizes::of(*pieces.params, pieces.job);
     const int64_t bytes_per_row = pieces.job.num_granules() * sizes.partial_size() * sizeof(float);
-    parallel_for(pieces.job.num_heads * sizes.rows, bytes_per_row, [&](int64_t begin, int64_t end) {
-      run_on_active_isa(pieces, begin, end, Stores::kOrdinary);
-    });
+    parallel_for(pieces.job.num_heads * sizes.rows, bytes_per_row,
+                 [&](int64_t begin, int64_t end) { run_on_active_isa(pieces, begin, end, Stores::kOrdinary); });
   }
 
   std::mutex mutex_;

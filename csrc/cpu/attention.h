@@ -1,8 +1,8 @@
 // How the CPU cuts attention into pieces of work.
 //
 // A job is the attention of some query rows of one sequence, for some kv heads. Its keys are cut into granules at the
-// absolute positions 0, kGranule, 2 * kGranule, ... Each granule is computed from scratch, and the results are joined in
-// ascending order, so a job may be cut between any two granules without a change of results.
+// absolute positions 0, kGranule, 2 * kGranule, ... Each granule is computed from scratch, and the results are joined
+// in ascending order, so a job may be cut between any two granules without a change of results.
 #pragma once
 
 #include "params/attention_params.h"
@@ -13,12 +13,12 @@ struct AttentionJob {
   static constexpr int64_t kGranule = 256;  // keys; a power of two
 
   int64_t sequence;
-  int64_t length;         // keys of the sequence
-  int64_t first_row;      // the query row of the job's first token
+  int64_t length;          // keys of the sequence
+  int64_t first_row;       // the query row of the job's first token
   int64_t first_position;  // the position of that token; may be negative, and then the token sees nothing
   int64_t num_tokens;
-  int64_t mask_base;  // with a query mask: the key that bit 0 stands for; without: length
-  int64_t first_head, num_heads;  // kv heads
+  int64_t mask_base;                   // with a query mask: the key that bit 0 stands for; without: length
+  int64_t first_head, num_heads;       // kv heads
   int64_t begin_granule, end_granule;  // the granules that may have visible keys; empty if there are none
 
   int64_t num_granules() const { return end_granule - begin_granule; }

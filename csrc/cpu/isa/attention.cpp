@@ -79,16 +79,13 @@ class PieceKernel {
       for (int64_t row = 0; row < sizes_.rows; ++row) {
         const char* from = p_.query.head(query_row(row), query_head(head, row));
         float* to = queries(head).row(row);
-        with_reader(element_of(p_.dtype), [&]<class QueryReader>() {
-          read_elements<QueryReader>(to, from, p_.head_size);
-        });
+        with_reader(element_of(p_.dtype),
+                    [&]<class QueryReader>() { read_elements<QueryReader>(to, from, p_.head_size); });
         for (int64_t d = p_.head_size; d < sizes_.key_size; ++d) to[d] = 0;
       }
     }
   }
-  FloatRows queries(int64_t head) const {
-    return {query_ + head * sizes_.rows * sizes_.key_size, sizes_.key_size};
-  }
+  FloatRows queries(int64_t head) const { return {query_ + head * sizes_.rows * sizes_.key_size, sizes_.key_size}; }
   int64_t query_row(int64_t row) const { return job_.first_row + row / sizes_.group; }
   int64_t query_head(int64_t head, int64_t row) const {
     return (job_.first_head + head) * sizes_.group + row % sizes_.group;
@@ -197,8 +194,8 @@ class PieceKernel {
     }
   }
 
-  // Values that not all rows of a block see are added to the rows that see them, one by one: an invisible value is never
-  // multiplied by 0, because it may be NaN.
+  // Values that not all rows of a block see are added to the rows that see them, one by one: an invisible value is
+  // never multiplied by 0, because it may be NaN.
   template <class RowReader, RowAddress Rows, class Visit>
   void total_tile(const Rows& rows, RowSpan span, const Visit& visit) const {
     const FloatRows totals{partial_, sizes_.partial_size()};
@@ -219,9 +216,10 @@ class PieceKernel {
         }
       };
       add_alone({span.begin, common.begin});
-      if (!common.is_empty()) with_rows(count, [&]<int kRows>() {
-        add_values<RowReader, kRows>(rows, common, sizes_.value_size, scores_.from(row), totals.from(row), visit);
-      });
+      if (!common.is_empty())
+        with_rows(count, [&]<int kRows>() {
+          add_values<RowReader, kRows>(rows, common, sizes_.value_size, scores_.from(row), totals.from(row), visit);
+        });
       add_alone({common.end, span.end});
     });
   }

@@ -26,8 +26,8 @@ inline int64_t value_offset(const PagedAttentionParams& p, int64_t slot) {
   return vector * cache.stride_vector_bytes + (slot - vector * size) * cache.codec.num_bytes(1);
 }
 
-// Finds the keys of a span of a granule. The front end has checked the blocks of all visible keys. A query mask may hide
-// keys between visible ones; a bad block among them is replaced by block 0, because it is never looked at.
+// Finds the keys of a span of a granule. The front end has checked the blocks of all visible keys. A query mask may
+// hide keys between visible ones; a bad block among them is replaced by block 0, because it is never looked at.
 inline void find_slots(const PagedAttentionParams& p, const AttentionJob& job, int64_t granule, RowSpan span,
                        const SlotAddresses& slots) {
   const int64_t block_size = p.blocks().block_size.signed_value();

@@ -99,18 +99,24 @@ template <class Combine>
 // vector k.
 template <class Combine>
 [[gnu::always_inline]] inline Quad fold_quads(Quad a, Quad b, Quad c, Quad d, const Combine& combine) {
-  const Quad ab = combine(Quad(__builtin_shufflevector(a, b, 0, 4, 1, 5)), Quad(__builtin_shufflevector(a, b, 2, 6, 3, 7)));
-  const Quad cd = combine(Quad(__builtin_shufflevector(c, d, 0, 4, 1, 5)), Quad(__builtin_shufflevector(c, d, 2, 6, 3, 7)));
+  const Quad ab =
+      combine(Quad(__builtin_shufflevector(a, b, 0, 4, 1, 5)), Quad(__builtin_shufflevector(a, b, 2, 6, 3, 7)));
+  const Quad cd =
+      combine(Quad(__builtin_shufflevector(c, d, 0, 4, 1, 5)), Quad(__builtin_shufflevector(c, d, 2, 6, 3, 7)));
   return combine(Quad(__builtin_shufflevector(ab, cd, 0, 1, 4, 5)), Quad(__builtin_shufflevector(ab, cd, 2, 3, 6, 7)));
 }
 
 struct Add {
   template <class T>
-  [[gnu::always_inline]] T operator()(T a, T b) const { return a + b; }
+  [[gnu::always_inline]] T operator()(T a, T b) const {
+    return a + b;
+  }
 };
 struct Larger {
   template <class T>
-  [[gnu::always_inline]] T operator()(T a, T b) const { return a > b ? a : b; }
+  [[gnu::always_inline]] T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
 };
 
 // The sums over the lanes of four vectors.

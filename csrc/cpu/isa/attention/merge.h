@@ -47,17 +47,16 @@ void merge_elements(const MergeAttnStatesParams& p, const MergeRule& rule, char*
                     int64_t count) {
   using From = MergeRule::From;
   float merged[kMergeChunk];
-  for (int64_t i = 0; i < count; ++i) {
-    switch (rule.from) {
-      case From::kBoth: {
-        const float a = widen(prefix[i]) * rule.prefix_weight, b = widen(suffix[i]) * rule.suffix_weight;
-        merged[i] = (a + b) / rule.total;
-        break;
-      }
-      case From::kPrefix: merged[i] = widen(prefix[i]); break;
-      case From::kSuffix: merged[i] = widen(suffix[i]); break;
-      case From::kNeither: merged[i] = 0; break;
+  if (rule.from == From::kBoth) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float a = widen(prefix[i]) * rule.prefix_weight, b = widen(suffix[i]) * rule.suffix_weight;
+      merged[i] = (a + b) / rule.total;
     }
+  } else if (rule.from == From::kNeither) {
+    for (int64_t i = 0; i < count; ++i) merged[i] = 0;
+  } else {
+    const T* side = rule.from == From::kPrefix ? prefix : suffix;
+    for (int64_t i = 0; i < count; ++i) merged[i] = widen(side[i]);
   }
   write_merged<T>(p, to, merged, count);
 }

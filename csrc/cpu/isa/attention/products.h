@@ -44,10 +44,11 @@ struct RowSpan {
   bool is_empty() const { return begin >= end; }
 };
 
-// scores[r][j] = queries[r] . keys[j] for the rows r < kRows and the keys j of the span. `size` is a multiple of kLanes.
-// visit(j) is called for every step of the loop over keys.
+// scores[r][j] = queries[r] . keys[j] for the rows r < kRows and the keys j of the span. `size` is a multiple of
+// kLanes. visit(j) is called for every step of the loop over keys.
 template <class Reader, int kRows, RowAddress Rows, class Visit>
-[[gnu::noinline]] void score_keys(const Rows& keys, RowSpan span, int64_t size, FloatRows queries, FloatRows scores, const Visit& visit) {
+[[gnu::noinline]] void score_keys(const Rows& keys, RowSpan span, int64_t size, FloatRows queries, FloatRows scores,
+                                  const Visit& visit) {
   constexpr int kKeys = 4 / kRows;
   for (int64_t j = span.begin; j < span.end; j += kKeys) {
     visit(j, kKeys);
@@ -87,7 +88,8 @@ template <class Reader, int kRows, int kBlocks, RowAddress Rows, class Visit>
     visit(j, d * Reader::kBytes, kBlocks * kLanes * Reader::kBytes);
     const char* at = values(j) + d * Reader::kBytes;
     Lanes value[kBlocks];
-    unrolled<kBlocks>([&](auto b) [[gnu::always_inline]] { value[b] = Reader::load(at + b * kLanes * Reader::kBytes); });
+    unrolled<kBlocks>([&](auto b)
+                          [[gnu::always_inline]] { value[b] = Reader::load(at + b * kLanes * Reader::kBytes); });
     unrolled<kRows>([&](auto r) [[gnu::always_inline]] {
       const Lanes weight = lanes(weights.data[r * weights.stride + j]);
       unrolled<kBlocks>([&](auto b) [[gnu::always_inline]] {
@@ -99,11 +101,11 @@ template <class Reader, int kRows, int kBlocks, RowAddress Rows, class Visit>
 }
 
 // totals[r][d] += weights[r][j] * values[j][d] for the rows r < kRows, the values j of the span in ascending order, and
-// all d < size, which is a multiple of kLanes. visit(j, offset_bytes, num_bytes) is called before these bytes of value j
-// are read.
+// all d < size, which is a multiple of kLanes. visit(j, offset_bytes, num_bytes) is called before these bytes of value
+// j are read.
 template <class Reader, int kRows, RowAddress Rows, class Visit>
 [[gnu::noinline]] void add_values(const Rows& values, RowSpan span, int64_t size, FloatRows weights, FloatRows totals,
-                const Visit& visit) {
+                                  const Visit& visit) {
   constexpr int kBlocks = (kNatives == 1 ? 8 : 4) / kRows;  // as many sums as hide the latency of an addition
   int64_t d = 0;
   for (; d + kBlocks * kLanes <= size; d += kBlocks * kLanes) {

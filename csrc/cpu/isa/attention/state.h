@@ -66,9 +66,8 @@ inline void finish_row(const PagedAttentionParams& p, Partial result, int64_t ro
   const float v_scale = values.codec.is_float() ? 1 : *values.scale_of(query_head / p.heads_per_kv_head());
   const float factor = sees_nothing ? 0 : scale * v_scale / sum;
   char* out = p.out.head(row, query_head);
-  with_float(p.dtype, [&]<FloatElement T>() {
-    write_out(reinterpret_cast<T*>(out), result.totals(), p.value_size, factor);
-  });
+  with_float(p.dtype,
+             [&]<FloatElement T>() { write_out(reinterpret_cast<T*>(out), result.totals(), p.value_size, factor); });
   if (!p.lse.is_given()) return;
   const bool is_empty = sees_nothing && p.options.sinks == nullptr;
   *p.lse.at(query_head, row) = is_empty ? -kInfinity : most + log_of(sum);

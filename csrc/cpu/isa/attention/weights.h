@@ -13,9 +13,9 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // How products become scores, for one query row.
 struct Scoring {
-  float factor;     // scale * k_scale
-  float softcap;    // 0: none
-  float slope;      // of ALiBi; 0: none
+  float factor;   // scale * k_scale
+  float softcap;  // 0: none
+  float slope;    // of ALiBi; 0: none
   bool has_slope;
   int64_t position;  // of the query token, minus the first position of the granule
 };
@@ -84,8 +84,7 @@ inline WeightSum weigh(float* products, const VisibleKeys& keys, const Scoring& 
   const float shift = most == -kInfinity ? 0 : most;
   Lanes sum = lanes(0);
   for (int64_t j = begin; j < end; j += kLanes) {
-    const Lanes weights =
-        map_lanes([&](Native s) { return exp_of_nonpositive(s - shift); }, load_lanes(products + j));
+    const Lanes weights = map_lanes([&](Native s) { return exp_of_nonpositive(s - shift); }, load_lanes(products + j));
     sum = map_lanes(Add{}, sum, weights);
     store_lanes(products + j, weights);
   }
