@@ -161,7 +161,7 @@ def generate(
         last = hidden[0, current.cache.bounds[1:].long() - 1]
         new = [[i] for i in model.lm_head(last).argmax(-1).tolist()]
         for sequence, ids in zip(tokens, new, strict=True):
-            sequence += ids
+            sequence.extend(ids)
         report()
     return tokens
 

@@ -57,9 +57,11 @@ class PieceKernel {
   }
 
  private:
-  // Only float32 elements in strided caches, and few query rows, are worth reading without a decoded copy.
+  // Whether rows are read without a decoded copy: floats for few query rows, and float32 for any number. Codes of fp8
+  // take so many instructions that a loop that only decodes them is faster.
   bool reads_directly(int64_t head_size) const {
-    const bool is_cheap = sizes_.rows <= kRowBlock || std::is_same_v<Reader, cpu::Reader<Element::kFloat32>>;
+    const bool is_few = sizes_.rows <= kRowBlock && Reader::kBytes > 1;
+    const bool is_cheap = is_few || std::is_same_v<Reader, cpu::Reader<Element::kFloat32>>;
     return !p_.is_packed && head_size % kLanes == 0 && is_cheap;
   }
 
@@ -145,14 +147,16 @@ class PieceKernel {
       const RowSpan span{begin, begin + kTile < seen_.end ? begin + kTile : seen_.end};
       if (is_direct) {
         const CachedRows rows{slots_.keys, kv_head * p_.key.stride_head_bytes};
-        score_tile<Reader>(head, rows, span, [&](int64_t j, int64_t count) { prefetch_after_keys(head, j, count); });
+        score_tile<Reader>(head, rows, span, [&] [[gnu::always_inline]] (int64_t j, int64_t count) {
+          prefetch_after_keys(head, j, count);
+        });
         continue;
       }
       if (p_.is_packed) {
         const CachedRows rows{slots_.keys, kv_head * p_.packed_key.stride_head_bytes};
         decode_packed_keys<Reader>(p_.packed_key, rows, span, p_.head_size, tile);
       } else {
-        decode_rows<Reader>({slots_.keys, kv_head * p_.key.stride_head_bytes}, span, p_.head_size, tile);
+        decode_rows<Reader>({slots_.keys, kv_head * p_.key.stride_head_bytes}, span, seen_.end, p_.head_size, tile);
       }
       score_tile<cpu::Reader<Element::kFloat32>>(head, tile.rows(begin), span, [](int64_t, int64_t) {});
     }
@@ -179,7 +183,7 @@ class PieceKernel {
       const RowSpan span{begin, begin + kTile < seen_.end ? begin + kTile : seen_.end};
       if (is_direct) {
         const CachedRows rows{slots_.values, kv_head * p_.value.stride_head_bytes};
-        total_tile<Reader>(rows, span, [&](int64_t j, int64_t offset, int64_t bytes) {
+        total_tile<Reader>(rows, span, [&] [[gnu::always_inline]] (int64_t j, int64_t offset, int64_t bytes) {
           prefetch_after_values(head, j, offset, bytes);
         });
         continue;
@@ -188,7 +192,8 @@ class PieceKernel {
         const CachedRows rows{slots_.values, kv_head * p_.packed_value.stride_head_bytes};
         decode_packed_values<Reader>(p_.packed_value, rows, span, p_.value_size, tile);
       } else {
-        decode_rows<Reader>({slots_.values, kv_head * p_.value.stride_head_bytes}, span, p_.value_size, tile);
+        decode_rows<Reader>({slots_.values, kv_head * p_.value.stride_head_bytes}, span, seen_.end, p_.value_size,
+                            tile);
       }
       total_tile<cpu::Reader<Element::kFloat32>>(tile.rows(begin), span, [](int64_t, int64_t, int64_t) {});
     }
@@ -225,8 +230,9 @@ class PieceKernel {
   }
 
   // The products read keys and then values of a head, then those of the next head. Each of the two loops prefetches the
-  // rows that are read kTile rows later.
-  void prefetch_after_keys(int64_t head, int64_t j, int64_t count) const {
+  // rows that are read kTile rows later. The functions are inlined, because GCC drops calls of functions that do
+  // nothing but prefetch.
+  [[gnu::always_inline]] void prefetch_after_keys(int64_t head, int64_t j, int64_t count) const {
     const int64_t kv_head = job_.first_head + head;
     for (int64_t ahead = j + kTile; ahead < j + kTile + count; ++ahead) {
       if (ahead < seen_.end) {
@@ -237,7 +243,7 @@ class PieceKernel {
       }
     }
   }
-  void prefetch_after_values(int64_t head, int64_t j, int64_t offset, int64_t bytes) const {
+  [[gnu::always_inline]] void prefetch_after_values(int64_t head, int64_t j, int64_t offset, int64_t bytes) const {
     const int64_t kv_head = job_.first_head + head, ahead = j + kTile;
     const char* row = nullptr;
     if (ahead < seen_.end) row = slots_.values[ahead] + kv_head * p_.value.stride_head_bytes;
@@ -245,9 +251,6 @@ class PieceKernel {
       row = slots_.keys[seen_.begin + ahead - seen_.end] + (kv_head + 1) * p_.key.stride_head_bytes;
     }
     if (row != nullptr && offset % kCacheLine == 0) prefetch_row(row + offset, bytes);
-  }
-  static void prefetch_row(const char* row, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(row + i, 0, 3);
   }
 
   void finish() const {

@@ -55,12 +55,18 @@ struct Tile {
   }
 };
 
-// Decodes rows whose elements are contiguous.
+// Prefetches a row into the L1 cache.
+[[gnu::always_inline]] inline void prefetch_row(const char* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(row + i, 0, 3);
+}
+
+// Decodes rows whose elements are contiguous. Rows up to `last`, which is the end of later tiles, are prefetched.
 template <class Reader>
-void decode_rows(const CachedRows& rows, RowSpan span, int64_t size, const Tile& tile) {
+void decode_rows(const CachedRows& rows, RowSpan span, int64_t last, int64_t size, const Tile& tile) {
+  constexpr int64_t kAhead = 24;
   for (int64_t j = span.begin; j < span.end; ++j) {
     float* to = tile.row(j - span.begin);
-    if (j + 4 < span.end) prefetch(rows(j + 4));
+    if (j + kAhead < last) prefetch_row(rows(j + kAhead), size * Reader::kBytes);
     read_elements<Reader>(to, rows(j), size);
     for (int64_t d = size; d < tile.size; ++d) to[d] = 0;
   }

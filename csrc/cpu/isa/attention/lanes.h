@@ -29,7 +29,7 @@ struct Lanes {
 // stay in registers.
 template <int kCount, class Visit>
 [[gnu::always_inline]] inline void unrolled(const Visit& visit) {
-  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) [[gnu::always_inline]] {
+  [&]<int... kIndex> [[gnu::always_inline]] (std::integer_sequence<int, kIndex...>) {
     (visit(std::integral_constant<int, kIndex>{}), ...);
   }(std::make_integer_sequence<int, kCount>{});
 }
@@ -39,7 +39,7 @@ template <int kCount, class Visit>
 
 [[gnu::always_inline]] inline Lanes lanes(float x) {
   Lanes result;
-  unrolled<kNatives>([&](auto i) [[gnu::always_inline]] { result.v[i] = native(x); });
+  unrolled<kNatives>([&] [[gnu::always_inline]] (auto i) { result.v[i] = native(x); });
   return result;
 }
 
@@ -51,20 +51,20 @@ struct [[gnu::packed, gnu::may_alias]] StoredNative {
 [[gnu::always_inline]] inline Lanes load_lanes(const void* from) {
   Lanes result;
   const auto* stored = static_cast<const StoredNative*>(from);
-  unrolled<kNatives>([&](auto i) [[gnu::always_inline]] { result.v[i] = stored[i].value; });
+  unrolled<kNatives>([&] [[gnu::always_inline]] (auto i) { result.v[i] = stored[i].value; });
   return result;
 }
 
 [[gnu::always_inline]] inline void store_lanes(float* to, const Lanes& x) {
   auto* stored = reinterpret_cast<StoredNative*>(to);
-  unrolled<kNatives>([&](auto i) [[gnu::always_inline]] { stored[i].value = x.v[i]; });
+  unrolled<kNatives>([&] [[gnu::always_inline]] (auto i) { stored[i].value = x.v[i]; });
 }
 
 // Applies a function of Natives to all lanes.
 template <class Map, class... Args>
 [[gnu::always_inline]] inline Lanes map_lanes(const Map& map, const Args&... args) {
   Lanes result;
-  unrolled<kNatives>([&](auto i) [[gnu::always_inline]] { result.v[i] = map(args.v[i]...); });
+  unrolled<kNatives>([&] [[gnu::always_inline]] (auto i) { result.v[i] = map(args.v[i]...); });
   return result;
 }
 

@@ -58,10 +58,10 @@ template <class Reader, int kRows, RowAddress Rows, class Visit>
     unrolled<4>([&](auto i) { sum[i] = lanes(0); });
     for (int64_t d = 0; d < size; d += kLanes) {
       Lanes key[kKeys];
-      unrolled<kKeys>([&](auto k) [[gnu::always_inline]] { key[k] = Reader::load(at[k] + d * Reader::kBytes); });
-      unrolled<kRows>([&](auto r) [[gnu::always_inline]] {
+      unrolled<kKeys>([&] [[gnu::always_inline]] (auto k) { key[k] = Reader::load(at[k] + d * Reader::kBytes); });
+      unrolled<kRows>([&] [[gnu::always_inline]] (auto r) {
         const Lanes query = load_lanes(queries.data + r * queries.stride + d);
-        unrolled<kKeys>([&](auto k) [[gnu::always_inline]] {
+        unrolled<kKeys>([&] [[gnu::always_inline]] (auto k) {
           sum[k * kRows + r] = add_product(sum[k * kRows + r], query, key[k]);
         });
       });
@@ -78,26 +78,26 @@ template <class Reader, int kRows, int kBlocks, RowAddress Rows, class Visit>
 [[gnu::always_inline]] inline void add_values_at(const Rows& values, RowSpan span, int64_t d, FloatRows weights,
                                                  FloatRows totals, const Visit& visit) {
   Lanes total[kRows * kBlocks];
-  const auto each_total = [&](const auto& visit) [[gnu::always_inline]] {
-    unrolled<kRows * kBlocks>([&](auto i) [[gnu::always_inline]] {
+  const auto each_total = [&] [[gnu::always_inline]] (const auto& visit) {
+    unrolled<kRows * kBlocks>([&] [[gnu::always_inline]] (auto i) {
       visit(total[i], totals.data + i / kBlocks * totals.stride + d + i % kBlocks * kLanes);
     });
   };
-  each_total([](Lanes& x, float* at) [[gnu::always_inline]] { x = load_lanes(at); });
+  each_total([] [[gnu::always_inline]] (Lanes & x, float* at) { x = load_lanes(at); });
   for (int64_t j = span.begin; j < span.end; ++j) {
     visit(j, d * Reader::kBytes, kBlocks * kLanes * Reader::kBytes);
     const char* at = values(j) + d * Reader::kBytes;
     Lanes value[kBlocks];
     unrolled<kBlocks>([&](auto b)
                           [[gnu::always_inline]] { value[b] = Reader::load(at + b * kLanes * Reader::kBytes); });
-    unrolled<kRows>([&](auto r) [[gnu::always_inline]] {
+    unrolled<kRows>([&] [[gnu::always_inline]] (auto r) {
       const Lanes weight = lanes(weights.data[r * weights.stride + j]);
-      unrolled<kBlocks>([&](auto b) [[gnu::always_inline]] {
+      unrolled<kBlocks>([&] [[gnu::always_inline]] (auto b) {
         total[r * kBlocks + b] = add_product(total[r * kBlocks + b], weight, value[b]);
       });
     });
   }
-  each_total([](const Lanes& x, float* at) [[gnu::always_inline]] { store_lanes(at, x); });
+  each_total([] [[gnu::always_inline]] (const Lanes& x, float* at) { store_lanes(at, x); });
 }
 
 // totals[r][d] += weights[r][j] * values[j][d] for the rows r < kRows, the values j of the span in ascending order, and
