@@ -47,7 +47,7 @@ def paged_attention(
     arguments = (
         query,
         *caches,
-        torch.empty_like(query),
+        torch.zeros_like(query),
         None,
         block_table,
         torch.full((batch_size,), length, dtype=torch.int32, device=device),
@@ -96,7 +96,7 @@ def paged_attention_v1(
 ) -> Workload:
     """Attends over packed caches, with one query token a sequence."""
     query, others, num_bytes = _packed(device, batch_size, length, kv_cache_dtype)
-    arguments = (torch.empty_like(query), query, *others)
+    arguments = (torch.zeros_like(query), query, *others)
     return Workload("paged_attention_v1", arguments, written=(0,), num_bytes=num_bytes, tolerance=_TOLERANCE)
 
 
@@ -108,7 +108,7 @@ def paged_attention_v2(
     partitions = (*query.shape[:2], -(-length // 512))
     sums, maxima = (torch.empty(partitions, dtype=torch.float32, device=device) for _ in range(2))
     tmp_out = torch.empty(*partitions, query.shape[2], dtype=query.dtype, device=device)
-    arguments = (torch.empty_like(query), sums, maxima, tmp_out, query, *others)
+    arguments = (torch.zeros_like(query), sums, maxima, tmp_out, query, *others)
     return Workload(
         "paged_attention_v2", arguments, written=(0,), scratch=(1, 2, 3), num_bytes=num_bytes, tolerance=_TOLERANCE
     )
@@ -118,7 +118,7 @@ def merge_attn_states(device: torch.device, num_tokens: int, num_heads: int = 32
     """Merges two results of attention of bfloat16."""
     prefix, suffix = (values.normal((num_tokens, num_heads, head_size), device) for _ in range(2))
     prefix_lse, suffix_lse = (torch.randn(num_heads, num_tokens, device=device) for _ in range(2))
-    output, output_lse = torch.empty_like(prefix), torch.empty_like(prefix_lse)
+    output, output_lse = torch.zeros_like(prefix), torch.zeros_like(prefix_lse)
     return Workload(
         "merge_attn_states",
         (output, output_lse, prefix, prefix_lse, suffix, suffix_lse),
