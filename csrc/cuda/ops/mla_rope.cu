@@ -9,7 +9,8 @@ constexpr int kLatentTokens = 8;  // the number of tokens of a thread block that
 
 // The thread blocks that rotate queries, or those that rotate keys. A row is kQueryHeads query heads of a token, or the
 // token's key. Each row has `row_threads` threads, which loop over the pairs. In each step, a thread rotates kPairs
-// pairs: the elements of two vectors. A thread block has `rows` rows of each of `tokens` tokens:
+// pairs of each head of the row, or of the key: the elements of two vectors. A thread block has `rows` rows of each of
+// `tokens` tokens:
 //
 //   threadIdx.x = (token * rows + row) * row_threads + thread of the row
 //   block       = chunk of tokens * row_blocks + row block

@@ -17,7 +17,8 @@ inline constexpr const char* kVendor = "HIP";
 inline constexpr const char* kTorchLibrary = "libtorch_hip.so";
 
 // The e4m3 type of the elements of a uint8 cache: e4m3fnuz on gfx940 to gfx942, whose fp8 instructions are for the fnuz
-// types. If the name of the architecture cannot be read, the next call of the runtime by the op reports the error.
+// types, else e4m3fn. If the name of the architecture cannot be read, this call returns e4m3fn, and the next call reads
+// the name again.
 inline Element e4m3_of_bytes(int32_t device_index) {
   constexpr int kMaxDevices = 128;
   enum class Known : uint8_t { kNothing, kE4M3FN, kE4M3FNUZ };
