@@ -3,7 +3,7 @@
 //
 // The parameters of make_<op>_params after `call` are those of the schema, in the same order. If their types differ
 // from those in the schema, the code does not compile (frontend/torch/schema_check.h). Two swapped parameters of one
-// type are not noticed. frontend/ops/<family>.cpp defines the functions: a definition with other parameter types than
+// type still compile. frontend/ops/<family>.cpp defines the functions: a definition with other parameter types than
 // the declaration here does not link. A new op also needs a line in for_each_op().
 #pragma once
 
