@@ -127,8 +127,8 @@ def set_check_indices(enabled: bool) -> None:
     """Turns the index checks of GPU ops on or off, for the whole process. CPU ops always check their indices.
 
     A call that checks its indices synchronises the host with the GPU, and raises IndexError for a bad index. A call on
-    a stream that is being captured into a CUDA graph checks nothing. Without a GPU library, this function has no
-    effect.
+    a stream that is being captured into a CUDA graph does not check its indices. Without a GPU library, this function
+    has no effect.
 
     Args:
         enabled: True: GPU ops check their indices. False, the default of a process: they skip tokens with bad indices.

@@ -19,7 +19,7 @@ _HOST_BURST = 50  # maximum calls of a burst: more could fill the launch queue, 
 _HOST_BURST_S = 5e-3  # longest time of a burst: a call that launches hundreds of kernels would fill the queue sooner
 _HOST_S = 1.0  # approximate device time of all bursts: calls that take long on the device have fewer samples
 _QUEUED_S = 1.0  # approximate time of all samples of calls that are not in a graph
-_CYCLES_PER_S = 2e9  # upper bound of a GPU's clock rate
+_CYCLES_PER_S = 2e9  # a typical clock rate of a GPU; _queued_time doubles the cycles, which allows for faster clocks
 
 
 def device_times(contenders: Sequence[Sequence[Call]], device: torch.device, graph: bool = True) -> list[float]:

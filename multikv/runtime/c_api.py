@@ -1,7 +1,8 @@
 """Prototypes of the C functions that the libraries export, and typed wrappers around them.
 
 `csrc/c_api.h` declares the functions; each of them also has a row in one of the tables below. A function that can fail
-returns the text of the error, or NULL for success. The library owns the memory of the text.
+returns the text of the error, or NULL for success. The library owns the memory of the text. Only multikv_set_cpu_isa
+reports success as 1 and failure as 0.
 """
 
 from __future__ import annotations

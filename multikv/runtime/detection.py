@@ -26,7 +26,8 @@ def judge(library: Library, build_id: str) -> Verdict:
     """Decides whether a GPU library serves this host.
 
     The library serves the host if torch is built for the same platform, the file exists, its manifest agrees with the
-    CPU library, and it has code for a GPU of this host.
+    CPU library, the NVIDIA driver is not too old for it, and it has code for a GPU of this host. If there is an NVIDIA
+    GPU but NVML cannot identify it, the driver and the code are not checked.
 
     Args:
         library: as `libraries.describe` returns it.

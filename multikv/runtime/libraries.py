@@ -20,7 +20,7 @@ class Library:
     name: str  # cpu, cuda or rocm
     path: Path
     loaded: bool = False
-    reason: str = ""  # why the library is loaded or not, in one line
+    reason: str = ""  # why the library is loaded or not, in one line; empty for a CPU library that is loaded
     toolkit: str = ""  # version of the compiler that built the library
     torch: str = ""  # version of torch that the library was built with
     architectures: list[str] = field(default_factory=list)  # such as 90, 90a, 120+PTX, gfx90a

@@ -18,7 +18,8 @@ def load() -> None:
 
     Raises:
         ImportError: an environment variable has an unknown value, the CPU library or the one that MULTIKV_PLATFORM
-            names cannot be loaded, or another copy of multikv is loaded in this process.
+            names cannot be loaded, a library that was opened belongs to another version or build, or another copy of
+            multikv is loaded in this process.
     """
     if PROCESS.libraries:
         return
@@ -73,7 +74,10 @@ def _other_version(library: Library, detail: str) -> str:
 
 
 def _consider(library: Library, platform: str, build_id: str) -> None:
-    """Opens a GPU library if it serves this host or `platform` names it, and sets `library.reason`."""
+    """Opens a GPU library and sets `library.reason`.
+
+    The library is opened if `platform` names it, or if `platform` is "auto" and the library serves this host.
+    """
     if platform == library.name:
         library.reason = detection.build_refusal(library, build_id) if library.path.exists() else "not built"
         if not library.reason:
