@@ -30,8 +30,8 @@ class Result:
 
     @property
     def failed(self) -> bool:
-        """Whether the bytes of multikv are wrong or were not compared. Wrong bytes of a baseline are no failure."""
-        return self.contender == "multikv" and not self.bit_equal
+        """Whether multikv raised, or its bytes are wrong or were not compared. A baseline cannot fail."""
+        return self.contender == "multikv" and (self.error is not None or not self.bit_equal)
 
 
 def run(case: Case, device: torch.device, compiled: bool) -> Iterator[Result]:

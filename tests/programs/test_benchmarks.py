@@ -6,6 +6,7 @@ import json
 
 import multikv
 from multikv import platforms
+from multikv.demo import timing
 
 ONE_CASE = ("--device", "cpu", "--op", "concat_and_cache_mla", "--only", "bf16/T=1$", "--no-compile")
 CASE = "concat_and_cache_mla/bf16/T=1"
@@ -44,6 +45,17 @@ def test_wrong_bytes_fail_the_run(run_module, tmp_path, monkeypatch):
     assert "the bytes written are not those of the reference" in run.out
     result = ours(tmp_path / "out.json")
     assert result["bit_equal"] is False and result["device_us"] is None
+
+
+def test_an_error_while_a_case_is_timed_fails_the_run(run_module, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("no time")
+
+    monkeypatch.setattr(timing, "device_times", fail)
+    run = run_module("benchmarks", *ONE_CASE, "--contenders", "--out", tmp_path / "out.json")
+    assert run.code == 1
+    result = ours(tmp_path / "out.json")
+    assert result["bit_equal"] is True and result["error"] == "RuntimeError: no time"
 
 
 def test_no_case_is_a_usage_error(run_module):
