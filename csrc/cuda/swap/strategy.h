@@ -9,6 +9,7 @@
 namespace multikv::gpu {
 
 enum class Strategy : int32_t { kAuto, kCopyEngine, kKernel };
+inline constexpr int kNumStrategies = 3;
 inline std::atomic<Strategy> strategy{Strategy::kAuto};
 
 enum class Direction : int32_t { kToHost, kFromHost, kWithinDevice };

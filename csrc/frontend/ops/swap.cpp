@@ -1,3 +1,4 @@
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -117,10 +118,21 @@ void check_copy(const Call& call, int64_t i, int64_t src, int64_t dst, int64_t n
   check("dst_ptrs", dst != 0, "a non-null address", dst);
 }
 
+// Adds the size of copy i to the size of all copies before it.
+int64_t add_bytes(const Call& call, int64_t i, int64_t sum, int64_t num_bytes) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  if (num_bytes > kMost - sum) {
+    call.fail(join({"sizes[", text(i), "]"}), join({"a sum of sizes of at most ", text(kMost), " bytes"}),
+              join({text(num_bytes), " after ", text(sum), " bytes"}));
+  }
+  return sum + num_bytes;
+}
+
 // Returns whether `copy` ends at the addresses src and dst, so that a copy that begins there can be merged into it.
 bool is_continued_by(const SwapCopy& copy, int64_t src, int64_t dst) {
-  return reinterpret_cast<int64_t>(copy.src) + copy.num_bytes == src &&
-         reinterpret_cast<int64_t>(copy.dst) + copy.num_bytes == dst;
+  const auto num_bytes = static_cast<uintptr_t>(copy.num_bytes);
+  return reinterpret_cast<uintptr_t>(copy.src) + num_bytes == static_cast<uintptr_t>(src) &&
+         reinterpret_cast<uintptr_t>(copy.dst) + num_bytes == static_cast<uintptr_t>(dst);
 }
 
 }  // namespace
@@ -156,12 +168,13 @@ SwapBlocksBatchParams make_swap_blocks_batch_params(Call& call, const Tensor& sr
   for (int64_t i = 0; i < count; ++i) {
     if (bytes[i] == 0) continue;
     check_copy(call, i, src[i], dst[i], bytes[i]);
+    const int64_t end = add_bytes(call, i, sum, bytes[i]);
     if (!copies.empty() && is_continued_by(copies.back(), src[i], dst[i])) {
       copies.back().num_bytes += bytes[i];
     } else {
       copies.push_back({reinterpret_cast<const void*>(src[i]), reinterpret_cast<void*>(dst[i]), bytes[i], sum});
     }
-    sum += bytes[i];
+    sum = end;
   }
   if (copies.empty()) call.set_nothing_to_do();
   return {copies.data(), static_cast<int64_t>(copies.size()), sum, is_src_access_order_any};
