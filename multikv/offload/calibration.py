@@ -42,7 +42,8 @@ def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str,
     """Measures what swaps cost on a device. From then on, the strategy `auto` uses the measured costs.
 
     The first call of empty_pinned calibrates the current GPU, so most programs need not call this function. Without
-    calibration, the costs of an H200 are used. Copies within a device need no calibration: a kernel makes them all.
+    calibration, costs are used that suit all hosts that were measured. Copies within a device need no calibration: a
+    kernel makes them all.
 
     Call this function at the start of a program, while no other thread swaps and no CUDA graph is captured. It sets the
     swap strategy of the process while it measures, waits for the device, takes one or two seconds, and needs 1 GiB of

@@ -27,8 +27,8 @@ def empty_pinned(shape: Iterable[SupportsIndex] | SupportsIndex, dtype: torch.dt
     tensor and all its views are gone. Without a GPU library, or without a GPU, the tensor is in pageable memory.
 
     The first call on a GPU also calibrates swaps on this GPU, which takes one or two seconds and 1 GiB each of pinned
-    and device memory; see calibrate_swaps. If there is not enough memory for the calibration, swaps use the costs of an
-    H200.
+    and device memory; see calibrate_swaps. If there is not enough memory for the calibration, swaps use default
+    costs.
 
     Args:
         shape: sizes, or the size of a 1-D tensor. Sizes are integers of any kind, such as those of NumPy.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
+
 import pytest
 
 from multikv import platforms
@@ -42,6 +44,20 @@ print(before == [library.swap_crossover(device, direction) for device in range(2
 library.set_swap_crossover(1, 2, SwapCrossover(1, 2, 3))
 print(*library.swap_crossover(1, 2), library.swap_crossover(0, 2) == before[2])
 """
+
+
+def test_swaps_that_are_not_calibrated():
+    """A program that pins its memory itself never calibrates: the copy engines get large runs on every host."""
+    code = """
+from multikv import platforms
+print([tuple(platforms.gpu_library().swap_crossover(7, direction)) for direction in range(3)])
+"""
+    to_host, from_host, within = literal_eval(output_of(code, MULTIKV_PLATFORM="cuda"))
+    for in_batches, one_by_one, threads in (to_host, from_host):
+        assert in_batches <= 512 << 10 and one_by_one <= 2 << 20
+        assert 1024 <= threads <= 4096
+    assert from_host[0] <= 256 << 10  # the kernel reads from some hosts at 87% of the link's rate
+    assert within == (2**63 - 1, 2**63 - 1, 0)
 
 
 def test_settings_that_do_not_exist():
