@@ -43,8 +43,8 @@ class Crossovers {
  public:
   Crossovers() {
     for (int32_t device = 0; device < kMaxDevices; ++device) {
-      of(device, Direction::kToHost).set(448 << 10, 2 << 20, 1024);
-      of(device, Direction::kFromHost).set(256 << 10, 2 << 20, 4096);
+      of(device, Direction::kToHost).set(256 << 10, 2 << 20, 1024);
+      of(device, Direction::kFromHost).set(256 << 10, 2 << 20, 2048);
       of(device, Direction::kWithinDevice).set(kNever, kNever, 0);
     }
   }
