@@ -1,7 +1,7 @@
 """Which libraries serve this host, why the others do not, and the settings of this process.
 
 `import multikv` loads the CPU library and the GPU library that matches the GPUs of this host. It reads these
-environment variables:
+environment variables, of which an empty one counts as unset:
 
 - `MULTIKV_PLATFORM` selects the GPU library. `auto` (default): the one that matches the GPUs of this host. `cpu`: none.
   `cuda` or `rocm`: the library of that name, without looking at the GPUs; `import multikv` raises ImportError if the

@@ -59,7 +59,7 @@ def _open_cpu_library(library: Library) -> CpuLibrary:
         )
     libraries.open_library(library)
     if library.handle is None:
-        raise ImportError(f"multikv: {library.path.name} cannot be loaded: {library.reason}")
+        raise ImportError(f"multikv: {library.path.name} cannot be loaded: {library.reason}{_shadowed(library)}")
     try:
         cpu = CpuLibrary(library.handle)
     except AttributeError as error:
@@ -67,6 +67,17 @@ def _open_cpu_library(library: Library) -> CpuLibrary:
     if cpu.abi_version() != ABI_VERSION:
         raise ImportError(_other_version(library, f"ABI version {cpu.abi_version()}, expected {ABI_VERSION}"))
     return cpu
+
+
+def _shadowed(library: Library) -> str:
+    """Names the installed package that a source tree without libraries shadows; empty if there is none."""
+    installed = None if library.path.exists() else libraries.built_package_behind(library.path.parents[1])
+    if installed is None:
+        return ""
+    return (
+        f"; the source tree {library.path.parents[2]} shadows the installed package {installed}: "
+        "start Python in another directory, or build the source tree"
+    )
 
 
 def _other_version(library: Library, detail: str) -> str:

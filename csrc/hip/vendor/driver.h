@@ -41,11 +41,24 @@ inline Element e4m3_of_bytes(int32_t device_index) {
 inline constexpr int kMaxParameterBytes = 4'000;
 inline bool has_large_parameters() { return false; }
 
-// Whether this process has initialised the GPU. The query does not initialise it.
+// Whether this process has initialised a GPU. The query does not initialise it.
 inline bool has_context(int32_t device_index) {
   unsigned flags = 0;
   int is_active = 0;
   return hipDevicePrimaryCtxGetState(device_index, &flags, &is_active) == hipSuccess && is_active;
+}
+
+// Whether this process has initialised any GPU. On a host without a driver, or with all GPUs hidden, it has not.
+inline bool has_any_context() {
+  int count = 0;
+  if (hipGetDeviceCount(&count) != hipSuccess) {
+    static_cast<void>(hipGetLastError());  // clears the error, which the next launch would report otherwise
+    return false;
+  }
+  for (int device = 0; device < count; ++device) {
+    if (has_context(device)) return true;
+  }
+  return false;
 }
 
 // A range of memory that the runtime knows.
