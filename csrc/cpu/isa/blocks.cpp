@@ -82,6 +82,7 @@ void hash_short_rows(WordHash& hash, const StridedRows& rows, const char* block,
 uint64_t hash_block(const BlockLayout& layout, const char* block, int64_t num_bytes) {
   WordHash hash;
   const StridedRows& rows = layout.rows;
+  if (num_bytes == 0) return hash.finish(0);
   if (rows.num_dims == 0) {
     hash.add(block, num_bytes);
   } else if (rows.row_size % 8 == 0) {
