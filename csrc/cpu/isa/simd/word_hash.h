@@ -1,7 +1,7 @@
 // The hash of checksum_blocks: the sum of mix(word ^ number of the word * kStep) over the 8-byte words of a message.
 #pragma once
 
-#include "cpu/isa/simd/vec.h"
+#include "cpu/isa/simd/prefetch.h"
 
 namespace multikv::cpu {
 namespace {
@@ -44,7 +44,7 @@ inline __m256i mix(__m256i x) {
 inline __m256i add_words64(__m256i a, __m256i b) { return _mm256_add_epi64(a, b); }
 inline __m256i xor_words64(__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }
 inline __m256i all_words64(uint64_t x) { return _mm256_set1_epi64x(static_cast<int64_t>(x)); }
-constexpr int kScalars = 4;
+constexpr int kScalars = 2;
 #endif
 
 inline uint64_t load_word64(const char* from) {
@@ -56,11 +56,12 @@ inline uint64_t load_word64(const char* from) {
 // Sums up the words of a message, which is given piece by piece.
 class WordHash {
  public:
-  // Adds num_bytes bytes. Only the last piece may have an incomplete word.
-  void add(const char* from, int64_t num_bytes) {
+  // Adds num_bytes bytes. Only the last piece may have an incomplete word. `ahead` is the distance in bytes from the
+  // loads to what is prefetched. A round is at most a cache line, so that one prefetch for each is enough.
+  void add(const char* from, int64_t num_bytes, [[maybe_unused]] int64_t ahead) {
     int64_t i = 0;
 #ifdef MULTIKV_HASHES_VECTORS
-    i = add_vectors(from, num_bytes);
+    for (; i + kRoundBytes <= num_bytes; i += kRoundBytes) add_round(from + i, ahead);
 #endif
     for (; i + 8 <= num_bytes; i += 8) sum_ += mix(load_word64(from + i) ^ (number_ += kStep));
     if (i == num_bytes) return;
@@ -68,45 +69,41 @@ class WordHash {
     std::memcpy(&word, from + i, num_bytes - i);
     sum_ += mix(word ^ (number_ += kStep));
   }
-  uint64_t finish(int64_t num_bytes) const { return mix(sum_ ^ static_cast<uint64_t>(num_bytes)); }
+  uint64_t finish(int64_t num_bytes) const {
+    uint64_t sum = sum_;
+#ifdef MULTIKV_HASHES_VECTORS
+    uint64_t lanes[kLanes];
+    store(lanes, sums_);
+    for (const uint64_t lane : lanes) sum += lane;
+#endif
+    return mix(sum ^ static_cast<uint64_t>(num_bytes));
+  }
 
  private:
 #ifdef MULTIKV_HASHES_VECTORS
-  // Adds words while there are enough for a round, and returns how many bytes that were. In a round, vectors hash
-  // kVectors * kLanes words, while scalar instructions, which use other units of the core, hash kScalars words.
-  int64_t add_vectors(const char* from, int64_t num_bytes) {
-    constexpr int kLanes = sizeof(Bytes) / 8, kVectors = 2, kRound = kVectors * (kLanes + kScalars);
-    constexpr int kAhead = 2048;  // bytes: how far the loads of a round are prefetched
-    int64_t i = 0;
-    if (num_bytes < kRound * 8) return 0;
-    uint64_t first[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) first[lane] = number_ + (lane + 1) * kStep;
-    Bytes numbers = load(first);
-    Bytes sums = all_words64(0);
-    uint64_t sum = 0;
-    for (; i + kRound * 8 <= num_bytes; i += kRound * 8) {
-      for (int line = 0; line < kRound * 8; line += kCacheLine) __builtin_prefetch(from + i + kAhead + line, 0, 3);
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        const char* at = from + i + v * (kLanes + kScalars) * 8;
-        sums = add_words64(sums, mix(xor_words64(load(at), numbers)));
-        numbers = add_words64(numbers, all_words64((kLanes + kScalars) * kStep));
-        const uint64_t number = number_ + kLanes * kStep;
-#pragma GCC unroll 4
-        for (int k = 0; k < kScalars; ++k) {
-          sum += mix(load_word64(at + (kLanes + k) * 8) ^ (number + (k + 1) * kStep));
-        }
-        number_ += (kLanes + kScalars) * kStep;
-      }
-    }
-    uint64_t lanes[kLanes];
-    store(lanes, sums);
-    for (const uint64_t lane : lanes) sum += lane;
-    sum_ += sum;
-    return i;
-  }
-#endif
+  static constexpr int kLanes = sizeof(Bytes) / 8, kRound = kLanes + kScalars;
+  static constexpr int64_t kRoundBytes = kRound * 8;
 
+  // Adds the words of a round: a vector hashes kLanes words, while scalar instructions, which use other units of the
+  // core, hash the next kScalars words.
+  [[gnu::always_inline]] void add_round(const char* from, int64_t ahead) {
+    prefetch(from + ahead);
+    const Bytes numbers = add_words64(all_words64(number_), lane_steps());
+    sums_ = add_words64(sums_, mix(xor_words64(load(from), numbers)));
+#pragma GCC unroll 2
+    for (int k = kLanes; k < kRound; ++k) sum_ += mix(load_word64(from + k * 8) ^ (number_ + (k + 1) * kStep));
+    number_ += kRound * kStep;
+  }
+
+  // Returns kStep, 2 * kStep, ...
+  static Bytes lane_steps() {
+    uint64_t steps[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) steps[lane] = (lane + 1) * kStep;
+    return load(steps);
+  }
+
+  Bytes sums_ = all_words64(0);
+#endif
   uint64_t sum_ = 0;
   uint64_t number_ = 0;  // the number of the last word * kStep
 };
