@@ -8,6 +8,7 @@
 #pragma once
 
 #include "frontend/torch/register.h"
+#include "params/blocks_params.h"
 #include "params/convert_params.h"
 #include "params/gather_params.h"
 #include "params/indexer_params.h"
@@ -157,6 +158,26 @@ inline constexpr char swap_blocks_batch[] =
 SwapBlocksBatchParams make_swap_blocks_batch_params(Call& call, const Tensor& src_ptrs, const MutableTensor& dst_ptrs,
                                                     const Tensor& sizes, bool is_src_access_order_any);
 
+// -- blocks -----------------------------------------------------------------------------------------------------------
+
+// Copies blocks to other blocks of the same cache, in the caches of all layers.
+inline constexpr char copy_blocks_layers[] =
+    "copy_blocks_layers(Tensor(a!)[] caches, Tensor block_mapping, int num_tokens=-1) -> ()";
+CopyBlocksLayersParams make_copy_blocks_layers_params(Call& call, const MutableTensorList& caches,
+                                                      const Tensor& block_mapping, int64_t num_tokens);
+
+// Sets the bytes of blocks to 0, in the caches of all layers.
+inline constexpr char zero_blocks[] =
+    "zero_blocks(Tensor(a!)[] caches, Tensor block_ids, Tensor? first_token=None) -> ()";
+ZeroBlocksParams make_zero_blocks_params(Call& call, const MutableTensorList& caches, const Tensor& block_ids,
+                                         const OptionalTensor& first_token);
+
+// Computes a hash of the bytes of each block of each layer's cache.
+inline constexpr char checksum_blocks[] =
+    "checksum_blocks(Tensor[] caches, Tensor block_ids, Tensor(a!) out, Tensor? num_tokens=None) -> ()";
+ChecksumBlocksParams make_checksum_blocks_params(Call& call, const TensorList& caches, const Tensor& block_ids,
+                                                 const MutableTensor& out, const OptionalTensor& num_tokens);
+
 // -- all --------------------------------------------------------------------------------------------------------------
 
 // An op as a type: its schema and its make_<op>_params.
@@ -181,6 +202,9 @@ void for_each_op(Visit visit) {
   visit(Op<swap_blocks, make_swap_blocks_params>{});
   visit(Op<swap_blocks_layers, make_swap_blocks_layers_params>{});
   visit(Op<swap_blocks_batch, make_swap_blocks_batch_params>{});
+  visit(Op<copy_blocks_layers, make_copy_blocks_layers_params>{});
+  visit(Op<zero_blocks, make_zero_blocks_params>{});
+  visit(Op<checksum_blocks, make_checksum_blocks_params>{});
 }
 
 // Declares the schemas of all ops.

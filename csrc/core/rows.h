@@ -46,6 +46,7 @@ struct StridedRows {
   int64_t src_stride[kMaxDims];
   int64_t dst_stride[kMaxDims];
 
+  bool operator==(const StridedRows&) const = default;
   constexpr int64_t num_elements() const { return num_rows * row_size; }
   AlignmentBits src_alignment_bits() const { return alignment_bits(src_stride); }
   AlignmentBits dst_alignment_bits() const { return alignment_bits(dst_stride); }

@@ -85,6 +85,7 @@ the largest magnitude of the tile. In amax, NaN is ignored and an infinity count
 import typing
 
 from ..runtime import exports
+from .blocks import *
 from .convert import *
 from .gather import *
 from .indexer import *

@@ -10,7 +10,7 @@ struct Dim {
   int64_t size, src_stride, dst_stride;
 };
 
-// Dimensions in ascending order of their stride in dst.
+// Dimensions in ascending order of their stride in dst, apart from those that are appended.
 class OrderedDims {
  public:
   // An insertion sort, because most tensors' dimensions are inserted in order. Returns false if there is no space.
@@ -19,6 +19,12 @@ class OrderedDims {
     int at = count_++;
     for (; at > 0 && dims_[at - 1].dst_stride > dim.dst_stride; --at) dims_[at] = dims_[at - 1];
     dims_[at] = dim;
+    return true;
+  }
+  // Makes a dimension the last, whatever its stride.
+  bool append(const Dim& dim) {
+    if (count_ == kMaxDims) return false;
+    dims_[count_++] = dim;
     return true;
   }
   const Dim* begin() const { return dims_; }
@@ -80,6 +86,27 @@ StridedRows strided_rows(const Call& call, std::string_view src_name, StridedSid
   if (!merge(rows, src, dst, unit)) {
     call.fail(src_name, join({what, "at most ", text(StridedRows::kMaxDims), " strided dimensions"}),
               shape_text(src.tensor));
+  }
+  return rows;
+}
+
+StridedRows block_rows(const Call& call, std::string_view argument, const Tensor& plane, int64_t num_tokens,
+                       RowOrder order) {
+  StridedRows rows{};
+  rows.row_size = plane.element_bytes();
+  rows.num_rows = 1;
+  OrderedDims dims;
+  bool is_good = true;
+  for (int64_t d = plane.dim() - 1; d >= 1; --d) {
+    const int64_t size = d == 1 ? num_tokens : plane.size(d), stride = stride_bytes(plane, d);
+    if (size == 1) continue;
+    const bool is_sorted = order == RowOrder::kMemory || (order == RowOrder::kTokenMajor && d > 1);
+    is_good &= is_sorted ? dims.insert({size, stride, stride}) : dims.append({size, stride, stride});
+  }
+  for (const Dim& dim : dims) is_good = is_good && add(rows, dim);
+  if (!is_good) {
+    call.fail(argument, join({"blocks of at most ", text(StridedRows::kMaxDims), " strided dimensions"}),
+              shape_text(plane));
   }
   return rows;
 }

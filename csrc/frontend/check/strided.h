@@ -1,4 +1,5 @@
-// Describes two tensors of the same shape as rows that are contiguous in both (StridedRows).
+// Describes two tensors of the same shape as rows that are contiguous in both (StridedRows), or the blocks of one
+// tensor.
 #pragma once
 
 #include "core/rows.h"
@@ -17,5 +18,17 @@ struct StridedSide {
 // dimensions are left than StridedRows has; `what` precedes "at most 8 strided dimensions" in the error message.
 StridedRows strided_rows(const Call& call, std::string_view src_name, StridedSide src, StridedSide dst, int64_t unit,
                          std::string_view what = "");
+
+// The order in which block_rows() arranges the dimensions of a block.
+enum class RowOrder : uint8_t {
+  kMemory,      // by their strides, so that rows are as long as possible
+  kTokenMajor,  // all bytes of token 0, then those of token 1, and so on; each token's by their strides
+  kLogical,     // in the order of the tensor's dimensions
+};
+
+// Describes the tokens 0 .. num_tokens - 1 of a block of a plane [blocks, tokens, ...], in bytes. The src and dst
+// strides of the result are equal. Fails if more dimensions are left than StridedRows has.
+StridedRows block_rows(const Call& call, std::string_view argument, const Tensor& plane, int64_t num_tokens,
+                       RowOrder order);
 
 }  // namespace multikv
