@@ -1,6 +1,7 @@
 // The arguments of a call, for error messages that name one of them.
 #pragma once
 
+#include <concepts>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -44,7 +45,7 @@ class ArgumentsOf : public Arguments {
   explicit ArgumentsOf(const Args&... args) : args_(args...) {}
 
   // Calls visit(name, tensor) for each tensor, in the order of the schema, that is not None. An item of a list has the
-  // name "dst[0]". Tensors that the op writes are MutableTensors.
+  // name "dst[0]".
   void for_each_tensor(auto visit) const {
     const auto unless_none = [&](const auto& name, const auto& tensor) {
       if (!tensor.is_none()) visit(name, tensor);
@@ -52,6 +53,13 @@ class ArgumentsOf : public Arguments {
     [&]<size_t... i>(std::index_sequence<i...>) {
       (multikv::for_each_tensor(unless_none, name_of<i>, std::get<i>(args_)), ...);
     }(std::index_sequence_for<Args...>());
+  }
+
+  // The same for the tensors that the op writes.
+  void for_each_written(auto visit) const {
+    for_each_tensor([&]<class T>(const auto& name, const T& tensor) {
+      if constexpr (std::same_as<T, MutableTensor>) visit(name, tensor);
+    });
   }
 
   std::string tensor_on(int32_t device_type) const override {
