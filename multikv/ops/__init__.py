@@ -27,10 +27,12 @@ given by their addresses have no version that an op could bump.
 **Strides.** The innermost dimension has stride 1 if its size is above 1. All other strides are free, and a tensor may
 start at any element of its storage. A call with empty inputs writes nothing.
 
-**Errors.** A bad argument raises RuntimeError: its rank, size, dtype, device, stride or format is wrong, or its storage
-is too small. On a CPU, a bad index raises IndexError. Both are raised before anything is written. On a GPU, the op
-skips a token, or an output row, whose index is bad. With the environment variable MULTIKV_CHECK_INDICES=1, or after
-`platforms.set_check_indices(True)`, GPU ops raise IndexError, too.
+**Errors.** An argument of a wrong Python type, such as a list for a tensor, raises TypeError; a call through
+torch.ops.multikv raises PyTorch's RuntimeError. Every other bad argument raises RuntimeError: its rank, size, dtype,
+device, layout, stride or format is wrong, or its storage ends too early. On a CPU, a bad index raises IndexError. All
+of these are raised before anything is written. On a GPU, the op skips a token, or an output row, whose index is bad.
+With the environment variable MULTIKV_CHECK_INDICES=1, or after `platforms.set_check_indices(True)`, GPU ops raise
+IndexError, too.
 
 **Slots.** `slot_mapping` has one element for each token, the slot that the token is written to, as int32 or int64. Its
 length is the number of tokens; if another input has more rows, those are neither read nor written. A negative slot is
@@ -89,7 +91,7 @@ the largest magnitude of the tile. In amax, NaN is ignored and an infinity count
 
 import typing
 
-from ..runtime import exports
+from ..runtime import explanations, exports
 from .convert import *
 from .gather import *
 from .indexer import *
@@ -100,3 +102,4 @@ from .swap import *
 
 if not typing.TYPE_CHECKING:  # type checkers take the names from the star imports
     __all__ = list(exports.public_names(globals()))
+    globals().update({name: explanations.explaining(globals()[name]) for name in __all__})
