@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #include "frontend/check/arguments.h"
-#include "frontend/check/call.h"
 #include "frontend/check/autograd.h"
+#include "frontend/check/call.h"
 #include "frontend/torch/boxing.h"
 #include "frontend/torch/schema_check.h"
 
