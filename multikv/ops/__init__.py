@@ -19,12 +19,19 @@ RuntimeError. Most other overlaps are not detected, and the values written are t
 allocates no device memory, and it does not synchronise the host with the device unless indices are checked. So it can
 be captured in a CUDA graph and compiled with `fullgraph=True`.
 
+**Autograd.** Ops record no gradients: an input that requires grad is treated as detached. A call bumps the version of
+every tensor that it writes, so a backward pass that needs what was overwritten raises RuntimeError, as it does after an
+in-place op of PyTorch. A written tensor that requires grad raises RuntimeError unless grad mode is off. Caches that are
+given by their addresses have no version that an op could bump.
+
 **Strides.** The innermost dimension has stride 1 if its size is above 1. All other strides are free, and a tensor may
 start at any element of its storage. A call with empty inputs writes nothing.
 
-**Errors.** A bad argument (rank, size, dtype, device, stride, format) raises RuntimeError. On a CPU, a bad index raises
-IndexError. Both are raised before anything is written. On a GPU, the op skips a token, or an output row, whose index is
-bad. With the environment variable MULTIKV_CHECK_INDICES=1, or after `platforms.set_check_indices(True)`, GPU ops raise
+**Errors.** An argument of a wrong Python type, such as a list for a tensor, raises TypeError; a call through
+torch.ops.multikv raises PyTorch's RuntimeError. Every other bad argument raises RuntimeError: its rank, size, dtype,
+device, layout, stride or format is wrong, or its storage ends too early. On a CPU, a bad index raises IndexError. All
+of these are raised before anything is written. On a GPU, the op skips a token, or an output row, whose index is bad.
+With the environment variable MULTIKV_CHECK_INDICES=1, or after `platforms.set_check_indices(True)`, GPU ops raise
 IndexError, too.
 
 **Slots.** `slot_mapping` has one element for each token, the slot that the token is written to, as int32 or int64. Its
@@ -84,7 +91,7 @@ the largest magnitude of the tile. In amax, NaN is ignored and an infinity count
 
 import typing
 
-from ..runtime import exports
+from ..runtime import explanations, exports
 from .blocks import *
 from .convert import *
 from .gather import *
@@ -96,3 +103,4 @@ from .swap import *
 
 if not typing.TYPE_CHECKING:  # type checkers take the names from the star imports
     __all__ = list(exports.public_names(globals()))
+    globals().update({name: explanations.explaining(globals()[name]) for name in __all__})
