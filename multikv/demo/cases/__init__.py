@@ -23,6 +23,7 @@ from .gather import *
 from .indexer import *
 from .mla import *
 from .mla_rope import *
+from .moves import *
 from .reshape_and_cache import *
 from .swap import *
 from .values import CACHE_DTYPES as CACHE_DTYPES

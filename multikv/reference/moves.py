@@ -1,0 +1,175 @@
+"""Copies of tokens between caches and staging memory, between caches, and within a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .formats import bad_index, bits
+from .gather import check_bounds
+
+__all__ = ["compact_cache", "move_tokens", "pack_layers", "unpack_layers"]
+
+# A token of a packed call: its place in staging, its block, and its offset in the block.
+_PackedToken = tuple[tuple[int, int], int, int]
+
+
+def _packed_tokens(
+    caches: Sequence[Tensor], block_ids: Tensor, staging: Tensor, num_tokens: int, bad_indices: str
+) -> list[_PackedToken]:
+    """Returns the tokens of blocks that are neither skipped nor bad.
+
+    Entries of block_ids that none of the num_tokens tokens needs are not checked.
+    """
+    num_blocks, block_size = caches[0].shape[:2]
+    ids = block_ids.tolist()
+    tokens = []
+    for t in range(len(ids) * block_size if num_tokens < 0 else num_tokens):
+        i, offset = divmod(t, block_size)
+        if 0 <= ids[i] < num_blocks:
+            tokens.append((divmod(t, staging.shape[1]), ids[i], offset))
+        elif ids[i] >= num_blocks and bad_indices == "raise":
+            raise bad_index("block_ids", i, ids[i])
+    return tokens
+
+
+def pack_layers(
+    caches: Sequence[Tensor],
+    block_ids: Tensor,
+    staging: Tensor,
+    num_tokens: int = -1,
+    head_start: int = 0,
+    *,
+    bad_indices: str = "raise",
+) -> None:
+    """Copies staging[t // C, t % C, p] = caches[p][block_ids[t // B], t % B, head_start : head_start + H'].
+
+    caches: planes [N, B, H, D]; block_ids [n]; staging [M, C, planes, H', D]. This is done for every token
+    t < num_tokens (-1: n * B) and every plane p. A block with a negative id is skipped.
+    """
+    heads = slice(head_start, head_start + staging.shape[3])
+    for place, block, offset in _packed_tokens(caches, block_ids, staging, num_tokens, bad_indices):
+        for p, cache in enumerate(caches):
+            bits(staging)[place][p] = bits(cache)[block, offset, heads].to(staging.device)
+
+
+def unpack_layers(
+    staging: Tensor,
+    caches: Sequence[Tensor],
+    block_ids: Tensor,
+    num_tokens: int = -1,
+    head_start: int = 0,
+    *,
+    bad_indices: str = "raise",
+) -> None:
+    """Copies caches[p][block_ids[t // B], t % B, head_start : head_start + H'] = staging[t // C, t % C, p].
+
+    Shapes, tokens and planes are those of pack_layers. If a block is listed twice, its later tokens are kept.
+    """
+    heads = slice(head_start, head_start + staging.shape[3])
+    for place, block, offset in _packed_tokens(caches, block_ids, staging, num_tokens, bad_indices):
+        for p, cache in enumerate(caches):
+            bits(cache)[block, offset, heads] = bits(staging)[place][p].to(cache.device)
+
+
+def move_tokens(
+    src: Sequence[Tensor],
+    dst: Sequence[Tensor],
+    src_slots: Tensor,
+    dst_slots: Tensor,
+    overlap: bool = False,
+    *,
+    bad_indices: str = "raise",
+) -> None:
+    """Copies slot src_slots[i] of src[p] to slot dst_slots[i] of dst[p], for every i and every plane p.
+
+    Planes are [N, B, ...]. A pair with a negative slot is skipped. All slots are read before the first is written. If
+    a slot of dst is listed twice, the later token is kept.
+    """
+    num_slots = [planes[0].shape[0] * planes[0].shape[1] for planes in (src, dst)]
+    pairs = []
+    for i, pair in enumerate(zip(src_slots.tolist(), dst_slots.tolist(), strict=True)):
+        if min(pair) < 0:
+            continue
+        bad = [side for side in range(2) if pair[side] >= num_slots[side]]
+        if not bad:
+            pairs.append(pair)
+        elif bad_indices == "raise":
+            raise bad_index(("src_slots", "dst_slots")[bad[0]], i, pair[bad[0]])
+    for source, target in zip(src, dst, strict=True):
+        tokens = [bits(source)[divmod(read, source.shape[1])].clone() for read, _ in pairs]
+        for (_, written), token in zip(pairs, tokens, strict=True):
+            bits(target)[divmod(written, target.shape[1])] = token.to(target.device)
+
+
+def _kept_tokens(
+    keep: Sequence[int], bounds: Sequence[int], starts: Sequence[int], name: tuple[int, ...], bad_indices: str
+) -> Iterator[tuple[int, int, int, int]]:
+    """Yields (sequence, m, position, destination) for each element of a row of keep that breaks no rule.
+
+    `name` is what precedes m in the subscript of an element of keep.
+    """
+    for s, start in enumerate(starts):
+        for m in range(bounds[s], bounds[s + 1]):
+            destination = start + m - bounds[s]
+            least = max(destination, keep[m - 1] + 1 if m > bounds[s] else 0)
+            if keep[m] >= least:
+                yield s, m, keep[m], destination
+            elif bad_indices == "raise":
+                raise bad_index("keep", (*name, m) if name else m, keep[m])
+
+
+def compact_cache(
+    caches: Sequence[Tensor],
+    block_table: Tensor,
+    keep: Tensor,
+    keep_offsets: Tensor,
+    dst_start: Tensor | None = None,
+    *,
+    bad_indices: str = "raise",
+) -> None:
+    """Moves the kept tokens of each sequence to its front: position keep[..., m] to d = dst_start[s] + m - bounds[s].
+
+    caches: planes [N, B, H, D]; block_table [S, blocks of a sequence]; keep [M] for all heads, [H, M], or [G, H, M], of
+    which plane p uses keep[p // (planes / G)]; keep_offsets [S + 1] are the bounds; dst_start [S]. Position q of
+    sequence s is in block block_table[s, q // B] at offset q % B. Within a sequence, keep must increase and be at
+    least d. An element with keep = d moves nothing, but its block is checked.
+    """
+    num_blocks, block_size, num_heads = caches[0].shape[:3]
+    bounds, table, width = keep_offsets.tolist(), block_table.tolist(), block_table.shape[1]
+    check_bounds("keep_offsets", bounds, keep.shape[-1])
+    starts = [0] * len(table) if dst_start is None else dst_start.tolist()
+    for s, start in enumerate(starts):
+        if start < 0 and bad_indices == "raise":
+            raise bad_index("dst_start", s, start)
+
+    def slot(s: int, position: int, subscript: object) -> tuple[int, int] | None:
+        """Returns the block and the offset of a position, or None if the block is bad."""
+        column, offset = divmod(position, block_size)
+        if column < width and 0 <= table[s][column] < num_blocks:
+            return table[s][column], offset
+        if bad_indices == "raise":
+            raise bad_index("keep", subscript, position) if column >= width else bad_index(
+                "block_table", (s, column), table[s][column]
+            )
+        return None
+
+    moves = []  # (group, head or all heads, block and offset that is read, block and offset that is written)
+    rows = keep.reshape(-1, keep.shape[-1]).tolist()
+    for number, row in enumerate(rows):
+        name = ((), (number,), divmod(number, num_heads))[keep.dim() - 1]
+        for s, m, position, destination in _kept_tokens(row, bounds, starts, name, bad_indices):
+            if starts[s] < 0:
+                continue
+            read = slot(s, position, (*name, m) if name else m)
+            written = slot(s, destination, m)
+            if read and written:
+                heads = slice(None) if keep.dim() == 1 else slice(number % num_heads, number % num_heads + 1)
+                moves.append((number // num_heads if keep.dim() == 3 else 0, heads, read, written))
+    planes_per_group = len(caches) // (keep.shape[0] if keep.dim() == 3 else 1)
+    for p, cache in enumerate(caches):
+        for group, heads, read, written in moves:
+            if group == p // planes_per_group:
+                bits(cache)[written][heads] = bits(cache)[read][heads].clone()
