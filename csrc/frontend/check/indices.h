@@ -13,6 +13,8 @@ namespace multikv {
 
 // Checks that a tensor is int32 or int64 and has `dim` dimensions, and returns its indices.
 Indices indices_of(Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
+// The same for a tensor whose device the caller has checked, because it need not be the device of the call.
+Indices indices_on_any_device(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
 
 // Checks slot_mapping [tokens], or [layers, tokens] if `dim` is 2. The values are not checked yet.
 Slots make_slots(Call& call, const Tensor& slot_mapping, int64_t dim = 1);
@@ -32,6 +34,8 @@ bool checks_indices(const Call& call);
 class HostIndices {
  public:
   HostIndices(const Call& call, const Indices& indices, int64_t rows, int64_t columns);
+  // For indices that are in the memory of the host.
+  explicit HostIndices(const Indices& indices) : view_(indices) {}
 
   const Indices& view() const { return view_; }
   bool is_given() const { return view_.is_given(); }
