@@ -98,13 +98,13 @@ static_assert(LaunchParams<MoveTokensParams>);
 
 // The positions that sequences keep. Element m of sequence s moves to position dst_start[s] + m - keep_offsets[s].
 struct KeptTokens {
-  Indices keep;           // [groups * rows, elements], where rows is the number of heads, or 1: see is_per_head
-  Indices keep_offsets;   // [sequences + 1]
-  Indices dst_start;      // [sequences]; all 0 if not given
-  Indices block_table;    // [sequences, blocks_per_sequence]
+  Indices keep;          // [groups * rows, elements], where rows is the number of heads, or 1: see is_per_head
+  Indices keep_offsets;  // [sequences + 1]
+  Indices dst_start;     // [sequences]; all 0 if not given
+  Indices block_table;   // [sequences, blocks_per_sequence]
   int64_t keep_stride_group, num_elements, num_sequences, blocks_per_sequence;
   int64_t planes_per_group;
-  bool is_per_head;  // whether each head keeps its own positions
+  bool is_per_group, is_per_head;  // whether each group of planes, or each head, keeps its own positions
 
   constexpr Indices keep_of(int64_t group, int64_t head) const {
     Indices rows = keep;

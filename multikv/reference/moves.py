@@ -150,14 +150,14 @@ def compact_cache(
         column, offset = divmod(position, block_size)
         if column < width and 0 <= table[s][column] < num_blocks:
             return table[s][column], offset
-        if bad_indices == "raise":
-            raise bad_index("keep", subscript, position) if column >= width else bad_index(
-                "block_table", (s, column), table[s][column]
-            )
-        return None
+        if bad_indices == "skip":
+            return None
+        if column >= width:
+            raise bad_index("keep", subscript, position)
+        raise bad_index("block_table", (s, column), table[s][column])
 
     moves = []  # (group, head or all heads, block and offset that is read, block and offset that is written)
-    rows = keep.reshape(-1, keep.shape[-1]).tolist()
+    rows = keep.flatten(0, -2).tolist() if keep.dim() > 1 else [keep.tolist()]
     for number, row in enumerate(rows):
         name = ((), (number,), divmod(number, num_heads))[keep.dim() - 1]
         for s, m, position, destination in _kept_tokens(row, bounds, starts, name, bad_indices):

@@ -150,9 +150,7 @@ def kept_positions(lengths: Sequence[int], kept: Sequence[int], starts: Sequence
     """[rows, sum of kept]: for each sequence, increasing positions from its start on."""
     drawn = []
     for length, count, start in zip(lengths, kept, starts, strict=True):
-        drawn.append(
-            torch.stack([start + torch.randperm(length - start)[:count].sort().values for _ in range(rows)])
-        )
+        drawn.append(torch.stack([start + torch.randperm(length - start)[:count].sort().values for _ in range(rows)]))
     return torch.cat(drawn, 1) if drawn else torch.empty(rows, 0, dtype=torch.int64)
 
 
@@ -212,13 +210,12 @@ def compact_arguments(
 PACK, UNPACK, MOVE, COMPACT = "pack_layers", "unpack_layers", "move_tokens", "compact_cache"
 # Other contents have as many ids, slots and bounds. Those of lists on the CPU stay, because a graph keeps them.
 OTHERS = {"others": {"ids": (0, 8, 3, -1, 5)}}
-LARGER_STAGED = {"blocks": 300, "ids": tuple(range(5, 280, 3)), "planes": 6}
+LARGER_STAGED = {"blocks": 300, "ids": tuple(range(5, 280, 3)), "head_size": 128}
 LARGER_MOVE = {
     "pairs": tuple((7 * i, (5 * i) % 6000) for i in range(1000)),
     "src_blocks": 2000,
     "dst_blocks": 1000,
-    "tokens": ((8, 64),) * 6,
-    "dtypes": (torch.bfloat16,),
+    "tokens": ((8, 64), (8, 64), (500,), (2, 3, 40)),
 }
 LARGER_COMPACT = {"lengths": (900, 40, 0, 3000), "kept": (300, 40, 0, 1000), "blocks": 1100}
 SOME_HEADS = {"head_start": 1, "staged_heads": 2, "num_tokens": 18, "chunk": 6, "order": "HND", "staging": "token_last"}

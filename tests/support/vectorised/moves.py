@@ -121,7 +121,7 @@ def compact_cache(
     sequence = torch.arange(len(table)).repeat_interleave(bounds[1:] - bounds[:-1])
     m = torch.arange(len(sequence)) + (int(bounds[0]) if len(bounds) else 0)
     destination = m - bounds[:-1][sequence] + starts[sequence]
-    rows = keep.cpu().long().reshape(-1, keep.shape[-1])
+    rows = keep.cpu().long().flatten(0, -2) if keep.dim() > 1 else keep.cpu().long()[None]
     groups = keep.shape[0] if keep.dim() == 3 else 1
     for number, row in enumerate(rows):
         name = ((), (number,), divmod(number, num_heads))[keep.dim() - 1]
@@ -160,8 +160,15 @@ def _moved(
         faults += [~inside, inside & ((block < 0) | (block >= num_blocks))]
         slots.append(block * block_size + q % block_size)
     if bad_indices == "raise" and not good.all():
-        _raise_fault(int((~good).nonzero()[0]), [bool(x[(~good).nonzero()[0]]) for x in faults], name, row, elements,
-                     table, block_size)
+        _raise_fault(
+            int((~good).nonzero()[0]),
+            [bool(x[(~good).nonzero()[0]]) for x in faults],
+            name,
+            row,
+            elements,
+            table,
+            block_size,
+        )
     return slots[0][good], slots[1][good]
 
 

@@ -42,8 +42,8 @@ class UnitRows {
   char* dst() const { return dst_ + walker_.dst(); }
 
   void next() {
-    if (++row_ < rows_.num_rows) walker_.next();
-    else enter_next_unit();
+    walker_.next();  // after the last row comes the first
+    if (++row_ == rows_.num_rows) enter_next_unit();
   }
 
  private:
@@ -53,7 +53,6 @@ class UnitRows {
       if (slots.src < 0 || slots.dst < 0) continue;
       src_ = plane_.src + layout_.src.offset_of(split_slot(copies_.src_blocks, slots.src));
       dst_ = plane_.dst + layout_.dst.offset_of(split_slot(copies_.dst_blocks, slots.dst));
-      walker_ = RowWalker(rows_, 0);
       row_ = 0;
       return;
     }
