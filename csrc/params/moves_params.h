@@ -106,9 +106,14 @@ struct KeptTokens {
   int64_t planes_per_group;
   bool is_per_group, is_per_head;  // whether each group of planes, or each head, keeps its own positions
 
-  constexpr Indices keep_of(int64_t group, int64_t head) const {
+  // What the planes of a group keep, [rows, elements], and what a head of them keeps, [elements].
+  constexpr Indices keep_of_group(int64_t group) const {
     Indices rows = keep;
     rows.data = static_cast<const char*>(rows.data) + group * keep_stride_group * (rows.is_int64 ? 8 : 4);
+    return rows;
+  }
+  constexpr Indices keep_of(int64_t plane, int64_t head) const {
+    const Indices rows = keep_of_group(plane / planes_per_group);
     return is_per_head ? rows.row(head) : rows;
   }
 };

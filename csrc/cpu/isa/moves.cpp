@@ -133,15 +133,14 @@ template <>
 void run<kIsa>(const CompactCacheParams& p, int64_t begin, int64_t end, Stores) {
   for_each_plane(p.planes.groups, p.kept.num_sequences, begin, end,
                  [&](const auto& group, const Plane& plane, int64_t i, int64_t j) {
-                   const int64_t keep_group = plane.index / p.kept.planes_per_group;
                    for (int64_t s = i; s < j; ++s) {
                      if (!p.kept.is_per_head) {
-                       compact(p, group.layout, plane.data, p.kept.keep, s, p.num_heads);
+                       compact(p, group.layout, plane.data, p.kept.keep_of(plane.index, 0), s, p.num_heads);
                        continue;
                      }
                      for (int64_t head = 0; head < p.num_heads; ++head) {
                        compact(p, group.layout, plane.data + head * group.layout.stride_head_bytes,
-                               p.kept.keep_of(keep_group, head), s, 1);
+                               p.kept.keep_of(plane.index, head), s, 1);
                      }
                    }
                  });

@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kCompactThreads) compact_cache_kernel(const MU
   const int64_t part = next_index(head.parts), head_number = next_index(head.heads);
   const int64_t sequence = next_index(head.sequences);
   const Plane plane = launch.items()[rest];
-  const Indices keep = head.kept.keep_of(plane.index / head.kept.planes_per_group, head_number);
+  const Indices keep = head.kept.keep_of(plane.index, head_number);
   const KeptRange range = kept_range(head.kept, sequence);
   const int64_t first_vector = part * head.part_vectors.value, left = head.head_vectors - first_vector;
   char* const data = plane.data + head_number * head.layout.stride_head_bytes + first_vector * kWidth;
@@ -146,10 +146,10 @@ cudaError_t launch(const CompactCacheParams& p, const Context& context) {
     AlignmentBits bits = group.layout.alignment_bits();
     for (int64_t plane = 0; plane < group.num_planes; ++plane) bits = bits | AlignmentBits(group.planes[plane].data);
     const int width = bits.widest(16);
-    const cudaError_t error = width == 16  ? launch_group<16>(p, group, context)
-                              : width >= 4 ? launch_group<4>(p, group, context)
-                                           : launch_group<1>(p, group, context);
-    MULTIKV_RETURN_IF_FAILED(error);
+    const cudaError_t launched = width == 16  ? launch_group<16>(p, group, context)
+                                 : width >= 4 ? launch_group<4>(p, group, context)
+                                              : launch_group<1>(p, group, context);
+    MULTIKV_RETURN_IF_FAILED(launched);
   }
   return cudaSuccess;
 }

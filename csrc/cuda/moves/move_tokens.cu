@@ -104,10 +104,10 @@ cudaError_t launch_group(const MoveTokensParams& p, const PlaneGroup<CopyLayout,
     const SlotLayout slots{p.copies.src_blocks, p.copies.dst_blocks, group.layout.src, group.layout.dst};
     const MovedPairs pairs{p.src_slots.indices, p.dst_slots.indices, p.are_slots_on_host};
     if (p.overlap) {
-      const OverlapHead<Layout> head{.slots = slots, .unit = Layout(rows), .pairs = pairs};
+      const OverlapHead<Layout> head{.slots = slots, .unit = Layout::of(rows), .pairs = pairs};
       launch_pairs(head, group, range, [&](auto& launch) { launch_overlapping<kWidth>(launch, context); });
     } else {
-      const CopyHead<MovedPairs, Layout> head{.slots = slots, .unit = Layout(rows), .pairs = pairs};
+      const CopyHead<MovedPairs, Layout> head{.slots = slots, .unit = Layout::of(rows), .pairs = pairs};
       launch_pairs(head, group, range, [&](auto& launch) {
         launch.head.num_units = launch.num_entries;
         launch_units<kWidth>(launch, link_threads_of(p.copies, context), context);

@@ -42,7 +42,7 @@ cudaError_t launch_group(const PackLayersParams& p, const PlaneGroup<CopyLayout,
   return with_unit_layout(rows, alignment_bits(group), [&]<int kWidth, Arrangement kArrangement>() {
     using Head = CopyHead<PackedPairs, UnitLayout<kWidth, kArrangement>>;
     const Head head{.slots = {p.copies.src_blocks, p.copies.dst_blocks, group.layout.src, group.layout.dst},
-                    .unit = UnitLayout<kWidth, kArrangement>(rows),
+                    .unit = UnitLayout<kWidth, kArrangement>::of(rows),
                     .pairs = {.block_ids = p.block_ids.indices,
                               .blocks = p.cache_blocks(),
                               .is_unpack = p.is_unpack,

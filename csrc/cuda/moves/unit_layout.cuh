@@ -44,10 +44,10 @@ struct UnitLayout {
   Divisor32 inner_rows;  // rows of dimension 0
   StridedRows rows;
 
-  explicit UnitLayout(const StridedRows& unit)
-      : num_vectors(static_cast<uint32_t>(unit.num_elements() / kWidth)),
-        row_vectors(Divisor32::of(unit.row_size / kWidth)),
-        inner_rows(Divisor32::of(unit.num_dims > 0 ? unit.size[0] : 1)), rows(unit) {}
+  static UnitLayout of(const StridedRows& unit) {
+    return {static_cast<uint32_t>(unit.num_elements() / kWidth), Divisor32::of(unit.row_size / kWidth),
+            Divisor32::of(unit.num_dims > 0 ? unit.size[0] : 1), unit};
+  }
 
   // The offsets of a row from the start of the unit.
   __device__ Offsets row(uint32_t row) const {

@@ -98,7 +98,7 @@ void check_kept_tokens(const Call& call, const KeptTokens& kept, const Blocks& b
   const KeptChecker checker(call, kept, blocks);
   const int64_t num_rows = kept.is_per_head ? num_heads : 1;
   for (int64_t group = 0; group < num_groups; ++group) {
-    const HostIndices keep(call, kept.keep_of(group, 0), num_rows, kept.num_elements);
+    const HostIndices keep(call, kept.keep_of_group(group), num_rows, kept.num_elements);
     for (int64_t row = 0; row < num_rows; ++row) {
       const std::string head = kept.is_per_head ? join({text(row), ", "}) : "";
       checker.check({keep, row, kept.is_per_group ? join({text(group), ", ", head}) : head});

@@ -112,7 +112,7 @@ def compact_cache(
     *,
     bad_indices: str = "raise",
 ) -> None:
-    num_blocks, block_size, num_heads = caches[0].shape[:3]
+    block_size, num_heads = caches[0].shape[1:3]
     bounds, table = keep_offsets.cpu().long(), block_table.cpu().long()
     _check_bounds("keep_offsets", bounds, keep.shape[-1])
     starts = bounds.new_zeros(len(table)) if dst_start is None else dst_start.cpu().long()
@@ -123,9 +123,10 @@ def compact_cache(
     destination = m - bounds[:-1][sequence] + starts[sequence]
     rows = keep.cpu().long().flatten(0, -2) if keep.dim() > 1 else keep.cpu().long()[None]
     groups = keep.shape[0] if keep.dim() == 3 else 1
-    for number, row in enumerate(rows):
-        name = ((), (number,), divmod(number, num_heads))[keep.dim() - 1]
-        reads, writes = _moved(row, name, (sequence, m, destination, starts), table, caches[0], bad_indices)
+    elements = (sequence, m, destination, starts)
+    names = [((), (number,), divmod(number, num_heads))[keep.dim() - 1] for number in range(len(rows))]
+    moves = [_moved(row, name, elements, table, caches[0], bad_indices) for row, name in zip(rows, names, strict=True)]
+    for number, (reads, writes) in enumerate(moves):
         heads = slice(None) if keep.dim() == 1 else slice(number % num_heads, number % num_heads + 1)
         first = number // num_heads if keep.dim() == 3 else 0
         for cache in caches[first * (len(caches) // groups) : (first + 1) * (len(caches) // groups)]:
