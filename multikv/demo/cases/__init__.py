@@ -15,6 +15,7 @@ from . import gather as _gather
 from . import indexer as _indexer
 from . import mla as _mla
 from . import mla_rope as _mla_rope
+from . import moves as _moves
 from . import reshape_and_cache as _reshape_and_cache
 from . import swap as _swap
 from .case import Case as Case
@@ -31,7 +32,7 @@ from .workload import *
 
 CASES: list[Case] = [
     case
-    for family in (_reshape_and_cache, _mla, _mla_rope, _convert, _gather, _indexer, _swap)
+    for family in (_reshape_and_cache, _mla, _mla_rope, _convert, _gather, _indexer, _swap, _moves)
     for case in family.CASES
 ]
 
