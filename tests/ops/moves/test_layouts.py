@@ -7,8 +7,6 @@ that the layout's own description gives, and unpacks the buffer into empty cache
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -164,18 +162,12 @@ def test_block_size_and_order(device, block_sizes, orders):
     assert same(tokens_of(targets, new_ids)[:tokens], tokens_of(sources))
 
 
-def repacked(caches: list[Tensor], device: torch.device, view: Callable[[Tensor], Tensor]) -> Tensor:
-    buffer = torch.empty(N * B * P * H * D, dtype=DTYPE, device=device)
-    multikv.pack_layers(caches, ids_on(device), view(buffer))
-    return buffer
-
-
 @pytest.mark.parametrize("order", ["NHD", "HND"])
 def test_the_blocks_of_other_caches_without_a_second_step(device, order):
     """A view of staging that is the other side's blocks: of 64 tokens, HND. So one call changes size and order."""
     caches = make_caches(device, order=order)
-    buffer = repacked(caches, device, lambda x: x.view(N * B // 64, P, H, 64, D).permute(0, 3, 1, 2, 4))
-    blocks = buffer.view(N * B // 64, P, H, 64, D)
+    blocks = torch.empty(N * B // 64, P, H, 64, D, dtype=DTYPE, device=device)
+    multikv.pack_layers(caches, ids_on(device), blocks.permute(0, 3, 1, 2, 4))
     assert same(blocks, tokens_of(caches).view(-1, 64, P, H, D).permute(0, 2, 3, 1, 4))
 
 
@@ -251,38 +243,46 @@ def test_writes_k_and_v_of_different_sizes_in_one_row(device):
     assert same(cache.flatten(0, 1)[slots], torch.cat([key, value], -1))
 
 
-@pytest.mark.parametrize("x", [2, 4])
-def test_vec_layout(device, x):
-    """VLLM's CPU layout `vec`: keys [blocks, H, D / x, B, x], and values [blocks, H, B / x, D, x].
+def vec_caches(device: torch.device) -> list[Tensor]:
+    """vLLM's CPU layout `vec`: keys [blocks, H, D, B], values [blocks, H, B, D]."""
+    return [random(BLOCKS, H, *sizes, device=device) for sizes in ((D, B), (B, D))]
 
-    reshape_and_cache with interleaved_v writes both. For pack_layers a vector of keys is a head: x elements.
-    """
+
+def test_writes_vec_caches(device):
+    """reshape_and_cache with vectors of one element: keys [blocks, H, D, B, 1], interleaved values likewise."""
+    key_cache, value_cache = vec_caches(device)
+    expected_keys, expected_values = key_cache.clone(), value_cache.clone()
     key, value = random(40, H, D, device=device), random(40, H, D, device=device)
-    key_cache = torch.zeros(BLOCKS, H, D // x, B, x, dtype=DTYPE, device=device)
-    value_cache = torch.zeros(BLOCKS, H, B // x, D, x, dtype=DTYPE, device=device)
     slots = torch.randperm(BLOCKS * B, device=device)[:40]
+    expected_keys[slots // B, :, :, slots % B] = key
+    expected_values[slots // B, :, slots % B] = value
     one = torch.ones(1, device=device)
-    multikv.reshape_and_cache(key, value, key_cache, value_cache, slots, "auto", one, one, True)
-    keys_by_slot = key_cache.permute(0, 3, 1, 2, 4).reshape(BLOCKS * B, H, D)
-    values_by_slot = value_cache.permute(0, 2, 4, 1, 3).reshape(BLOCKS * B, H, D)
-    assert same(keys_by_slot[slots], key)
-    assert same(values_by_slot[slots], value)
-
-    planes = [key_cache.permute(0, 3, 1, 2, 4).flatten(2, 3)]  # a view [blocks, B, H * D / x, x]
-    assert planes[0].data_ptr() == key_cache.data_ptr()
-    staging = torch.empty(N, B, 1, H * D // x, x, dtype=DTYPE, device=device)
-    multikv.pack_layers(planes, ids_on(device), staging)
-    assert same(staging.view(N * B, H, D), keys_by_slot.view(BLOCKS, B, H, D)[list(IDS)].flatten(0, 1))
+    views = key_cache.unsqueeze(-1), value_cache.unsqueeze(-1)
+    multikv.reshape_and_cache(key, value, *views, slots, "auto", one, one, interleaved_v=True)
+    assert same(key_cache, expected_keys)
+    assert same(value_cache, expected_values)
 
 
-def test_blocks_of_vec_values_move_whole(device):
-    """Slots of the values in `vec` are not contiguous, so their blocks move whole: a block is a slot of one pool."""
-    caches = [random(BLOCKS, H, B // 4, D, 4, device=device) for _ in range(LAYERS)]
-    targets = [torch.zeros_like(x) for x in caches]
-    new_ids = torch.randperm(BLOCKS, device=device)[:N]
-    multikv.move_tokens([x.unsqueeze(1) for x in caches], [x.unsqueeze(1) for x in targets], ids_on(device), new_ids)
-    for source, target in zip(caches, targets, strict=True):
-        assert same(target[new_ids], source[list(IDS)])
+def test_packs_vec_caches(device):
+    """Keys are planes [blocks, B, H * D, 1], in which an element is a head; values are planes in the order HND."""
+    key_cache, value_cache = vec_caches(device)
+    staging = torch.zeros(N, B, 2, H, D, dtype=DTYPE, device=device)
+    by_element = staging[:, :, :1].flatten(3).unsqueeze(-1)  # [N, B, 1, H * D, 1], a view
+    assert by_element.data_ptr() == staging.data_ptr()
+    multikv.pack_layers([key_cache.flatten(1, 2).transpose(1, 2).unsqueeze(-1)], ids_on(device), by_element)
+    multikv.pack_layers([value_cache.transpose(1, 2)], ids_on(device), staging[:, :, 1:])
+    assert same(staging[:, :, 0], key_cache[list(IDS)].permute(0, 3, 1, 2))
+    assert same(staging[:, :, 1], value_cache[list(IDS)].transpose(1, 2))
+
+
+def test_blocks_of_vec_caches_move_whole(device):
+    """A block of any layout is a slot of a pool without blocks."""
+    for cache in vec_caches(device):
+        target, expected = torch.zeros_like(cache), torch.zeros_like(cache)
+        new_ids = torch.randperm(BLOCKS, device=device)[:N]
+        multikv.move_tokens([cache.unsqueeze(1)], [target.unsqueeze(1)], ids_on(device), new_ids)
+        expected[new_ids] = cache[list(IDS)]
+        assert same(target, expected)
 
 
 @pytest.mark.parametrize("dense", [True, False], ids=["one_tensor", "two_tensors"])

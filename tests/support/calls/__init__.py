@@ -13,3 +13,5 @@ _FAMILIES = (reshape_and_cache, mla, convert, gather, indexer, swap, moves)
 CALLS = {name: Call(*call) for family in _FAMILIES for name, call in family.CALLS.items()}
 GPU_CALLS = {name: Call(*call) for family in (swap, moves) for name, call in family.GPU_CALLS.items()}
 ONE_OF_EACH = {call.op: call for call in reversed(CALLS.values())}  # the first of each op
+# On a GPU these calls are errors unless tensors are in pinned memory.
+PINNED_ONLY = ("upconvert-host", *moves.PINNED_ONLY)

@@ -253,3 +253,5 @@ GPU_CALLS = {
     "move-from_pinned": Call(MOVE, move_arguments, {"src": "pinned", "slots_place": "cpu"}),
     "move-overlap_cpu_slots": Call(MOVE, move_arguments, SAME_POOL | {"slots_place": "cpu"}),
 }
+# Those that are errors unless tensors are in pinned memory.
+PINNED_ONLY = tuple(name for name in GPU_CALLS if "pinned" in name)
