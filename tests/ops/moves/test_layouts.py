@@ -244,7 +244,7 @@ def test_writes_k_and_v_of_different_sizes_in_one_row(device):
 
 
 def vec_caches(device: torch.device) -> list[Tensor]:
-    """vLLM's CPU layout `vec`: keys [blocks, H, D, B], values [blocks, H, B, D]."""
+    """VLLM's CPU layout `vec`: keys [blocks, H, D, B], values [blocks, H, B, D]."""
     return [random(BLOCKS, H, *sizes, device=device) for sizes in ((D, B), (B, D))]
 
 
