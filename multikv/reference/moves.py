@@ -120,6 +120,49 @@ def _kept_tokens(
                 raise bad_index("keep", (*name, m) if name else m, keep[m])
 
 
+def _slot_of(
+    position: int,
+    table: Sequence[int],
+    sequence: int,
+    cache: Tensor,
+    subscript: object,
+    bad_indices: str,
+) -> tuple[int, int] | None:
+    """Returns the block and the offset of a position of a sequence, or None if it has no good block.
+
+    `table` is the sequence's row of the block table, and `subscript` that of the position in `keep`.
+    """
+    num_blocks, block_size = cache.shape[:2]
+    column, offset = divmod(position, block_size)
+    if column < len(table) and 0 <= table[column] < num_blocks:
+        return table[column], offset
+    if bad_indices == "skip":
+        return None
+    if column >= len(table):
+        raise bad_index("keep", subscript, position)
+    raise bad_index("block_table", (sequence, column), table[column])
+
+
+def _moves_of(
+    keep: Sequence[int],
+    name: tuple[int, ...],
+    bounds: Sequence[int],
+    starts: Sequence[int],
+    block_table: Tensor,
+    cache: Tensor,
+    bad_indices: str,
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Returns the slots, each as (block, offset), that the elements of a row of keep are read from and written to."""
+    moves = []
+    table = block_table.tolist()
+    for s, m, position, destination in _kept_tokens(keep, bounds, starts, name, bad_indices):
+        subscript = (*name, m) if name else m
+        read, written = (_slot_of(q, table[s], s, cache, subscript, bad_indices) for q in (position, destination))
+        if read and written and starts[s] >= 0:
+            moves.append((read, written))
+    return moves
+
+
 def compact_cache(
     caches: Sequence[Tensor],
     block_table: Tensor,
@@ -136,39 +179,26 @@ def compact_cache(
     sequence s is in block block_table[s, q // B] at offset q % B. Within a sequence, keep must increase and be at
     least d. An element with keep = d moves nothing, but its block is checked.
     """
-    num_blocks, block_size, num_heads = caches[0].shape[:3]
-    bounds, table, width = keep_offsets.tolist(), block_table.tolist(), block_table.shape[1]
+    num_heads = caches[0].shape[2]
+    bounds = keep_offsets.tolist()
     check_bounds("keep_offsets", bounds, keep.shape[-1])
-    starts = [0] * len(table) if dst_start is None else dst_start.tolist()
+    starts = [0] * len(block_table) if dst_start is None else dst_start.tolist()
     for s, start in enumerate(starts):
         if start < 0 and bad_indices == "raise":
             raise bad_index("dst_start", s, start)
 
-    def slot(s: int, position: int, subscript: object) -> tuple[int, int] | None:
-        """Returns the block and the offset of a position, or None if the block is bad."""
-        column, offset = divmod(position, block_size)
-        if column < width and 0 <= table[s][column] < num_blocks:
-            return table[s][column], offset
-        if bad_indices == "skip":
-            return None
-        if column >= width:
-            raise bad_index("keep", subscript, position)
-        raise bad_index("block_table", (s, column), table[s][column])
-
-    moves = []  # (group, head or all heads, block and offset that is read, block and offset that is written)
     rows = keep.flatten(0, -2).tolist() if keep.dim() > 1 else [keep.tolist()]
-    for number, row in enumerate(rows):
-        name = ((), (number,), divmod(number, num_heads))[keep.dim() - 1]
-        for s, m, position, destination in _kept_tokens(row, bounds, starts, name, bad_indices):
-            if starts[s] < 0:
-                continue
-            read = slot(s, position, (*name, m) if name else m)
-            written = slot(s, destination, m)
-            if read and written:
-                heads = slice(None) if keep.dim() == 1 else slice(number % num_heads, number % num_heads + 1)
-                moves.append((number // num_heads if keep.dim() == 3 else 0, heads, read, written))
+    names = [((), (number,), divmod(number, num_heads))[keep.dim() - 1] for number in range(len(rows))]
+    moves = [
+        (number, *move)
+        for number, (row, name) in enumerate(zip(rows, names, strict=True))
+        for move in _moves_of(row, name, bounds, starts, block_table, caches[0], bad_indices)
+    ]
     planes_per_group = len(caches) // (keep.shape[0] if keep.dim() == 3 else 1)
     for p, cache in enumerate(caches):
-        for group, heads, read, written in moves:
-            if group == p // planes_per_group:
-                bits(cache)[written][heads] = bits(cache)[read][heads].clone()
+        for number, read, written in moves:
+            group, head = divmod(number, num_heads)
+            if keep.dim() == 1:
+                bits(cache)[written] = bits(cache)[read].clone()
+            elif group == p // planes_per_group:
+                bits(cache)[written][head] = bits(cache)[read][head].clone()

@@ -8,7 +8,7 @@ namespace {
 template <std::invocable<int64_t> SlotsOf>
 void copy_units(const PlaneCopies& copies, const CopyLayout& layout, const StridedRows& rows, const PlanePair& plane,
                 const SlotsOf& slots_of, int64_t begin, int64_t end, Stores stores) {
-  constexpr int64_t kBytesAhead = 2048;
+  constexpr int64_t kBytesAhead = 8192;
   UnitRows row(copies, layout, rows, plane, slots_of, begin, end),
       ahead(copies, layout, rows, plane, slots_of, begin, end);
   for (int64_t bytes = 0; bytes < kBytesAhead && !ahead.is_done(); bytes += rows.row_size) ahead.next();
