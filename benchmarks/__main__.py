@@ -12,10 +12,23 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import blocks, convert, gather, indexer, machine, mla, mla_rope, report, reshape_and_cache, runner, swap
+from benchmarks import (
+    blocks,
+    convert,
+    gather,
+    indexer,
+    machine,
+    mla,
+    mla_rope,
+    moves,
+    report,
+    reshape_and_cache,
+    runner,
+    swap,
+)
 from benchmarks.case import Case
 
-SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, swap, blocks)
+SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, swap, blocks, moves)
 CPU_MAX_MB = 512
 FILE_WIDTH = 120  # columns of tables, where the output is not a terminal
 

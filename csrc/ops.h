@@ -14,6 +14,7 @@
 #include "params/indexer_params.h"
 #include "params/mla_params.h"
 #include "params/mla_rope_params.h"
+#include "params/moves_params.h"
 #include "params/reshape_and_cache_params.h"
 #include "params/swap_params.h"
 
@@ -178,6 +179,34 @@ inline constexpr char checksum_blocks[] =
 ChecksumBlocksParams make_checksum_blocks_params(Call& call, const TensorList& caches, const Tensor& block_ids,
                                                  const MutableTensor& out, const OptionalTensor& num_tokens);
 
+// -- moves ------------------------------------------------------------------------------------------------------------
+
+// Copies the tokens of blocks, in all planes, to a staging tensor of any layout.
+inline constexpr char pack_layers[] =
+    "pack_layers(Tensor[] caches, Tensor block_ids, Tensor(a!) staging, int num_tokens=-1, int head_start=0) -> ()";
+PackLayersParams make_pack_layers_params(Call& call, const TensorList& caches, const Tensor& block_ids,
+                                         const MutableTensor& staging, int64_t num_tokens, int64_t head_start);
+
+// Does the reverse of pack_layers.
+inline constexpr char unpack_layers[] =
+    "unpack_layers(Tensor staging, Tensor(a!)[] caches, Tensor block_ids, int num_tokens=-1, int head_start=0) -> ()";
+PackLayersParams make_unpack_layers_params(Call& call, const Tensor& staging, const MutableTensorList& caches,
+                                           const Tensor& block_ids, int64_t num_tokens, int64_t head_start);
+
+// Copies tokens from slots of one list of planes to slots of another.
+inline constexpr char move_tokens[] =
+    "move_tokens(Tensor[] src, Tensor(a!)[] dst, Tensor src_slots, Tensor dst_slots, bool overlap=False) -> ()";
+MoveTokensParams make_move_tokens_params(Call& call, const TensorList& src, const MutableTensorList& dst,
+                                         const Tensor& src_slots, const Tensor& dst_slots, bool overlap);
+
+// Moves the tokens of each sequence that are kept to its front, in place.
+inline constexpr char compact_cache[] =
+    "compact_cache(Tensor(a!)[] caches, Tensor block_table, Tensor keep, Tensor keep_offsets, "
+    "Tensor? dst_start=None) -> ()";
+CompactCacheParams make_compact_cache_params(Call& call, const MutableTensorList& caches, const Tensor& block_table,
+                                             const Tensor& keep, const Tensor& keep_offsets,
+                                             const OptionalTensor& dst_start);
+
 // -- all --------------------------------------------------------------------------------------------------------------
 
 // An op as a type: its schema and its make_<op>_params.
@@ -205,6 +234,10 @@ void for_each_op(Visit visit) {
   visit(Op<copy_blocks_layers, make_copy_blocks_layers_params>{});
   visit(Op<zero_blocks, make_zero_blocks_params>{});
   visit(Op<checksum_blocks, make_checksum_blocks_params>{});
+  visit(Op<pack_layers, make_pack_layers_params>{});
+  visit(Op<unpack_layers, make_unpack_layers_params>{});
+  visit(Op<move_tokens, make_move_tokens_params>{});
+  visit(Op<compact_cache, make_compact_cache_params>{});
 }
 
 // Declares the schemas of all ops.

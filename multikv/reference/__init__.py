@@ -30,6 +30,7 @@ from .gather import *
 from .indexer import *
 from .mla import *
 from .mla_rope import *
+from .moves import *
 from .reshape_and_cache import *
 from .swap import *
 

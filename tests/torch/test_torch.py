@@ -14,7 +14,7 @@ from torch._inductor.utils import run_and_get_code
 import multikv
 from multikv import reference
 from tests.support.arguments import copy_of
-from tests.support.calls import CALLS, GPU_CALLS, ONE_OF_EACH
+from tests.support.calls import CALLS, GPU_CALLS, ONE_OF_EACH, PINNED_ONLY
 from tests.support.comparison import assert_same_bytes, check, run
 from tests.support.tensors import distinct_slots, embed, randomise
 
@@ -30,7 +30,7 @@ def call_of(name, device):
 @pytest.mark.parametrize("name", [*CALLS, *GPU_CALLS])
 def test_opcheck(any_device, name):
     call = call_of(name, any_device)
-    if name == "upconvert-host" and any_device.type == "cuda":
+    if name in PINNED_ONLY and any_device.type == "cuda":
         pytest.skip("opcheck's own copies of the arguments are not in pinned memory")
     op = getattr(torch.ops.multikv, call.op).default
     torch.library.opcheck(op, tuple(call.arguments(any_device).values()))

@@ -2,6 +2,8 @@
 // tensor.
 #pragma once
 
+#include <span>
+
 #include "core/rows.h"
 #include "frontend/check/call.h"
 
@@ -13,11 +15,18 @@ struct StridedSide {
   int64_t first_dim = 0;
 };
 
+// A dimension of both tensors; the strides are in the unit of the StridedRows.
+struct StridedDim {
+  int64_t size, src_stride, dst_stride;
+};
+
 // Merges dimensions that are adjacent in the memory of both tensors, whatever the order of the dimensions. `unit` is 1
 // if row_size and the strides of the result count elements, or the element size if they count bytes. Fails if more
 // dimensions are left than StridedRows has; `what` precedes "at most 8 strided dimensions" in the error message.
 StridedRows strided_rows(const Call& call, std::string_view src_name, StridedSide src, StridedSide dst, int64_t unit,
                          std::string_view what = "");
+// Does the same for the given dimensions, from the innermost outwards. They are at most as many as StridedRows has.
+StridedRows strided_rows(std::span<const StridedDim> dims, int64_t unit);
 
 // The order in which block_rows() arranges the dimensions of a block.
 enum class RowOrder : uint8_t {

@@ -16,6 +16,7 @@ from . import gather as _gather
 from . import indexer as _indexer
 from . import mla as _mla
 from . import mla_rope as _mla_rope
+from . import moves as _moves
 from . import reshape_and_cache as _reshape_and_cache
 from . import swap as _swap
 from .blocks import *
@@ -25,6 +26,7 @@ from .gather import *
 from .indexer import *
 from .mla import *
 from .mla_rope import *
+from .moves import *
 from .reshape_and_cache import *
 from .swap import *
 from .values import CACHE_DTYPES as CACHE_DTYPES
@@ -32,7 +34,7 @@ from .workload import *
 
 CASES: list[Case] = [
     case
-    for family in (_reshape_and_cache, _mla, _mla_rope, _convert, _gather, _indexer, _swap, _blocks)
+    for family in (_reshape_and_cache, _mla, _mla_rope, _convert, _gather, _indexer, _swap, _blocks, _moves)
     for case in family.CASES
 ]
 
