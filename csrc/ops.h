@@ -13,6 +13,7 @@
 #include "params/mla_params.h"
 #include "params/mla_rope_params.h"
 #include "params/reshape_and_cache_params.h"
+#include "params/slots_params.h"
 #include "params/swap_params.h"
 
 namespace multikv {
@@ -136,6 +137,18 @@ CpGatherIndexerKQuantCacheParams make_cp_gather_indexer_k_quant_cache_params(Cal
                                                                              const Tensor& block_table,
                                                                              const Tensor& cu_seq_lens);
 
+// -- slots ------------------------------------------------------------------------------------------------------------
+
+// Computes the slot of each token from the block tables of the sequences, for several groups of caches at once.
+inline constexpr char compute_slot_mapping[] =
+    "compute_slot_mapping(Tensor[] block_tables, Tensor cu_query_lens, Tensor positions, Tensor(a!)[] slot_mappings, "
+    "int[] block_sizes, Tensor? table_rows=None, int cp_world=1, int cp_rank=0, int cp_interleave=1) -> ()";
+ComputeSlotMappingParams make_compute_slot_mapping_params(Call& call, const TensorList& block_tables,
+                                                          const Tensor& cu_query_lens, const Tensor& positions,
+                                                          const MutableTensorList& slot_mappings,
+                                                          const IntList& block_sizes, const OptionalTensor& table_rows,
+                                                          int64_t cp_world, int64_t cp_rank, int64_t cp_interleave);
+
 // -- swap -------------------------------------------------------------------------------------------------------------
 
 // Copies blocks of one tensor to blocks of another. Each tensor is on a GPU or on the host.
@@ -177,6 +190,7 @@ void for_each_op(Visit visit) {
   visit(Op<cp_gather_and_upconvert_fp8_kv_cache, make_cp_gather_and_upconvert_fp8_kv_cache_params>{});
   visit(Op<indexer_k_quant_and_cache, make_indexer_k_quant_and_cache_params>{});
   visit(Op<cp_gather_indexer_k_quant_cache, make_cp_gather_indexer_k_quant_cache_params>{});
+  visit(Op<compute_slot_mapping, make_compute_slot_mapping_params>{});
   visit(Op<swap_blocks, make_swap_blocks_params>{});
   visit(Op<swap_blocks_layers, make_swap_blocks_layers_params>{});
   visit(Op<swap_blocks_batch, make_swap_blocks_batch_params>{});

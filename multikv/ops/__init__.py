@@ -91,6 +91,7 @@ from .indexer import *
 from .mla import *
 from .mla_rope import *
 from .reshape_and_cache import *
+from .slots import *
 from .swap import *
 
 if not typing.TYPE_CHECKING:  # type checkers take the names from the star imports

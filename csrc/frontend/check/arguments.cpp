@@ -7,8 +7,4 @@ std::string tensor_on(int32_t device_type, std::string_view name, const Tensor& 
   return join({name, " is on ", device_text(argument.device())});
 }
 
-std::string tensor_on(int32_t device_type, std::string_view name, const OptionalTensor& argument) {
-  return argument.has_value() ? tensor_on(device_type, name, *argument) : std::string();
-}
-
 }  // namespace multikv

@@ -1,6 +1,8 @@
 // The arguments of a call, for error messages that name one of them.
 #pragma once
 
+#include <concepts>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -23,8 +25,11 @@ class Arguments {
 
 // The same text for one argument, which is a tensor, an optional tensor or a list of tensors.
 std::string tensor_on(int32_t device_type, std::string_view name, const Tensor& argument);
-std::string tensor_on(int32_t device_type, std::string_view name, const OptionalTensor& argument);
-template <class Item>
+template <std::derived_from<Tensor> Item>
+std::string tensor_on(int32_t device_type, std::string_view name, const std::optional<Item>& argument) {
+  return argument.has_value() ? tensor_on(device_type, name, *argument) : "";
+}
+template <std::derived_from<Tensor> Item>
 std::string tensor_on(int32_t device_type, std::string_view name, const ListOf<Item>& argument) {
   std::string found;
   for (int64_t i = 0; found.empty() && i < argument.size(); ++i) {
