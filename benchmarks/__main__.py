@@ -12,10 +12,23 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import convert, gather, indexer, machine, mla, mla_rope, report, reshape_and_cache, runner, slots, swap
+from benchmarks import (
+    convert,
+    gather,
+    indexer,
+    machine,
+    mla,
+    mla_rope,
+    report,
+    reshape_and_cache,
+    rotate,
+    runner,
+    slots,
+    swap,
+)
 from benchmarks.case import Case
 
-SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, slots, swap)
+SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, rotate, slots, swap)
 CPU_MAX_MB = 512
 FILE_WIDTH = 120  # columns of tables, where the output is not a terminal
 

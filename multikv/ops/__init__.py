@@ -91,6 +91,7 @@ from .indexer import *
 from .mla import *
 from .mla_rope import *
 from .reshape_and_cache import *
+from .rotate import *
 from .slots import *
 from .swap import *
 

@@ -14,7 +14,7 @@ from .gather import check_bounds
 __all__ = ["compute_slot_mapping"]
 
 
-class _BadIndex(Exception):
+class _BadIndexError(Exception):
     """An index that is out of range. The argument is "row" or "table" if its name depends on the call."""
 
     def __init__(self, argument: str, subscript: object, index: int) -> None:
@@ -32,7 +32,7 @@ class _Ranks(NamedTuple):
 class _Token(NamedTuple):
     """A token of a sequence, and the row of the block tables that the sequence has."""
 
-    index: int
+    number: int
     position: int
     row: int
 
@@ -52,13 +52,13 @@ def _slot(token: _Token, table: _Table, block_size: int, ranks: _Ranks) -> int:
     if token.row < 0 or token.position < 0 or piece % ranks.world != ranks.rank:
         return -1
     if token.row >= len(table.rows):
-        raise _BadIndex("row", token.index, token.row)
+        raise _BadIndexError("row", token.number, token.row)
     if column >= table.num_columns:
-        raise _BadIndex("positions", token.index, token.position)
+        raise _BadIndexError("positions", token.number, token.position)
     block = table.rows[token.row][column]
     slot = block * block_size + piece // ranks.world * ranks.interleave + in_piece
     if slot > table.largest_slot:
-        raise _BadIndex("table", (token.row, column), block)
+        raise _BadIndexError("table", (token.row, column), block)
     return slot if block >= 0 else -1
 
 
@@ -97,7 +97,7 @@ def compute_slot_mapping(
             for i in range(bounds[s], bounds[s + 1]):
                 try:
                     slots[i] = _slot(_Token(i, all_positions[i], row), table, block_size, ranks)
-                except _BadIndex as bad:
+                except _BadIndexError as bad:
                     if bad_indices == "raise":
                         names = {"table": f"block_tables[{g}]", "row": "table_rows"}
                         if table_rows is None:

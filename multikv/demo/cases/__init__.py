@@ -16,6 +16,7 @@ from . import indexer as _indexer
 from . import mla as _mla
 from . import mla_rope as _mla_rope
 from . import reshape_and_cache as _reshape_and_cache
+from . import rotate as _rotate
 from . import slots as _slots
 from . import swap as _swap
 from .case import Case as Case
@@ -25,6 +26,7 @@ from .indexer import *
 from .mla import *
 from .mla_rope import *
 from .reshape_and_cache import *
+from .rotate import *
 from .slots import *
 from .swap import *
 from .values import CACHE_DTYPES as CACHE_DTYPES
@@ -32,7 +34,7 @@ from .workload import *
 
 CASES: list[Case] = [
     case
-    for family in (_reshape_and_cache, _mla, _mla_rope, _convert, _gather, _indexer, _slots, _swap)
+    for family in (_reshape_and_cache, _mla, _mla_rope, _convert, _gather, _indexer, _rotate, _slots, _swap)
     for case in family.CASES
 ]
 

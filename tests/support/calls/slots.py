@@ -6,11 +6,25 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from tests.support.arguments import Arguments
 from tests.support.calls.call import Call
 from tests.support.calls.gather import BAD_BLOCKS
 from tests.support.tensors import embed
+
+
+def _block_table(
+    of_sequences: Sequence[Tensor], rows_used: Sequence[int], num_rows: int, span: int, spare: int, blocks: int
+) -> Tensor:
+    """A table whose columns stand for `span` positions, given the positions and the row of each sequence."""
+    most = max([0, *(int(x.max()) + 1 for x in of_sequences if len(x))])
+    table = torch.tensor(BAD_BLOCKS)[torch.randint(len(BAD_BLOCKS), (num_rows, max(0, -(-most // span) + spare)))]
+    for row, x in zip(rows_used, of_sequences, strict=True):
+        if row >= 0 and len(x):
+            needed = slice(0, int(x.max()) // span + 1)
+            table[row, needed] = torch.randint(blocks, table[row, needed].shape)
+    return table
 
 
 def slots_arguments(
@@ -39,25 +53,19 @@ def slots_arguments(
     """A good call. Entries of the tables that no token of any rank needs, and unused positions, are bad."""
     bounds = list(itertools.accumulate(lengths, initial=first_token))
     starts = torch.randint(100, (len(lengths),)).tolist() if starts is None else starts
-    per_sequence = [torch.arange(n) + start for n, start in zip(lengths, starts, strict=True)]
+    of_sequences = [torch.arange(n) + start for n, start in zip(lengths, starts, strict=True)]
     if shuffled:  # positions of a sequence in any order, some twice
-        per_sequence = [x[torch.randint(max(len(x), 1), x.shape)] for x in per_sequence]
+        of_sequences = [x[torch.randint(max(len(x), 1), x.shape)] for x in of_sequences]
     num_tokens = bounds[-1] + padding
     positions = torch.full((num_tokens + surplus,), 2**31 - 1)
-    for begin, x in zip(bounds, per_sequence, strict=False):
+    for begin, x in zip(bounds, of_sequences, strict=False):
         positions[begin : begin + len(x)] = x
     positions[torch.rand(positions.shape) < share_of_negatives] = -5
-    of_sequence = list(range(len(lengths))) if table_rows is None else list(table_rows)
-    num_rows = max([-1, *of_sequence]) + 1 if rows is None else rows
+    rows_used = list(range(len(lengths))) if table_rows is None else list(table_rows)
+    num_rows = max([-1, *rows_used]) + 1 if rows is None else rows
     tables = []
     for block_size in block_sizes:
-        most = max([0, *(int(x.max()) + 1 for x in per_sequence if len(x))])
-        columns = max(0, -(-most // (block_size * cp_world)) + spare_columns)
-        table = torch.tensor(BAD_BLOCKS)[torch.randint(len(BAD_BLOCKS), (num_rows, columns))]
-        for row, x in zip(of_sequence, per_sequence, strict=True):
-            if row >= 0 and len(x):
-                needed = slice(0, int(x.max()) // (block_size * cp_world) + 1)
-                table[row, needed] = torch.randint(blocks, table[row, needed].shape)
+        table = _block_table(of_sequences, rows_used, num_rows, block_size * cp_world, spare_columns, blocks)
         table[torch.rand(table.shape) < share_of_negatives] = -1
         tables.append(embed(table.shape, table_dtype, device, **(table_options or {})))
         tables[-1].copy_(table)
