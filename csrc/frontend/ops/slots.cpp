@@ -30,19 +30,6 @@ void check_lengths(const Call& call, const Groups& groups) {
   check("block_sizes", "number", groups.block_sizes.size());
 }
 
-// Checks the tensors of a group, whose rows, tokens and dtypes must be those of the first group.
-void check_group(Call& call, const Groups& groups, int64_t i) {
-  const std::string table_name = item_text("block_tables", i), slots_name = item_text("slot_mappings", i);
-  const Tensor &table = groups.block_tables[i], &slots = groups.slot_mappings[i];
-  static_cast<void>(indices_of(call, table_name, table, 2));
-  static_cast<void>(indices_of(call, slots_name, slots, 1));
-  check_not_expanded(call, slots_name, slots);
-  check_size(call, table_name, table, 0, groups.block_tables[0].size(0), "rows of block_tables[0]");
-  check_same_dtype(call, table_name, table, groups.block_tables[0], "block_tables[0]");
-  check_size(call, slots_name, slots, 0, groups.slot_mappings[0].size(0), "size of slot_mappings[0]");
-  check_same_dtype(call, slots_name, slots, groups.slot_mappings[0], "slot_mappings[0]");
-}
-
 void check_numbers(const Call& call, const Groups& groups, int64_t world, int64_t rank, int64_t interleave) {
   check_at_least(call, "cp_world", world, 1);
   check_at_least(call, "cp_interleave", interleave, 1);
@@ -51,7 +38,7 @@ void check_numbers(const Call& call, const Groups& groups, int64_t world, int64_
   }
   for (int64_t i = 0; i < groups.size(); ++i) {
     const int64_t block_size = groups.block_sizes[i];
-    check_at_least(call, item_text("block_sizes", i), block_size, 1);
+    if (block_size < 1) call.fail(item_text("block_sizes", i), "at least 1", text(block_size));
     if (block_size % interleave == 0) continue;
     call.fail(item_text("block_sizes", i), join({"a multiple of ", text(interleave), " (cp_interleave)"}),
               text(block_size));
@@ -78,13 +65,22 @@ Divisor column_size(int64_t block_size, int64_t world) {
   return {value, kMost / value};
 }
 
-SlotGroup group_of(const Call& call, const Groups& groups, int64_t i, int64_t world) {
-  const Tensor& table = groups.block_tables[i];
-  const bool is_int64 = groups.slot_mappings[i].dtype() == Dtype::kInt64;
+// Checks the tensors of a group, whose rows, tokens and dtypes must be those of the first group. Returns the group
+// without the address of its slots.
+SlotGroup make_group(Call& call, const Groups& groups, int64_t i, int64_t world) {
+  const std::string table_name = item_text("block_tables", i), slots_name = item_text("slot_mappings", i);
+  const Tensor &table = groups.block_tables[i], &slots = groups.slot_mappings[i];
+  const Indices block_table = indices_of(call, table_name, table, 2);
+  static_cast<void>(indices_of(call, slots_name, slots, 1));
+  check_size(call, table_name, table, 0, groups.block_tables[0].size(0), "rows of block_tables[0]");
+  check_same_dtype(call, table_name, table, groups.block_tables[0], "block_tables[0]");
+  check_size(call, slots_name, slots, 0, groups.slot_mappings[0].size(0), "size of slot_mappings[0]");
+  check_same_dtype(call, slots_name, slots, groups.slot_mappings[0], "slot_mappings[0]");
   const int64_t block_size = groups.block_sizes[i];
-  const int64_t largest = is_int64 ? std::numeric_limits<int64_t>::max() : std::numeric_limits<int32_t>::max();
+  const int64_t largest =
+      slots.dtype() == Dtype::kInt64 ? std::numeric_limits<int64_t>::max() : std::numeric_limits<int32_t>::max();
   return {
-      .block_table = {data(call, item_text("block_tables", i), table), table.stride(0), table.dtype() == Dtype::kInt64},
+      .block_table = block_table,
       .num_columns = table.size(1),
       .slots = nullptr,
       .block_size = Divisor::of(block_size),
@@ -162,20 +158,19 @@ ComputeSlotMappingParams make_compute_slot_mapping_params(Call& call, const Tens
   set_sequences(call, p, cu_query_lens, table_rows);
   p.positions = indices_of(call, "positions", positions, 1);
   check_lengths(call, groups);
-  for (int64_t i = 0; i < groups.size(); ++i) check_group(call, groups, i);
   check_numbers(call, groups, cp_world, cp_rank, cp_interleave);
   if (groups.size() == 0) {
     call.set_nothing_to_do();
     return p;
   }
+  static thread_local std::vector<SlotGroup> slot_groups;  // lives until the thread's next call
+  slot_groups.clear();
+  for (int64_t i = 0; i < groups.size(); ++i) slot_groups.push_back(make_group(call, groups, i, cp_world));
   p.num_tokens = slot_mappings[0].size(0);
   p.num_rows = block_tables[0].size(0);
   p.has_int64_slots = slot_mappings[0].dtype() == Dtype::kInt64;
   check_min_size(call, "positions", positions, 0, p.num_tokens, "size of slot_mappings");
   p.ranks = {Divisor::of(cp_world), Divisor::of(cp_interleave), cp_rank};
-  static thread_local std::vector<SlotGroup> slot_groups;  // lives until the thread's next call
-  slot_groups.clear();
-  for (int64_t i = 0; i < groups.size(); ++i) slot_groups.push_back(group_of(call, groups, i, cp_world));
   p.groups = slot_groups.data();
   p.num_groups = groups.size();
   if (p.num_tokens == 0) call.set_nothing_to_do();
