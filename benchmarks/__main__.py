@@ -23,12 +23,14 @@ from benchmarks import (
     moves,
     report,
     reshape_and_cache,
+    rotate,
     runner,
+    slots,
     swap,
 )
 from benchmarks.case import Case
 
-SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, swap, blocks, moves)
+SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, swap, blocks, moves, slots, rotate)
 CPU_MAX_MB = 512
 FILE_WIDTH = 120  # columns of tables, where the output is not a terminal
 

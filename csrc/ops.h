@@ -16,6 +16,8 @@
 #include "params/mla_rope_params.h"
 #include "params/moves_params.h"
 #include "params/reshape_and_cache_params.h"
+#include "params/rotate_params.h"
+#include "params/slots_params.h"
 #include "params/swap_params.h"
 
 namespace multikv {
@@ -139,6 +141,31 @@ CpGatherIndexerKQuantCacheParams make_cp_gather_indexer_k_quant_cache_params(Cal
                                                                              const Tensor& block_table,
                                                                              const Tensor& cu_seq_lens);
 
+// -- slots ------------------------------------------------------------------------------------------------------------
+
+// Computes the slot of each token from the block tables of the sequences, for several groups of caches at once.
+inline constexpr char compute_slot_mapping[] =
+    "compute_slot_mapping(Tensor[] block_tables, Tensor cu_query_lens, Tensor positions, Tensor(a!)[] slot_mappings, "
+    "int[] block_sizes, Tensor? table_rows=None, int cp_world=1, int cp_rank=0, int cp_interleave=1) -> ()";
+ComputeSlotMappingParams make_compute_slot_mapping_params(Call& call, const TensorList& block_tables,
+                                                          const Tensor& cu_query_lens, const Tensor& positions,
+                                                          const MutableTensorList& slot_mappings,
+                                                          const IntList& block_sizes, const OptionalTensor& table_rows,
+                                                          int64_t cp_world, int64_t cp_rank, int64_t cp_interleave);
+
+// -- rotate -----------------------------------------------------------------------------------------------------------
+
+// Moves cached keys to other positions: undoes their rotary embedding and applies that of the new positions.
+inline constexpr char rotate_cached_keys[] =
+    "rotate_cached_keys(Tensor(a!) key_cache, Tensor slots, Tensor old_positions, Tensor new_positions, "
+    "Tensor cos_sin_cache, bool is_neox, str kv_cache_dtype, Tensor? k_scale=None, int rotary_offset=0, "
+    "Tensor(b!)? k_scales=None) -> ()";
+RotateCachedKeysParams make_rotate_cached_keys_params(Call& call, const MutableTensor& key_cache, const Tensor& slots,
+                                                      const Tensor& old_positions, const Tensor& new_positions,
+                                                      const Tensor& cos_sin_cache, bool is_neox,
+                                                      const FormatName& kv_cache_dtype, const OptionalTensor& k_scale,
+                                                      int64_t rotary_offset, const OptionalMutableTensor& k_scales);
+
 // -- swap -------------------------------------------------------------------------------------------------------------
 
 // Copies blocks of one tensor to blocks of another. Each tensor is on a GPU or on the host.
@@ -228,6 +255,8 @@ void for_each_op(Visit visit) {
   visit(Op<cp_gather_and_upconvert_fp8_kv_cache, make_cp_gather_and_upconvert_fp8_kv_cache_params>{});
   visit(Op<indexer_k_quant_and_cache, make_indexer_k_quant_and_cache_params>{});
   visit(Op<cp_gather_indexer_k_quant_cache, make_cp_gather_indexer_k_quant_cache_params>{});
+  visit(Op<compute_slot_mapping, make_compute_slot_mapping_params>{});
+  visit(Op<rotate_cached_keys, make_rotate_cached_keys_params>{});
   visit(Op<swap_blocks, make_swap_blocks_params>{});
   visit(Op<swap_blocks_layers, make_swap_blocks_layers_params>{});
   visit(Op<swap_blocks_batch, make_swap_blocks_batch_params>{});

@@ -55,4 +55,33 @@ class Quotient {
   float scale_ = 0, reciprocal_ = 0, factor_ = 0;
 };
 
+// A divisor with its reciprocal, for quotients that are correctly rounded to float32. The two steps are those of
+// Quotient::divide<2>(), which are exact as long as no remainder underflows or overflows. can_divide() says whether
+// they are exact for a number; if not, the caller divides.
+class CheckedQuotient {
+ public:
+  CheckedQuotient() = default;
+  constexpr explicit CheckedQuotient(float divisor)
+      : divisor_(divisor), reciprocal_(1.0f / divisor), is_usable_(divisor >= 0x1p-20f && divisor <= 0x1p20f) {}
+
+  constexpr float divisor() const { return divisor_; }
+  // Whether divide(x) is x / divisor: x is zero, or from 2^-80 to 2^80. The subtraction of 1 turns the bits of zero
+  // into the largest integer.
+  constexpr bool can_divide(float x) const {
+    constexpr uint32_t kSmallest = std::bit_cast<uint32_t>(0x1p-80f) * 2;
+    return is_usable_ && std::bit_cast<uint32_t>(x) * 2 - 1 >= kSmallest - 1 && __builtin_fabsf(x) <= 0x1p80f;
+  }
+  // `fma(a, b, c)` is a * b + c rounded once.
+  template <class Fma>
+  constexpr float divide(float x, Fma fma) const {
+    const float estimate = x * reciprocal_;
+    const float q = fma(fma(estimate, divisor_, -x), -reciprocal_, estimate);
+    return fma(fma(q, divisor_, -x), -reciprocal_, q);
+  }
+
+ private:
+  float divisor_ = 0, reciprocal_ = 0;
+  bool is_usable_ = false;
+};
+
 }  // namespace multikv

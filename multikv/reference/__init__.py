@@ -32,6 +32,8 @@ from .mla import *
 from .mla_rope import *
 from .moves import *
 from .reshape_and_cache import *
+from .rotate import *
+from .slots import *
 from .swap import *
 
 if not typing.TYPE_CHECKING:  # type checkers take the names from the star imports

@@ -1,5 +1,6 @@
 // Compares Quotient with IEEE division for every pair of a float32 significand (the scale) and an 11-bit one (float16,
-// bfloat16), and for random float32 pairs. Powers of two only shift both sides. Exit code 0: no difference.
+// bfloat16), and for random float32 pairs. Powers of two only shift both sides. Compares CheckedQuotient with it for
+// random float32 pairs. Exit code 0: no difference.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -37,9 +38,36 @@ long count_wrong_float32(long pairs) {
   return wrong;
 }
 
+// Divisors are as squares of tables are: near 1, or anywhere. Numbers have any exponent.
+long count_wrong_checked(long pairs, long& divided) {
+  std::mt19937 random(2);
+  long wrong = 0;
+  for (long i = 0; i < pairs; ++i) {
+    const uint32_t bits =
+        i % 2 == 0 ? 0x3f800000u + static_cast<uint32_t>(random()) % 4096 - 2048 : static_cast<uint32_t>(random());
+    const float divisor = std::bit_cast<float>(bits), x = std::bit_cast<float>(static_cast<uint32_t>(random()));
+    const multikv::CheckedQuotient quotient(divisor);
+    if (!quotient.can_divide(x)) continue;
+    ++divided;
+    wrong += std::bit_cast<uint32_t>(quotient.divide(x, fused)) != std::bit_cast<uint32_t>(x / divisor);
+  }
+  for (const float zero : {0.0f, -0.0f}) {
+    const multikv::CheckedQuotient quotient(1.5f);
+    wrong += !quotient.can_divide(zero) ||
+             std::bit_cast<uint32_t>(quotient.divide(zero, fused)) != std::bit_cast<uint32_t>(zero);
+  }
+  return wrong;
+}
+
 }  // namespace
 
 int main() {
+  long divided = 0;
+  const long wrong_checked = count_wrong_checked(100'000'000, divided);
+  if (wrong_checked != 0 || divided < 30'000'000) {
+    std::printf("wrong: %ld of %ld checked quotients\n", wrong_checked, divided);
+    return 1;
+  }
   const long wrong_11_bits = count_wrong_11_bits();
   const long wrong_float32 = count_wrong_float32(200'000'000);
   std::printf("wrong: %ld of 2^33 with 11 bits, %ld of 2e8 in float32\n", wrong_11_bits, wrong_float32);

@@ -6,70 +6,16 @@
 #include <concepts>
 
 #include "core/sequences.h"
+#include "cuda/cache/find_sequence.cuh"
 #include "cuda/core/divide.cuh"
 #include "cuda/core/grid.h"
-#include "cuda/core/indices.cuh"
 #include "cuda/core/pack.cuh"
 #include "cuda/launch.h"
 
 namespace multikv::gpu {
 
-__device__ inline int popcount(uint32_t mask) { return static_cast<int>(__popc(mask)); }
-
-// The sequence of a token (a row of the output), and the output row with which the sequence begins. `sequence` is -1
-// for a token before all sequences, and at least num_sequences for a token after all of them.
-struct SequenceStart {
-  int64_t sequence, begin;
-};
-
-// Finds a window: 32 neighbouring bounds (elements of cu_seq_lens) that include the last bound at or before token
-// `first`. Returns the index of the window's lowest bound. Each step of the search probes 32 bounds, one by each lane.
-// All lanes of the warp must call.
-__device__ __forceinline__ int64_t find_window(const Sequences& sequences, int64_t first, int lane) {
-  int64_t low = 0, high = sequences.num_bounds;
-  while (high - low > 31) {
-    const int64_t step = (high - low + 31) / 32;
-    const int64_t probe = low + (lane + 1) * step - 1;
-    low += popcount(ballot(probe < high && PrefetchedIndex(sequences.cu_seq_lens, probe).value() <= first)) * step;
-    high = low + step - 1 < high ? low + step - 1 : high;
-  }
-  return low > 0 ? low - 1 : 0;
-}
-
-// Finds the sequence of a token by a binary search of the bounds from index `next` on. All earlier bounds must be at
-// most `token`.
-__device__ __forceinline__ SequenceStart search_from(const Sequences& sequences, int64_t next, int64_t token) {
-  int64_t end = sequences.num_bounds;
-  while (next < end) {
-    const int64_t middle = (next + end) / 2;
-    if (PrefetchedIndex(sequences.cu_seq_lens, middle).value() <= token) next = middle + 1;
-    else end = middle;
-  }
-  return {next - 1, PrefetchedIndex(sequences.cu_seq_lens, next - 1).value()};
-}
-
-// Finds, for each lane of a warp, the last sequence that begins at or before the lane's token, `first` + lane. All
-// lanes must call.
-__device__ inline SequenceStart sequence_of(const Sequences& sequences, int64_t first, int num_tokens, int lane) {
-  const int64_t window = find_window(sequences, first, lane);
-  const bool is_bound = window + lane < sequences.num_bounds;
-  const int64_t bound = is_bound ? PrefetchedIndex(sequences.cu_seq_lens, window + lane).value() : 0;
-
-  const int64_t token = first + lane;
-  int count = popcount(ballot(is_bound && bound <= first));
-  if (count != popcount(ballot(is_bound && bound < first + num_tokens))) {  // the tokens belong to several sequences
-    // Each lane counts the window's bounds at or before its token by a binary search. The steps add up to 32.
-    count = 0;
-#pragma unroll
-    for (const int step : {16, 8, 4, 2, 1, 1}) {
-      const int next = count + step - 1;
-      if (shuffle(bound, next) <= token && window + next < sequences.num_bounds) count += step;
-    }
-  }
-  const int64_t begin = shuffle(bound, count > 0 ? count - 1 : 0);
-  // If all 32 bounds of the window are at or before the token, later bounds may be as well.
-  if (count == 32) return search_from(sequences, window + 32, token);
-  return {window + count - 1, begin};
+__device__ inline SequenceBounds bounds_of(const Sequences& sequences) {
+  return {sequences.cu_seq_lens, sequences.num_bounds};
 }
 
 // A block id that is loaded speculatively: before it is known that the token belongs to the only sequence.
@@ -113,8 +59,9 @@ __device__ inline BlockOffset look_up(const Sequences& sequences, int64_t first,
   constexpr BlockOffset kNone = {-1, 0};
   const int64_t token = first + lane;
   SpeculativeBlock speculative;
-  const auto [sequence, begin] = sequences.num_sequences == 1 ? only_sequence_of(sequences, token, speculative)
-                                                              : sequence_of(sequences, first, num_tokens, lane);
+  const auto [sequence, begin] = sequences.num_sequences == 1
+                                     ? only_sequence_of(sequences, token, speculative)
+                                     : sequence_of(bounds_of(sequences), first, num_tokens, lane);
   if (lane >= num_tokens || sequence < 0 || sequence >= sequences.num_sequences) return kNone;
   if (begin < 0 || begin > token) return kNone;
   const int64_t start = sequences.seq_starts.is_given() ? PrefetchedIndex(sequences.seq_starts, sequence).value() : 0;

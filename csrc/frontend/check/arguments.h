@@ -27,7 +27,8 @@ class Arguments {
 // is a function that returns the name in error messages, because the name is composed only for a call that fails.
 void for_each_tensor(auto visit, auto name, const Tensor& argument) { visit(name, argument); }
 void for_each_tensor(auto visit, auto name, const MutableTensor& argument) { visit(name, argument); }
-void for_each_tensor(auto visit, auto name, const OptionalTensor& argument) {
+template <std::derived_from<Tensor> Item>
+void for_each_tensor(auto visit, auto name, const std::optional<Item>& argument) {
   if (argument.has_value()) visit(name, *argument);
 }
 template <class Item>

@@ -17,7 +17,12 @@ void set_cu_seq_lens(Call& call, Sequences& sequences, const Tensor& cu_seq_lens
 struct BoundsRule {
   std::string_view argument = "cu_seq_lens";  // the name of the bounds
   bool may_exceed_output = false;             // whether bounds may exceed the number of rows of the output
+  std::string_view rows = "rows of the output";
 };
+
+// Fails unless the bounds are not negative, do not decrease, and are at most num_rows, unless they may exceed it.
+void check_bounds(const Call& call, const HostIndices& bounds, int64_t num_bounds, int64_t num_rows,
+                  const BoundsRule& rule);
 
 // The location of the entry of each logical slot: slot device_row_ids[slot] of src_cache or, if that is negative, row
 // host_row_ids[slot] of host_cache. If both are negative there is no entry, and the output row is left as it is.

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <type_traits>
 
 #include "frontend/torch/format_name.h"
 #include "frontend/torch/list.h"
@@ -28,18 +29,19 @@ struct ToImpl<multikv::MutableTensor> {
   }
 };
 
-template <>
-struct ToImpl<std::optional<multikv::Tensor>> {
-  static std::optional<multikv::Tensor> call(StableIValue value, uint64_t, bool) {
+template <class Item>
+  requires(std::is_base_of_v<multikv::Tensor, Item>)
+struct ToImpl<std::optional<Item>> {
+  static std::optional<Item> call(StableIValue value, uint64_t, bool) {
     auto* inner = to<StableIValue*>(value);
     if (inner == nullptr) return std::nullopt;
-    std::optional<multikv::Tensor> tensor(std::in_place, to<AtenTensorHandle>(*inner));
+    std::optional<Item> tensor(std::in_place, to<AtenTensorHandle>(*inner));
     delete inner;
     return tensor;
   }
 };
 
-// Each item of a stable list is an owning handle. The tensor that is made from it takes the ownership.
+// Each tensor of a stable list is an owning handle. The Tensor that is made from it takes the ownership.
 template <class Item>
 struct ToImpl<multikv::ListOf<Item>> {
   static multikv::ListOf<Item> call(StableIValue value, uint64_t, bool) {
@@ -51,7 +53,8 @@ struct ToImpl<multikv::ListOf<Item>> {
     for (size_t i = 0; i < size; ++i) {
       StableIValue item{};
       torch_list_get_item(handle, i, &item);
-      list.items.emplace_back(to<AtenTensorHandle>(item));
+      if constexpr (std::is_same_v<Item, int64_t>) list.items.push_back(to<int64_t>(item));
+      else list.items.emplace_back(to<AtenTensorHandle>(item));
     }
     torch_delete_list(handle);
     return list;

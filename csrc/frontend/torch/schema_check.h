@@ -25,11 +25,15 @@ inline constexpr std::string_view schema_type<const MutableTensor&> = "Tensor(!)
 template <>
 inline constexpr std::string_view schema_type<const OptionalTensor&> = "Tensor?";
 template <>
+inline constexpr std::string_view schema_type<const OptionalMutableTensor&> = "Tensor(!)?";
+template <>
 inline constexpr std::string_view schema_type<const TensorList&> = "Tensor[]";
 template <>
 inline constexpr std::string_view schema_type<const MutableTensorList&> = "Tensor(!)[]";
 template <>
 inline constexpr std::string_view schema_type<const FormatName&> = "str";
+template <>
+inline constexpr std::string_view schema_type<const IntList&> = "int[]";
 template <>
 inline constexpr std::string_view schema_type<int64_t> = "int";
 template <>

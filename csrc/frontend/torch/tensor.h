@@ -71,5 +71,7 @@ class MutableTensor : public Tensor {
 
 // `Tensor?` in the schema.
 using OptionalTensor = std::optional<Tensor>;
+// `Tensor(a!)?` in the schema.
+using OptionalMutableTensor = std::optional<MutableTensor>;
 
 }  // namespace multikv

@@ -18,6 +18,8 @@ from . import mla as _mla
 from . import mla_rope as _mla_rope
 from . import moves as _moves
 from . import reshape_and_cache as _reshape_and_cache
+from . import rotate as _rotate
+from . import slots as _slots
 from . import swap as _swap
 from .blocks import *
 from .case import Case as Case
@@ -28,13 +30,27 @@ from .mla import *
 from .mla_rope import *
 from .moves import *
 from .reshape_and_cache import *
+from .rotate import *
+from .slots import *
 from .swap import *
 from .values import CACHE_DTYPES as CACHE_DTYPES
 from .workload import *
 
 CASES: list[Case] = [
     case
-    for family in (_reshape_and_cache, _mla, _mla_rope, _convert, _gather, _indexer, _swap, _blocks, _moves)
+    for family in (
+        _reshape_and_cache,
+        _mla,
+        _mla_rope,
+        _convert,
+        _gather,
+        _indexer,
+        _swap,
+        _blocks,
+        _moves,
+        _slots,
+        _rotate,
+    )
     for case in family.CASES
 ]
 

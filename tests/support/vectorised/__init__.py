@@ -6,10 +6,11 @@ equal, on all 16-bit floats and on random calls of every op. Positions of a sequ
 
 from __future__ import annotations
 
-from multikv.reference import concat_mla_q, convert_fp8, swap_blocks_batch  # noqa: F401  these have no loops
+from multikv.reference import concat_mla_q, convert_fp8, rotate_cached_keys, swap_blocks_batch  # noqa: F401  these have no loops
 from tests.support.vectorised.blocks import *
 from tests.support.vectorised.gathers import *
 from tests.support.vectorised.moves import *
 from tests.support.vectorised.numbers import decode_fp8, encode_fp8  # noqa: F401
+from tests.support.vectorised.slots import *
 from tests.support.vectorised.swaps import *
 from tests.support.vectorised.writes import *

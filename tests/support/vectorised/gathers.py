@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 
-def _check_bounds(argument: str, bounds: Tensor, num_rows: float) -> None:
+def check_bounds(argument: str, bounds: Tensor, num_rows: float) -> None:
     before = torch.cat([bounds.new_zeros(1), bounds[:-1]])
     bad = ((bounds < before) | (bounds > num_rows)).nonzero().flatten().tolist()
     if bad:
@@ -68,7 +68,7 @@ def cp_gather_cache(
     bad_indices: str = "raise",
 ) -> None:
     bounds = cu_seq_lens.cpu().long()
-    _check_bounds("cu_seq_lens", bounds, dst.shape[0])
+    check_bounds("cu_seq_lens", bounds, dst.shape[0])
     rows, *places = _sequence_rows(block_table, bounds, seq_starts, *src_cache.shape[:2], bad_indices)
     put(dst, (rows,), _taken(src_cache, *places))
 
@@ -88,7 +88,7 @@ def gather_and_maybe_dequant_cache(
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
     bounds = cu_seq_lens.cpu().long()
-    _check_bounds("cu_seq_lens", bounds, math.inf)
+    check_bounds("cu_seq_lens", bounds, math.inf)
     bounds = bounds.clamp(max=num_tokens)
     rows, *places = _sequence_rows(block_table, bounds, seq_starts, *src_cache.shape[:2], bad_indices)
     entries = _taken(src_cache, *places)
@@ -114,7 +114,7 @@ def cp_gather_and_upconvert_fp8_kv_cache(
 ) -> None:
     num_blocks, block_size = src_cache.shape[:2]
     bounds = torch.cat([workspace_starts[:batch_size].cpu().long(), torch.tensor([dst.shape[0]])])
-    _check_bounds("workspace_starts", bounds, dst.shape[0])
+    check_bounds("workspace_starts", bounds, dst.shape[0])
     num_logical = num_blocks if device_row_ids is None else len(device_row_ids) // block_size
     rows, blocks, offsets = _sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)
     if device_row_ids is not None:
@@ -152,7 +152,7 @@ def cp_gather_indexer_k_quant_cache(
     bad_indices: str = "raise",
 ) -> None:
     bounds = cu_seq_lens.cpu().long()
-    _check_bounds("cu_seq_lens", bounds, dst_k.shape[0])
+    check_bounds("cu_seq_lens", bounds, dst_k.shape[0])
     rows, *places = _sequence_rows(block_table, bounds, None, *kv_cache.shape[:2], bad_indices)
     parts = values_and_scales(kv_cache, dst_k.shape[1])
     for target, part in zip((dst_k, dst_scale.view(torch.uint8)), parts, strict=True):
