@@ -16,7 +16,7 @@ def concat_and_cache_mla(
     kv_cache: Tensor,
     slot_mapping: Tensor,
     kv_cache_dtype: str,
-    scale: Tensor,
+    scale: Tensor | None,
     skip_scale: bool = False,
 ) -> None:
     """Writes each token's latent vector, followed by its rotary key, into its slot of a paged cache.
@@ -36,8 +36,8 @@ def concat_and_cache_mla(
             float8 e4m3 type, or any dtype of 2 or 4 bytes, with a last dimension of 656 bytes.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
         kv_cache_dtype: "auto", a float dtype, an fp8 format or "fp8_ds_mla"; see `multikv.ops`.
-        scale: float32, one element, on the device of the op. Not read for float formats, for fp8_ds_mla and with
-            skip_scale.
+        scale: float32, one element, on the device of the op. Float formats, fp8_ds_mla and skip_scale do not read
+            it, and it may be None.
         skip_scale: use the scale 1.
 
     Raises:

@@ -48,16 +48,23 @@ __device__ __forceinline__ SequenceStart search_from(const Sequences& sequences,
   return {next - 1, PrefetchedIndex(sequences.cu_seq_lens, next - 1).value()};
 }
 
-// Finds, for each lane of a warp, the last sequence that begins at or before the lane's token, `first` + lane. All
-// lanes must call.
-__device__ inline SequenceStart sequence_of(const Sequences& sequences, int64_t first, int num_tokens, int lane) {
-  const int64_t window = find_window(sequences, first, lane);
+// The tokens that the lanes of a warp look up: first, first + 1, ..., first + count - 1. There is at least one.
+struct WarpTokens {
+  int64_t first;
+  int count;
+};
+
+// Finds, for each lane of a warp, the last sequence that begins at or before `token`, which is one of `tokens`. All
+// lanes must call; what lanes with other tokens get means nothing.
+__device__ inline SequenceStart sequence_of(const Sequences& sequences, const WarpTokens& tokens, int64_t token,
+                                            int lane) {
+  const int64_t window = find_window(sequences, tokens.first, lane);
   const bool is_bound = window + lane < sequences.num_bounds;
   const int64_t bound = is_bound ? PrefetchedIndex(sequences.cu_seq_lens, window + lane).value() : 0;
 
-  const int64_t token = first + lane;
-  int count = popcount(ballot(is_bound && bound <= first));
-  if (count != popcount(ballot(is_bound && bound < first + num_tokens))) {  // the tokens belong to several sequences
+  int count = popcount(ballot(is_bound && bound <= tokens.first));
+  if (count !=
+      popcount(ballot(is_bound && bound < tokens.first + tokens.count))) {  // the tokens belong to several sequences
     // Each lane counts the window's bounds at or before its token by a binary search. The steps add up to 32.
     count = 0;
 #pragma unroll
@@ -107,15 +114,14 @@ __device__ __forceinline__ BlockOffset find_position(const Sequences& sequences,
   return {id, static_cast<int64_t>(position - column * sequences.blocks.block_size.value)};
 }
 
-// Finds the slot of each lane's token, `first` + lane. Its block is -1 if there is none, or if the lane is not one of
-// the first num_tokens. All lanes of the warp must call.
-__device__ inline BlockOffset look_up(const Sequences& sequences, int64_t first, int num_tokens, int lane) {
+// Finds the slot of each lane's token. Its block is -1 if there is none, or if the token is not one of `tokens`. All
+// lanes of the warp must call.
+__device__ inline BlockOffset look_up(const Sequences& sequences, const WarpTokens& tokens, int64_t token, int lane) {
   constexpr BlockOffset kNone = {-1, 0};
-  const int64_t token = first + lane;
   SpeculativeBlock speculative;
   const auto [sequence, begin] = sequences.num_sequences == 1 ? only_sequence_of(sequences, token, speculative)
-                                                              : sequence_of(sequences, first, num_tokens, lane);
-  if (lane >= num_tokens || sequence < 0 || sequence >= sequences.num_sequences) return kNone;
+                                                              : sequence_of(sequences, tokens, token, lane);
+  if (token >= tokens.first + tokens.count || sequence < 0 || sequence >= sequences.num_sequences) return kNone;
   if (begin < 0 || begin > token) return kNone;
   const int64_t start = sequences.seq_starts.is_given() ? PrefetchedIndex(sequences.seq_starts, sequence).value() : 0;
   if (start < 0) return kNone;
@@ -148,6 +154,60 @@ concept GatherEntry = requires(const Entry& entry, BlockOffset at, typename Entr
   entry.write_rest(i, from, rest);
 };
 
+// What a GatherEntry inherits if it consists of vectors alone.
+struct NoRest {
+  static constexpr int kBlocks = 10;
+  using Pointer = const char*;
+  struct Rest {};
+  template <class From>
+  __device__ static Rest read_rest(const From&) {
+    return {};
+  }
+  template <class From>
+  __device__ static void write_rest(int64_t, const From&, Rest) {}
+};
+
+// Gathers few tokens by the shortest chain of loads: bounds, block table, entry. There is no shared memory and no
+// barrier: each warp looks up its own tokens, and each lane moves one vector.
+//
+//   threadIdx  x: vectors (2^lane_bits neighbouring lanes move vectors of one token), then tokens
+//   blockIdx   x: tokens   y: parts of 2^lane_bits vectors
+template <class Entry>
+__global__ void __launch_bounds__(kThreads) gather_few_kernel(const MULTIKV_GRID_CONSTANT Entry entry, int lane_bits) {
+  static_assert(GatherEntry<Entry>);
+  const int lane = threadIdx.x % 32;
+  const int64_t thread = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  const int64_t token = thread >> lane_bits, first = (thread - lane) >> lane_bits;
+  const int64_t remaining = entry.sequences().num_tokens - first;
+  if (remaining <= 0) return;
+  const int count = static_cast<int>(remaining < (32 >> lane_bits) ? remaining : 32 >> lane_bits);
+  const BlockOffset at = look_up(entry.sequences(), WarpTokens{first, count}, token, lane);
+  if (at.block < 0) return;
+  const auto from = entry.find(at);
+  if (!from) return;
+  const int64_t vector = static_cast<int64_t>(blockIdx.y << lane_bits) + (lane & ((1 << lane_bits) - 1));
+  const bool has_rest = vector == 0, has_vector = vector < entry.vectors();
+  typename Entry::Rest rest{};
+  if (has_rest) rest = entry.read_rest(from);
+  if (has_vector) entry.write(token, vector, entry.read(from, vector));
+  if (has_rest) entry.write_rest(token, from, rest);
+}
+
+// Launches gather_few_kernel and returns true if the tokens are few: if all warps are resident at once.
+template <class Entry>
+bool launch_few(const Entry& entry, const Context& context) {
+  constexpr int64_t kMaxWarps = 32;  // per multiprocessor
+  const int64_t vectors = entry.vectors();
+  int lane_bits = 0;
+  while ((1 << lane_bits) < vectors && lane_bits < 5) ++lane_bits;
+  const int64_t parts = std::max<int64_t>(ceil_div<int64_t>(vectors, 1 << lane_bits), 1);
+  const int64_t threads = entry.sequences().num_tokens << lane_bits;
+  if (ceil_div<int64_t>(threads, 32) > kMaxWarps * context.num_multiprocessors / parts) return false;
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(threads, kThreads)), static_cast<unsigned>(parts));
+  gather_few_kernel<<<grid, kThreads, 0, context.stream>>>(entry, lane_bits);
+  return true;
+}
+
 constexpr int kMaxChunk = 128;             // the most tokens of a thread block
 constexpr int64_t kChunkBytes = 9 * 1024;  // a chunk of so many bytes amortises its look-ups
 
@@ -172,7 +232,7 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
   Pointer own_entry{};
   if (begin < num_tokens) {
     const int count = num_tokens - begin < 32 ? num_tokens - begin : 32;
-    const BlockOffset at = look_up(entry.sequences(), first + begin, count, thread % 32);
+    const BlockOffset at = look_up(entry.sequences(), WarpTokens{first + begin, count}, first + thread, thread % 32);
     if (at.block >= 0) own_entry = entry.find(at);
     entries[thread] = own_entry;
   }
@@ -203,6 +263,7 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
 
 template <class Entry>
 cudaError_t launch_gather(const Entry& entry, const Context& context) {
+  if (launch_few(entry, context)) return cudaGetLastError();
   const int64_t num_tokens = entry.sequences().num_tokens;
   const int64_t vectors = std::max<int64_t>(entry.vectors(), 1);
   // `spread` tokens a chunk give each multiprocessor about 8 thread blocks. `enough` tokens a chunk amortise the
