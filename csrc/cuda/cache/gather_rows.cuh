@@ -211,7 +211,7 @@ bool launch_few(const Entry& entry, const Context& context) {
 constexpr int kMaxChunk = 128;             // the most tokens of a thread block
 constexpr int64_t kChunkBytes = 9 * 1024;  // a chunk of so many bytes amortises its look-ups
 
-// A thread block gathers `chunk` tokens.
+// A thread block gathers one part of the entries of `chunk` tokens.
 //
 //   threadIdx  x: vectors            z: tokens
 //   blockIdx   x: chunks of tokens   y: parts of blockDim.x vectors, from part first_part on
@@ -267,9 +267,10 @@ cudaError_t launch_gather(const Entry& entry, const Context& context) {
   const int64_t num_tokens = entry.sequences().num_tokens;
   const int64_t vectors = std::max<int64_t>(entry.vectors(), 1);
   // `spread` tokens a chunk give each multiprocessor about 8 thread blocks. `enough` tokens a chunk amortise the
-  // look-ups. The chunk is the smaller of the two.
+  // look-ups, which the thread blocks of each part of an entry repeat. The chunk is the smaller of the two.
+  const int64_t part_bytes = block_shape(vectors, 1, 1).threads.x * int64_t{Entry::kVectorBytes};
   const int64_t spread = ceil_div<int64_t>(num_tokens, 8 * context.num_multiprocessors);
-  const int64_t enough = std::clamp<int64_t>(kChunkBytes / (vectors * Entry::kVectorBytes), 1, kMaxChunk);
+  const int64_t enough = std::clamp<int64_t>(kChunkBytes / part_bytes, 1, kMaxChunk);
   int64_t chunk = std::min(spread, enough);
   BlockShape shape = block_shape(vectors, 1, chunk);
   // Rounds the chunk to a multiple of blockDim.z, so that all threads have the same number of tokens: down from

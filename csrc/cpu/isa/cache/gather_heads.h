@@ -4,6 +4,7 @@
 #include "cpu/isa/cache/gather_runs.h"
 #include "cpu/isa/codec/dequantise.h"
 #include "cpu/isa/simd/copy.h"
+#include "cpu/isa/simd/transpose.h"
 #include "params/gather_params.h"
 
 namespace multikv::cpu {
@@ -17,7 +18,7 @@ class HeadGatherer {
         element_bytes_(cache_.codec.num_bytes(1)), dst_element_bytes_(num_bytes(dtype)), stores_(stores),
         is_dense_(p.num_heads == 1 && cache_.stride_row_bytes == p.head_size * element_bytes_ &&
                   p.dst.stride_token_bytes == p.head_size * dst_element_bytes_),
-        is_head_major_(cache_.stride_head_bytes > cache_.stride_row_bytes) {}
+        is_head_major_(cache_.stride_head_bytes > cache_.stride_row_bytes || cache_.scale_stride_head != 0) {}
 
   // `next` is the run that is gathered after this one, or nullptr.
   void gather(const GatherRun& run, const GatherRun* next) {
@@ -27,73 +28,94 @@ class HeadGatherer {
   }
 
  private:
-  static constexpr int64_t kBufferBytes = 16384;
+  static constexpr int64_t kBufferBytes = 16384, kTokens = 16;
+  static constexpr int64_t kRowBytes = kBufferBytes / kTokens;  // of a token in the buffer
 
   char* cache_row(BlockOffset at) const { return cache_.block(at.block) + at.offset * cache_.stride_row_bytes; }
   float scale_of(int64_t head) const { return dequantise_ == nullptr ? 1.0f : *cache_.scale_of(head); }
 
-  // Copies or dequantises `count` contiguous elements. `next`: see copy().
-  void convert(char* to, const char* from, int64_t count, float scale, const char* next = nullptr) const {
-    if (dequantise_ == nullptr) copy(to, from, count * element_bytes_, stores_, next);
-    else dequantise_(to, from, count, scale, stores_, next);
+  void convert(char* to, const char* from, const Matrix& rows, float scale) const {
+    if (dequantise_ != nullptr) {
+      dequantise_(to, from, rows, scale, stores_);
+      return;
+    }
+    for (int64_t i = 0; i < rows.num_rows; ++i, to += rows.to_stride, from += rows.from_stride) {
+      copy(to, from, rows.count * element_bytes_, stores_, from + rows.ahead);
+    }
   }
 
-  // Gathers heads that are contiguous in the cache, in the order in which they lie there.
+  // Gathers heads that are contiguous in the cache, in the order in which they lie there. Heads with scales of their
+  // own are gathered one after the other.
   void gather_heads(const GatherRun& run, const GatherRun* next) const {
     const char* from = cache_row(run.at);
-    const char* after = next == nullptr ? nullptr : cache_row(next->at);
+    const int64_t to_next_run = next == nullptr ? 0 : cache_row(next->at) - from;
     if (is_dense_) {
-      convert(p_.dst.row(run.row), from, run.count * p_.head_size, scale_of(0), after);
+      convert(p_.dst.row(run.row), from, {.count = run.count * p_.head_size, .ahead = to_next_run}, scale_of(0));
     } else if (is_head_major_) {
-      for (int64_t head = 0; head < p_.num_heads; ++head) {
-        const float scale = scale_of(head);
-        const char* ahead = head + 1 < p_.num_heads ? from + cache_.stride_head_bytes : after;
-        for (int64_t i = 0; i < run.count; ++i) {
-          const char* later = ahead == nullptr ? nullptr : ahead + i * cache_.stride_row_bytes;
-          convert(p_.dst.head(run.row + i, head), from + i * cache_.stride_row_bytes, p_.head_size, scale, later);
-        }
-        from += cache_.stride_head_bytes;
+      for (int64_t head = 0; head < p_.num_heads; ++head, from += cache_.stride_head_bytes) {
+        const bool is_last = head + 1 == p_.num_heads;
+        convert(p_.dst.head(run.row, head), from,
+                {.count = p_.head_size,
+                 .num_rows = run.count,
+                 .to_stride = p_.dst.stride_token_bytes,
+                 .from_stride = cache_.stride_row_bytes,
+                 .ahead = is_last ? to_next_run - head * cache_.stride_head_bytes : cache_.stride_head_bytes},
+                scale_of(head));
       }
     } else {
       for (int64_t i = 0; i < run.count; ++i, from += cache_.stride_row_bytes) {
-        for (int64_t head = 0; head < p_.num_heads; ++head) {
-          convert(p_.dst.head(run.row + i, head), from + head * cache_.stride_head_bytes, p_.head_size, scale_of(head));
-        }
+        convert(p_.dst.row(run.row + i), from,
+                {.count = p_.head_size,
+                 .num_rows = p_.num_heads,
+                 .to_stride = p_.dst.stride_head_bytes,
+                 .from_stride = cache_.stride_head_bytes,
+                 .ahead = to_next_run},
+                scale_of(0));
       }
     }
   }
 
-  // Gathers heads that the layout of packed keys splits into vectors. The vectors of a head are collected in the
-  // buffer; large vectors need no buffer.
+  // Gathers heads that the layout of packed keys splits into vectors. Vectors are collected in the buffer, unless they
+  // are large.
   void gather_vectors(const GatherRun& run) {
     const int64_t vector_size = cache_.vector_size.signed_value(), vector_bytes = vector_size * element_bytes_;
-    const int64_t vectors = p_.head_size / vector_size;
-    const int64_t at_once = vector_bytes >= kBufferBytes / 2 ? 1 : kBufferBytes / vector_bytes;
-    for (int64_t head = 0; head < p_.num_heads; ++head) {
-      const float scale = scale_of(head);
-      for (int64_t i = 0; i < run.count; ++i) {
-        const char* from = cache_row({run.at.block, run.at.offset + i}) + head * cache_.stride_head_bytes;
-        char* to = p_.dst.head(run.row + i, head);
-        for (int64_t first = 0; first < vectors; first += at_once) {
-          const int64_t count = vectors - first < at_once ? vectors - first : at_once;
-          const char* vector = from + first * cache_.stride_vector_bytes;
-          if (at_once > 1) vector = collect(vector, count, vector_bytes);
-          convert(to + first * vector_size * dst_element_bytes_, vector, count * vector_size, scale);
+    const int64_t vectors = p_.head_size / vector_size, at_once = kRowBytes / vector_bytes;
+    for (int64_t i = 0; i < run.count; i += kTokens) {
+      const int64_t num_tokens = run.count - i < kTokens ? run.count - i : kTokens;
+      const char* row = cache_row({run.at.block, run.at.offset + i});
+      for (int64_t head = 0; head < p_.num_heads; ++head) {
+        const float scale = scale_of(head);
+        for (int64_t first = 0, count = 0; first < vectors; first += count) {
+          count = at_once > 1 ? (vectors - first < at_once ? vectors - first : at_once) : 1;
+          const char* from = row + head * cache_.stride_head_bytes + first * cache_.stride_vector_bytes;
+          Matrix rows = {.count = count * vector_size,
+                         .num_rows = num_tokens,
+                         .to_stride = p_.dst.stride_token_bytes,
+                         .from_stride = cache_.stride_row_bytes};
+          if (at_once > 1) {
+            from = collect(from, num_tokens, count, vector_bytes);
+            rows.from_stride = count * vector_bytes;
+          }
+          convert(p_.dst.head(run.row + i, head) + first * vector_size * dst_element_bytes_, from, rows, scale);
         }
       }
     }
   }
 
-  // Copies `count` vectors of one slot to the buffer, and returns the buffer.
-  const char* collect(const char* from, int64_t count, int64_t vector_bytes) {
-    if (vector_bytes == 16) {
-      for (int64_t i = 0; i < count; ++i) std::memcpy(buffer_ + i * 16, from + i * cache_.stride_vector_bytes, 16);
-    } else {
-      for (int64_t i = 0; i < count; ++i) {
-        std::memcpy(buffer_ + i * vector_bytes, from + i * cache_.stride_vector_bytes, vector_bytes);
+  // Copies `count` vectors of each token to the buffer, token by token, and returns the buffer.
+  const char* collect(const char* from, int64_t num_tokens, int64_t count, int64_t vector_bytes) {
+    if (vector_bytes == 16) collect_vectors(from, num_tokens, count, std::integral_constant<int64_t, 16>());
+    else collect_vectors(from, num_tokens, count, vector_bytes);
+    return buffer_;
+  }
+  template <class Bytes>
+  void collect_vectors(const char* from, int64_t num_tokens, int64_t count, Bytes vector_bytes) {
+    for (int64_t vector = 0; vector < count; ++vector, from += cache_.stride_vector_bytes) {
+      for (int64_t token = 0; token < num_tokens; ++token) {
+        std::memcpy(buffer_ + (token * count + vector) * vector_bytes, from + token * cache_.stride_row_bytes,
+                    vector_bytes);
       }
     }
-    return buffer_;
   }
 
   // Gathers heads of the layout of packed values: neighbouring elements of the cache belong to neighbouring slots.
@@ -108,7 +130,7 @@ class HeadGatherer {
   // Transposes pieces of a head of up to kTokens tokens into the buffer, and then converts them.
   template <class Unit>
   void gather_columns_of(const GatherRun& run) {
-    constexpr int64_t kTokens = 16, kDims = kBufferBytes / kTokens / static_cast<int64_t>(sizeof(Unit));
+    constexpr int64_t kDims = kRowBytes / static_cast<int64_t>(sizeof(Unit));
     const int64_t vector_size = cache_.vector_size.signed_value();
     for (int64_t i = 0, count = 0; i < run.count; i += count) {
       const int64_t offset = run.at.offset + i, vector = offset / vector_size, first = offset - vector * vector_size;
@@ -120,21 +142,47 @@ class HeadGatherer {
         for (int64_t dim = 0; dim < p_.head_size; dim += kDims) {
           const int64_t dims = p_.head_size - dim < kDims ? p_.head_size - dim : kDims;
           transpose<Unit>(from + head * cache_.stride_head_bytes + dim * cache_.stride_row_bytes, count, dims);
-          for (int64_t t = 0; t < count; ++t) {
-            convert(p_.dst.head(run.row + i + t, head) + dim * dst_element_bytes_, buffer_ + t * dims * element_bytes_,
-                    dims, scale);
-          }
+          convert(p_.dst.head(run.row + i, head) + dim * dst_element_bytes_, buffer_,
+                  {.count = dims,
+                   .num_rows = count,
+                   .to_stride = p_.dst.stride_token_bytes,
+                   .from_stride = dims * element_bytes_},
+                  scale);
         }
       }
     }
   }
 
-  // Writes rows of `dims` elements to the buffer, one for each of `num_tokens` tokens.
+  // Writes rows of `dims` elements to the buffer, one for each of `num_tokens` tokens: square by square, where the last
+  // squares overlap those before them.
   template <class Unit>
   void transpose(const char* from, int64_t num_tokens, int64_t dims) {
-    for (int64_t d = 0; d < dims; ++d, from += cache_.stride_row_bytes) {
-      for (int64_t t = 0; t < num_tokens; ++t) {
-        std::memcpy(buffer_ + (t * dims + d) * sizeof(Unit), from + t * sizeof(Unit), sizeof(Unit));
+    using Square = Segments<Unit, kSegmentBytes>;
+    constexpr int64_t kSide = Square::kPerSegment, kBytes = sizeof(Unit);
+    if (num_tokens < kSide || dims < kSide) {
+      transpose_unit_by_unit<Unit>(from, num_tokens, dims);
+      return;
+    }
+    for (int64_t i = 0; i < num_tokens; i += kSide) {
+      const int64_t token = i < num_tokens - kSide ? i : num_tokens - kSide;
+      for (int64_t j = 0; j < dims; j += kSide) {
+        const int64_t dim = j < dims - kSide ? j : dims - kSide;
+        const char* rows[kSide];
+        for (int64_t k = 0; k < kSide; ++k) rows[k] = from + (dim + k) * cache_.stride_row_bytes + token * kBytes;
+        typename Square::Vector columns[kSide];
+        Square::transpose(columns, rows);
+        for (int64_t k = 0; k < kSide; ++k)
+          std::memcpy(buffer_ + ((token + k) * dims + dim) * kBytes, &columns[k], kSegmentBytes);
+      }
+    }
+  }
+
+  template <class Unit>
+  void transpose_unit_by_unit(const char* from, int64_t num_tokens, int64_t dims) {
+    constexpr int64_t kBytes = sizeof(Unit);
+    for (int64_t dim = 0; dim < dims; ++dim, from += cache_.stride_row_bytes) {
+      for (int64_t token = 0; token < num_tokens; ++token) {
+        std::memcpy(buffer_ + (token * dims + dim) * kBytes, from + token * kBytes, kBytes);
       }
     }
   }
