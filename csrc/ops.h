@@ -1,9 +1,10 @@
 // The list of ops. Each op has a schema and a function make_<op>_params, which checks the arguments and turns them into
 // the params that a backend launches. multikv/ops/ documents the arguments.
 //
-// The parameters of make_<op>_params are those of the schema, in the same order: otherwise the code does not compile
-// (frontend/torch/schema_check.h). frontend/ops/<family>.cpp defines the functions: a definition with other parameters
-// than the declaration here does not link. A new op also needs a line in for_each_op().
+// The parameters of make_<op>_params after `call` are those of the schema, in the same order. If their types differ
+// from those in the schema, the code does not compile (frontend/torch/schema_check.h). Two swapped parameters of one
+// type still compile. frontend/ops/<family>.cpp defines the functions: a definition with other parameter types than
+// the declaration here does not link. A new op also needs a line in for_each_op().
 #pragma once
 
 #include "frontend/torch/register.h"

@@ -60,7 +60,8 @@ struct GatherKvCacheParams {
 static_assert(LaunchParams<GatherKvCacheParams>);
 
 struct CpGatherAndUpconvertFp8KvCacheParams {
-  // Ordered by when the GPU kernel reads them.
+  // The members are in the order in which the GPU kernel reads them: the sequences, then the row ids and host_cache,
+  // then the cache, and last dst.
   Sequences sequences;  // sequences.blocks describes the logical blocks: those that block_table refers to
   // If host_row_ids is not given, logical blocks are the blocks of `cache`. Otherwise the row ids say where the entry
   // of each slot of a logical block lies (RowIds in frontend/check/sequence_bounds.h).

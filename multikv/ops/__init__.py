@@ -58,8 +58,8 @@ this argument accept the following names:
 
 | name | elements of the cache |
 |---|---|
-| `auto` | those of the input, bit for bit; the cache has the input's dtype |
-| `float32`, `float16`, `bfloat16` | as `auto`; the input's dtype must have this name |
+| `auto` | those of the input (for a gather: the output), bit for bit; the cache has the same dtype |
+| `float32`, `float16`, `bfloat16` | as `auto`; the dtype of the cache must have this name |
 | `fp8_e4m3fn`, `fp8_e5m2`, `fp8_e4m3fnuz`, `fp8_e5m2fnuz` | fp8 codes; the cache is uint8 or this torch.float8 dtype |
 | `fp8`, `fp8_e4m3` | fp8 codes, in the e4m3 format of the cache's dtype; if that is uint8, in the *native e4m3* |
 

@@ -74,8 +74,8 @@ def cp_gather_cache(
 
     src_cache [N, B, ...]; dst [total, ...]; block_table [S, blocks of a sequence]; cu_seq_lens [S + 1]; seq_starts [S].
     Row i belongs to the sequence s with cu_seq_lens[s] <= i < cu_seq_lens[s + 1]. Rows of no sequence, and rows whose
-    block lies past the width of the table, keep their content. Bad sequence bounds raise an error in either mode of
-    bad_indices.
+    block lies past the width of the table, keep their content. Bad sequence bounds and negative seq_starts raise
+    an error in either mode of bad_indices.
     """
     bounds = cu_seq_lens.tolist()
     check_bounds("cu_seq_lens", bounds, dst.shape[0])

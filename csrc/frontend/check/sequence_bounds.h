@@ -26,8 +26,10 @@ struct RowIds {
   int64_t num_host_rows, num_device_rows;
 };
 
-// Fails unless the bounds are not negative and do not decrease, the starts are not negative, and the blocks and rows
-// that the output needs exist. If there are no rows to write, the call has nothing to do.
+// Fails unless the bounds are not negative, do not decrease and do not exceed the output (see BoundsRule), the starts
+// are not negative, and the blocks and rows that the output needs exist. Output rows whose block would lie beyond the
+// last column of block_table are not checked, because the gathers skip them. If there are no rows to write, the call
+// has nothing to do.
 void check_sequences(Call& call, const Sequences& sequences, const BoundsRule& rule = {},
                      const RowIds* row_ids = nullptr);
 

@@ -58,7 +58,8 @@ struct ToImpl<multikv::ListOf<Item>> {
   }
 };
 
-// FormatName has its own conversion, because torch 2.13's conversion of a str to std::string leaks the string's handle.
+// FormatName has its own conversion, because torch 2.13's conversion of a str to std::string allocates a std::string
+// that it never frees.
 template <>
 struct ToImpl<multikv::FormatName> {
   static multikv::FormatName call(StableIValue value, uint64_t, bool) {

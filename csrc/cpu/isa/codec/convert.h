@@ -27,8 +27,8 @@ struct Divider {
 #endif
 };
 
-// The functions below convert this many elements at a time. They make several passes over them, each of which is a loop
-// that the compiler vectorises.
+// quantise_in_chunks() and dequantise_in_chunks() convert this many elements at a time. They make several passes over a
+// chunk, each of which is a loop that the compiler vectorises.
 constexpr int64_t kChunk = 256;
 
 // Does what quantise() does. It takes every scale, and needs no vector operations.

@@ -64,7 +64,8 @@ class Quantiser {
 #endif
 
 #if defined(__AVX512BW__)
-  // An op with at least this many elements uses tables: with fewer, it would not make up for the time to fill them.
+  // An op with at least this many elements uses tables. This is 8 times the number of elements from which on tables
+  // save more time than it takes to fill them (docs/performance_cpu.md).
   static constexpr int64_t kManyElements = 32768;
 
   template <Element kElement>

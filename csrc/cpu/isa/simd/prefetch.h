@@ -29,9 +29,10 @@ class NextInput {
   const char* next_;
 };
 
-// The distance in bytes from a head to the head that a kernel reads kHeads steps later. The kernel reads head 0 of all
-// tokens of a run, then head 1 of all of them, and so on. After the last head it continues with head 0 of the next run,
-// which begins `tokens_bytes` after this one. With 8 heads and kHeads = 4:
+// The distance in bytes from a head to the head that a kernel reads kHeads steps later, or num_heads steps later if
+// there are fewer than kHeads heads. The kernel reads head 0 of all tokens of a run, then head 1 of all of them, and so
+// on. After the last head it continues with head 0 of the next run, which begins `tokens_bytes` after this one. With 8
+// heads and kHeads = 4:
 //
 //   head            0   1   2   3   4            5            6            7
 //   prefetches      4   5   6   7   0 (next run) 1 (next run) 2 (next run) 3 (next run)
