@@ -47,6 +47,7 @@ struct GatherAndMaybeDequantCacheParams {
 static_assert(LaunchParams<GatherAndMaybeDequantCacheParams>);
 
 struct GatherKvCacheParams {
+  // Keys and values of packed caches have equally many heads. One of key and value may be empty; its data is then null.
   HeadGather key, value;
   Sequences sequences;
   Float dtype;  // of key and value

@@ -17,31 +17,32 @@ constexpr int kPackedDims = 64;    // the dimensions of values that are transpos
 //   vector   0 1 2 3   0 1 2 3   ...    0  1  2  3
 //
 // Lanes of neighbouring tokens read neighbouring memory, and lanes of neighbouring vectors write neighbouring memory.
+// entries[token] is where the head of a token starts in the cache, or null.
 template <GatherMove Move>
-__device__ __forceinline__ void gather_packed_keys(const HeadPlane& plane, const BlockOffset* slots, int64_t first,
-                                                   int64_t head) {
+__device__ __forceinline__ void gather_packed_keys(const HeadPlane& plane, const Divisor& piece_vectors,
+                                                   const char* const* entries, int64_t first, int64_t head) {
   constexpr int kNear = 4, kTokenStep = 32 / kNear, kVectorStep = kThreads / kTokenStep;
   const PackedCache& cache = plane.gather.cache;
   const int lane = threadIdx.x % 32, token = lane / kNear;
-  const char* heads = cache.data + head * cache.stride_head_bytes;
+  const float scale = Move::kIsScaled ? *cache.scale_of(head) : 1.0f;
+  const int64_t stride_token_bytes = plane.gather.dst.stride_token_bytes;
+  char* const dst = plane.gather.dst.head(first + token, head);
   int64_t vector = threadIdx.x / 32 * kNear + lane % kNear;
   for (; vector < plane.head_vectors.signed_value(); vector += kVectorStep) {
-    const int64_t piece = divide_index(vector, plane.piece_vectors);
-    const int64_t in_piece = vector - piece * plane.piece_vectors.signed_value();
-    const char* from = heads + piece * cache.stride_vector_bytes + in_piece * Move::kCacheBytes;
-    typename Move::Value values[kPackedTokens / kTokenStep];
+    const auto piece = static_cast<int64_t>(quotient_of(vector, piece_vectors));
+    const int64_t in_piece = vector - piece * piece_vectors.signed_value();
+    const int64_t offset = piece * cache.stride_vector_bytes + in_piece * Move::kCacheBytes;
+    Pack<Move::kCacheBytes> values[kPackedTokens / kTokenStep];
 #pragma unroll
     for (int i = 0; i < kPackedTokens / kTokenStep; ++i) {
-      const BlockOffset at = slots[token + i * kTokenStep];
-      if (at.block < 0) continue;
-      const char* slot = from + at.block * cache.stride_block_bytes + at.offset * cache.stride_row_bytes;
-      values[i] = Move::read(slot, cache.scale_of(head));
+      const char* entry = entries[token + i * kTokenStep];
+      if (entry != nullptr) values[i] = Pack<Move::kCacheBytes>::template read<true>(entry + offset);
     }
 #pragma unroll
     for (int i = 0; i < kPackedTokens / kTokenStep; ++i) {
-      const int t = token + i * kTokenStep;
-      if (slots[t].block < 0) continue;
-      Move::write(plane.gather.dst.head(first + t, head) + vector * Move::kOutputBytes, values[i], cache.codec.element);
+      if (entries[token + i * kTokenStep] == nullptr) continue;
+      char* to = dst + i * kTokenStep * stride_token_bytes + vector * Move::kOutputBytes;
+      Move::write(to, values[i], scale, cache.codec.element);
     }
   }
 }
@@ -59,16 +60,14 @@ struct GatheredValues {
 // Gathers the values of one head of a chunk of tokens. The lanes of a warp read one dimension of all tokens, which is
 // contiguous where slots are neighbours; afterwards, neighbouring threads write neighbouring vectors of a token.
 template <GatherMove Move, class Stored>
-__device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, const BlockOffset* slots, int64_t first,
+__device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, const char* const* entries, int64_t first,
                                                      int64_t head) {
   constexpr int kBytes = sizeof(Stored), kElements = Move::kCacheBytes / kBytes, kWarps = kThreads / 32;
   __shared__ GatheredValues<Stored> values;
   const auto& [cache, packs_slots, dst, num_heads, head_size] = plane.gather;
   const int lane = threadIdx.x % 32;
-  const BlockOffset at = slots[lane];
-  const float scale = cache.scale == nullptr ? 1.0f : *cache.scale_of(head);
-  const char* from = nullptr;
-  if (at.block >= 0) from = cache.block(at.block) + cache.offset_bytes(head, 0, at.offset, kBytes, divide_index);
+  const float scale = Move::kIsScaled ? *cache.scale_of(head) : 1.0f;
+  const char* const from = entries[lane];
   for (int64_t begin = 0; begin < head_size; begin += kPackedDims) {
     const int dims = static_cast<int>(head_size - begin < kPackedDims ? head_size - begin : kPackedDims);
     if (from != nullptr) {
@@ -80,7 +79,7 @@ __device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, con
     __syncthreads();
     for (int task = threadIdx.x; task < kPackedTokens * (kPackedDims / kElements); task += kThreads) {
       const int token = task / (kPackedDims / kElements), dim = task % (kPackedDims / kElements) * kElements;
-      if (dim >= dims || slots[token].block < 0) continue;
+      if (dim >= dims || entries[token] == nullptr) continue;
       Pack<Move::kCacheBytes> pack;
       if constexpr (kElements == 1) {
         pack.words[0] = values.row(token)[dim];
@@ -89,7 +88,7 @@ __device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, con
         for (int i = 0; i < Move::kCacheBytes / 4; ++i) pack.words[i] = values.words[token][dim * kBytes / 4 + i];
       }
       char* to = dst.head(first + token, head) + (begin + dim) / kElements * Move::kOutputBytes;
-      Move::write(to, Move::value_of(pack, scale), cache.codec.element);
+      Move::write(to, pack, scale, cache.codec.element);
     }
     __syncthreads();
   }
@@ -97,29 +96,44 @@ __device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, con
 
 // Gathers keys and values of packed caches. Stored is the unsigned integer that is as wide as an element of the cache.
 //
-//   blockIdx   x: chunks of kPackedTokens tokens   y: heads, from first_head   z: keys, values
-template <class Move, class Stored>
-__global__ void __launch_bounds__(kThreads)
+// piece_vectors is the number of vectors of the output in a vector of the key cache.
+//
+//   blockIdx   x: heads   y: chunks of kPackedTokens tokens, from first_chunk   z: keys, values
+//
+// The heads of a chunk run one after the other, so that their parts of the output's rows are written together.
+template <GatherMove Move, class Stored>
+__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12)
     gather_packed_kernel(const MULTIKV_GRID_CONSTANT HeadPlane key, const MULTIKV_GRID_CONSTANT HeadPlane value,
-                         const MULTIKV_GRID_CONSTANT Sequences sequences, int64_t first_head) {
-  __shared__ BlockOffset slots[kPackedTokens];
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kPackedTokens, head = first_head + blockIdx.y;
+                         const MULTIKV_GRID_CONSTANT Divisor piece_vectors,
+                         const MULTIKV_GRID_CONSTANT Sequences sequences, int64_t first_chunk) {
+  static_assert(kPackedTokens == 32, "one warp looks up all tokens");
+  __shared__ const char* entries[kPackedTokens];
+  const int64_t first = (first_chunk + blockIdx.y) * kPackedTokens, head = blockIdx.x;
   if (threadIdx.x < kPackedTokens) {
     const int64_t remaining = sequences.num_tokens - first;
     const int count = static_cast<int>(remaining < kPackedTokens ? remaining : kPackedTokens);
-    slots[threadIdx.x] = look_up(sequences, WarpTokens{first, count}, first + threadIdx.x, threadIdx.x);
+    const int lane = threadIdx.x;
+    const BlockOffset at = look_up(sequences, WarpTokens{first, count, lane}, lane);
+    const auto start_in = [&](const PackedCache& cache, int64_t row, int64_t packed) {
+      return cache.block(at.block) + cache.offset_bytes(head, row, packed, sizeof(Stored), divide_index);
+    };
+    if (at.block < 0) entries[lane] = nullptr;
+    else if (blockIdx.z == 0) entries[lane] = start_in(key.gather.cache, at.offset, 0);
+    else entries[lane] = start_in(value.gather.cache, 0, at.offset);
   }
   __syncthreads();
-  if (blockIdx.z == 0) gather_packed_keys<Move>(key, slots, first, head);
-  else gather_packed_values<Move, Stored>(value, slots, first, head);
+  if (blockIdx.z == 0) gather_packed_keys<Move>(key, piece_vectors, entries, first, head);
+  else gather_packed_values<Move, Stored>(value, entries, first, head);
 }
 
-template <class Move, class Stored>
+template <GatherMove Move, class Stored>
 cudaError_t launch_packed_moves(const GatherKvCacheParams& p, const Context& context) {
   const HeadPlane key(p.key, Move::kCacheBytes), value(p.value, Move::kCacheBytes);
-  const BlockShape shape = {dim3(kThreads), p.key.num_heads};
-  for_each_grid(ceil_div<int64_t>(p.sequences.num_tokens, kPackedTokens), shape, 2, [&](dim3 grid, int64_t first_head) {
-    gather_packed_kernel<Move, Stored><<<grid, kThreads, 0, context.stream>>>(key, value, p.sequences, first_head);
+  const Divisor piece_vectors = vectors_of(p.key, p.key.cache.vector_size.signed_value(), Move::kCacheBytes);
+  const BlockShape shape = {dim3(1), ceil_div<int64_t>(p.sequences.num_tokens, kPackedTokens)};
+  for_each_grid(p.key.num_heads, shape, 2, [&](dim3 grid, int64_t first_chunk) {
+    gather_packed_kernel<Move, Stored>
+        <<<grid, kThreads, 0, context.stream>>>(key, value, piece_vectors, p.sequences, first_chunk);
   });
   return cudaGetLastError();
 }

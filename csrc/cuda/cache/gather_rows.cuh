@@ -49,19 +49,20 @@ __device__ __forceinline__ SequenceStart search_from(const Sequences& sequences,
 }
 
 // The tokens that the lanes of a warp look up: first, first + 1, ..., first + count - 1. There is at least one.
+// Each lane looks up the token first + index; `index` differs between lanes, and may be count or above.
 struct WarpTokens {
   int64_t first;
-  int count;
+  int count, index;
 };
 
-// Finds, for each lane of a warp, the last sequence that begins at or before `token`, which is one of `tokens`. All
-// lanes must call; what lanes with other tokens get means nothing.
-__device__ inline SequenceStart sequence_of(const Sequences& sequences, const WarpTokens& tokens, int64_t token,
-                                            int lane) {
+// Finds, for each lane of a warp, the last sequence that begins at or before the lane's token. All lanes must call;
+// what lanes with an index of count or above get means nothing.
+__device__ inline SequenceStart sequence_of(const Sequences& sequences, const WarpTokens& tokens, int lane) {
   const int64_t window = find_window(sequences, tokens.first, lane);
   const bool is_bound = window + lane < sequences.num_bounds;
   const int64_t bound = is_bound ? PrefetchedIndex(sequences.cu_seq_lens, window + lane).value() : 0;
 
+  const int64_t token = tokens.first + tokens.index;
   int count = popcount(ballot(is_bound && bound <= tokens.first));
   if (count !=
       popcount(ballot(is_bound && bound < tokens.first + tokens.count))) {  // the tokens belong to several sequences
@@ -114,14 +115,15 @@ __device__ __forceinline__ BlockOffset find_position(const Sequences& sequences,
   return {id, static_cast<int64_t>(position - column * sequences.blocks.block_size.value)};
 }
 
-// Finds the slot of each lane's token. Its block is -1 if there is none, or if the token is not one of `tokens`. All
-// lanes of the warp must call.
-__device__ inline BlockOffset look_up(const Sequences& sequences, const WarpTokens& tokens, int64_t token, int lane) {
+// Finds the slot of each lane's token. Its block is -1 if there is none, or if the lane's index is tokens.count or
+// above. All lanes of the warp must call.
+__device__ inline BlockOffset look_up(const Sequences& sequences, const WarpTokens& tokens, int lane) {
   constexpr BlockOffset kNone = {-1, 0};
+  const int64_t token = tokens.first + tokens.index;
   SpeculativeBlock speculative;
   const auto [sequence, begin] = sequences.num_sequences == 1 ? only_sequence_of(sequences, token, speculative)
-                                                              : sequence_of(sequences, tokens, token, lane);
-  if (token >= tokens.first + tokens.count || sequence < 0 || sequence >= sequences.num_sequences) return kNone;
+                                                              : sequence_of(sequences, tokens, lane);
+  if (tokens.index >= tokens.count || sequence < 0 || sequence >= sequences.num_sequences) return kNone;
   if (begin < 0 || begin > token) return kNone;
   const int64_t start = sequences.seq_starts.is_given() ? PrefetchedIndex(sequences.seq_starts, sequence).value() : 0;
   if (start < 0) return kNone;
@@ -132,30 +134,40 @@ __device__ inline BlockOffset look_up(const Sequences& sequences, const WarpToke
 // What a gather moves for each token: an entry of the cache. An entry consists of vectors, and possibly of a rest that
 // is not moved as vectors.
 template <class Entry>
-concept GatherEntry = requires(const Entry& entry, BlockOffset at, typename Entry::Pointer from, int64_t i,
-                               const typename Entry::Value& value, const typename Entry::Rest& rest) {
-  // The bytes of a vector: the larger of its sizes in the cache and in the output.
-  { Entry::kVectorBytes } -> std::same_as<const int&>;
-  // The minimum number of resident thread blocks per multiprocessor, for __launch_bounds__.
-  { Entry::kBlocks } -> std::same_as<const int&>;
-  { entry.sequences() } -> std::same_as<const Sequences&>;
-  // The number of vectors in an entry.
-  { entry.vectors() } -> std::same_as<int64_t>;
-  // Returns where the entry of a slot lies. A Pointer that converts to false means that there is no entry; its token is
-  // skipped.
-  { entry.find(at) } -> std::same_as<typename Entry::Pointer>;
-  static_cast<bool>(from);
-  // Reads vector i.
-  { entry.read(from, i) } -> std::same_as<typename Entry::Value>;
-  // Writes a vector: write(token, vector, value).
-  entry.write(i, i, value);
-  // Read and write the rest of an entry. One thread moves the whole rest.
-  { entry.read_rest(from) } -> std::same_as<typename Entry::Rest>;
-  entry.write_rest(i, from, rest);
+concept GatherEntry =
+    requires(const Entry& entry, BlockOffset at, typename Entry::Pointer from, int64_t i,
+             const typename Entry::Place& place, const typename Entry::Value& value, const typename Entry::Rest& rest) {
+      // The bytes of a vector: the larger of its sizes in the cache and in the output.
+      { Entry::kVectorBytes } -> std::same_as<const int&>;
+      // The minimum number of resident thread blocks per multiprocessor, for __launch_bounds__.
+      { Entry::kBlocks } -> std::same_as<const int&>;
+      { entry.sequences() } -> std::same_as<const Sequences&>;
+      // The number of vectors in an entry.
+      { entry.vectors() } -> std::same_as<int64_t>;
+      // Returns where the entry of a slot lies. A Pointer that converts to false means that there is no entry; its
+      // token is skipped.
+      { entry.find(at) } -> std::same_as<typename Entry::Pointer>;
+      static_cast<bool>(from);
+      // Returns the place of vector i: what a thread computes only once, to move this vector of several tokens. An i of
+      // vectors() or above gives a place that is not used.
+      { entry.place(i) } -> std::same_as<typename Entry::Place>;
+      // Reads the vector at a place.
+      { entry.read(from, place) } -> std::same_as<typename Entry::Value>;
+      // Writes a vector: write(token, place, value).
+      entry.write(i, place, value);
+      // Read and write the rest of an entry. One thread moves the whole rest.
+      { entry.read_rest(from) } -> std::same_as<typename Entry::Rest>;
+      entry.write_rest(i, from, rest);
+    };
+
+// What a GatherEntry inherits whose places are indices of vectors.
+struct IndexedVectors {
+  using Place = int64_t;
+  __host__ __device__ static int64_t place(int64_t vector) { return vector; }
 };
 
 // What a GatherEntry inherits if it consists of vectors alone.
-struct NoRest {
+struct NoRest : IndexedVectors {
   static constexpr int kBlocks = 10;
   using Pointer = const char*;
   struct Rest {};
@@ -181,7 +193,7 @@ __global__ void __launch_bounds__(kThreads) gather_few_kernel(const MULTIKV_GRID
   const int64_t remaining = entry.sequences().num_tokens - first;
   if (remaining <= 0) return;
   const int count = static_cast<int>(remaining < (32 >> lane_bits) ? remaining : 32 >> lane_bits);
-  const BlockOffset at = look_up(entry.sequences(), WarpTokens{first, count}, token, lane);
+  const BlockOffset at = look_up(entry.sequences(), WarpTokens{first, count, lane >> lane_bits}, lane);
   if (at.block < 0) return;
   const auto from = entry.find(at);
   if (!from) return;
@@ -189,7 +201,10 @@ __global__ void __launch_bounds__(kThreads) gather_few_kernel(const MULTIKV_GRID
   const bool has_rest = vector == 0, has_vector = vector < entry.vectors();
   typename Entry::Rest rest{};
   if (has_rest) rest = entry.read_rest(from);
-  if (has_vector) entry.write(token, vector, entry.read(from, vector));
+  if (has_vector) {
+    const auto place = entry.place(vector);
+    entry.write(token, place, entry.read(from, place));
+  }
   if (has_rest) entry.write_rest(token, from, rest);
 }
 
@@ -232,16 +247,17 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
   Pointer own_entry{};
   if (begin < num_tokens) {
     const int count = num_tokens - begin < 32 ? num_tokens - begin : 32;
-    const BlockOffset at = look_up(entry.sequences(), WarpTokens{first + begin, count}, first + thread, thread % 32);
+    const BlockOffset at = look_up(entry.sequences(), WarpTokens{first + begin, count, thread % 32}, thread % 32);
     if (at.block >= 0) own_entry = entry.find(at);
     entries[thread] = own_entry;
   }
+  const int64_t vector = (first_part + blockIdx.y) * blockDim.x + threadIdx.x;
+  const typename Entry::Place place = entry.place(vector);
   __syncthreads();
 
   const bool has_rest = own_entry && first_part + blockIdx.y == 0;
   typename Entry::Rest own_rest{};
   if (has_rest) own_rest = entry.read_rest(own_entry);
-  const int64_t vector = (first_part + blockIdx.y) * blockDim.x + threadIdx.x;
   const int step = static_cast<int>(blockDim.z), end = vector < entry.vectors() ? num_tokens : 0;
   for (int next = threadIdx.z; next < end; next += kUnroll * step) {
     typename Entry::Value values[kUnroll];
@@ -251,11 +267,11 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
       const int token = next + i * step;
       const Pointer from = token < num_tokens ? entries[token] : Pointer{};
       is_found[i] = static_cast<bool>(from);
-      if (is_found[i]) values[i] = entry.read(from, vector);
+      if (is_found[i]) values[i] = entry.read(from, place);
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      if (is_found[i]) entry.write(first + next + i * step, vector, values[i]);
+      if (is_found[i]) entry.write(first + next + i * step, place, values[i]);
     }
   }
   if (has_rest) entry.write_rest(first + thread, own_entry, own_rest);

@@ -166,6 +166,8 @@ cudaError_t launch(const GatherAndMaybeDequantCacheParams& p, const Context& con
 template <>
 cudaError_t launch(const GatherKvCacheParams& p, const Context& context) {
   if (p.value.packs_slots) return launch_packed(p, context);
+  if (p.key.num_elements() == 0) return launch_heads(p.codec(), p.dtype, p.sequences, context, p.value);
+  if (p.value.num_elements() == 0) return launch_heads(p.codec(), p.dtype, p.sequences, context, p.key);
   return launch_heads(p.codec(), p.dtype, p.sequences, context, p.key, p.value);
 }
 

@@ -42,20 +42,23 @@ void set_output(const Call& call, HeadGather& gather, std::string_view argument,
   gather.dst.stride_head_bytes = dst.dim() == 3 ? stride_bytes(dst, 1) : gather.dst.head_bytes;
 }
 
-// Makes one head of heads that are contiguous on both sides, share a scale, and are not split into vectors.
+// Makes one head of heads that are contiguous on both sides and share a scale. The cache must not be packed: gathers of
+// packed keys and values count on the same heads in both.
 void merge_heads(HeadGather& gather) {
   PackedCache& cache = gather.cache;
   const int64_t cache_bytes = cache.codec.num_bytes(gather.head_size);
-  const bool is_whole = !gather.packs_slots && cache.vector_size.signed_value() == gather.head_size;
-  if (gather.num_heads > 1 && is_whole && cache.scale_stride_head == 0 && cache.stride_head_bytes == cache_bytes &&
-      gather.dst.stride_head_bytes == gather.dst.head_bytes) {
+  const bool is_mergeable = gather.num_heads > 1 && gather.head_size > 0 && cache.scale_stride_head == 0;
+  if (is_mergeable && cache.stride_head_bytes == cache_bytes && gather.dst.stride_head_bytes == gather.dst.head_bytes) {
     gather.head_size *= gather.num_heads;
     gather.dst.head_bytes *= gather.num_heads;
     cache.vector_size = Divisor::of(gather.head_size);
     gather.num_heads = 1;
   }
-  // The stride of a single head means nothing, and must not lower the alignment.
-  if (gather.num_heads == 1) cache.stride_head_bytes = gather.dst.stride_head_bytes = 0;
+}
+
+// Clears the strides of a single head, which mean nothing and must not lower the alignment.
+void clear_single_head_strides(HeadGather& gather) {
+  if (gather.num_heads == 1) gather.cache.stride_head_bytes = gather.dst.stride_head_bytes = 0;
 }
 
 // Checks src_cache and dst, and sets what they determine.
@@ -107,6 +110,7 @@ GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_params(
   if (wrapping_product(p.entry.num_heads, p.entry.head_size) == 0) call.set_nothing_to_do();
   if (call.nothing_to_do()) return p;
   merge_heads(p.entry);
+  clear_single_head_strides(p.entry);
   cache.data = data(call, "src_cache", src_cache);
   p.entry.dst.data = mutable_data(call, "dst", dst);
   return p;
@@ -233,8 +237,10 @@ GatherKvCacheParams make_gather_kv_cache_params(Call& call, const Tensor& key_ca
   check_sequences(call, p.sequences, {.may_exceed_output = true});
   if (p.key.num_heads == 0 || wrapping_sum(p.key.head_size, p.value.head_size) == 0) call.set_nothing_to_do();
   if (call.nothing_to_do()) return p;
-  merge_heads(p.key);
-  merge_heads(p.value);
+  for (HeadGather* gather : {&p.key, &p.value}) {
+    if (!tensors.is_packed()) merge_heads(*gather);
+    clear_single_head_strides(*gather);
+  }
   p.key.cache.data = data(call, "key_cache", key_cache);
   p.value.cache.data = data(call, "value_cache", value_cache);
   p.key.dst.data = mutable_data(call, "key", key);
