@@ -100,14 +100,29 @@ CpGatherCacheParams make_cp_gather_cache_params(Call& call, const Tensor& src_ca
                                                 const Tensor& block_table, const Tensor& cu_seq_lens,
                                                 int64_t batch_size, const OptionalTensor& seq_starts);
 
-// Does what cp_gather_cache does, and dequantises the entries of an fp8 cache to the dtype of dst.
+// Does what cp_gather_cache does, and dequantises the entries of an fp8 cache to the dtype of dst. token_to_seq is not
+// read.
 inline constexpr char gather_and_maybe_dequant_cache[] =
     "gather_and_maybe_dequant_cache(Tensor src_cache, Tensor(a!) dst, Tensor block_table, Tensor cu_seq_lens, "
-    "Tensor token_to_seq, int num_tokens, str kv_cache_dtype, Tensor scale, Tensor? seq_starts=None) -> ()";
+    "Tensor? token_to_seq, int num_tokens, str kv_cache_dtype, Tensor scale, Tensor? seq_starts=None) -> ()";
 GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_params(
     Call& call, const Tensor& src_cache, const MutableTensor& dst, const Tensor& block_table, const Tensor& cu_seq_lens,
-    const Tensor& token_to_seq, int64_t num_tokens, const FormatName& kv_cache_dtype, const Tensor& scale,
+    const OptionalTensor& token_to_seq, int64_t num_tokens, const FormatName& kv_cache_dtype, const Tensor& scale,
     const OptionalTensor& seq_starts);
+
+// Gathers the keys and values of sequences from the caches of reshape_and_cache_flash or reshape_and_cache, and
+// dequantises those of fp8 caches.
+inline constexpr char gather_kv_cache[] =
+    "gather_kv_cache(Tensor key_cache, Tensor value_cache, Tensor(a!) key, Tensor(b!) value, Tensor block_table, "
+    "Tensor cu_seq_lens, str kv_cache_dtype, Tensor? k_scale=None, Tensor? v_scale=None, Tensor? seq_starts=None, "
+    "int num_tokens=-1, Tensor? k_global_scale=None, Tensor? v_global_scale=None) -> ()";
+GatherKvCacheParams make_gather_kv_cache_params(Call& call, const Tensor& key_cache, const Tensor& value_cache,
+                                                const MutableTensor& key, const MutableTensor& value,
+                                                const Tensor& block_table, const Tensor& cu_seq_lens,
+                                                const FormatName& kv_cache_dtype, const OptionalTensor& k_scale,
+                                                const OptionalTensor& v_scale, const OptionalTensor& seq_starts,
+                                                int64_t num_tokens, const OptionalTensor& k_global_scale,
+                                                const OptionalTensor& v_global_scale);
 
 // Gathers fp8_ds_mla entries of sequences, and dequantises them to rows of bfloat16. Some entries may lie in host
 // memory.
@@ -252,6 +267,7 @@ void for_each_op(Visit visit) {
   visit(Op<convert_fp8, make_convert_fp8_params>{});
   visit(Op<cp_gather_cache, make_cp_gather_cache_params>{});
   visit(Op<gather_and_maybe_dequant_cache, make_gather_and_maybe_dequant_cache_params>{});
+  visit(Op<gather_kv_cache, make_gather_kv_cache_params>{});
   visit(Op<cp_gather_and_upconvert_fp8_kv_cache, make_cp_gather_and_upconvert_fp8_kv_cache_params>{});
   visit(Op<indexer_k_quant_and_cache, make_indexer_k_quant_and_cache_params>{});
   visit(Op<cp_gather_indexer_k_quant_cache, make_cp_gather_indexer_k_quant_cache_params>{});

@@ -23,6 +23,7 @@ struct TokenHeads {
   int64_t stride_token_bytes, stride_head_bytes;
   int64_t head_bytes;
 
+  constexpr char* row(int64_t token) const { return data + token * stride_token_bytes; }
   constexpr char* head(int64_t token, int64_t head) const {
     return data + token * stride_token_bytes + head * stride_head_bytes;
   }

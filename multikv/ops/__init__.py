@@ -55,7 +55,9 @@ output rows i with `cu_seq_lens[s] <= i < cu_seq_lens[s + 1]`, and row i holds p
 All three tensors are int32 or int64. The elements of cu_seq_lens do not decrease, and they are at least 0 and at most
 the number of output rows. The elements of seq_starts are at least 0. The elements of block_table are at least 0 and
 below num_blocks; those that no output row needs are not checked. Output rows of no sequence, and rows whose block lies
-past the width of the block table, keep their content.
+past the width of the block table, keep their content. The arguments batch_size and num_tokens may be -1, which stands
+for the size of a tensor. A number is a constant of a graph of torch.compile, so only a graph that passes -1 serves all
+sizes.
 
 **kv_cache_dtype** names the format in which a cache stores its elements (`multikv.formats` has the table). The
 docstrings of convert_fp8 and indexer_k_quant_and_cache list the names that these two ops accept. All other ops with
@@ -74,9 +76,9 @@ all other GPUs and on CPUs.
 **fp8.** `quantise(x, scale)` divides by the scale in float32, rounds to nearest even, and saturates to the largest
 finite value. Infinities saturate, too; NaN becomes the code 0x7f (fnuz formats: 0x80). `dequantise(q, scale)` is
 `float32(q) * scale`, rounded once to the dtype of the output. Scales are float32 tensors on the device of the op, so
-that the host need not know them. Float formats do not read them. Sources: e4m3fn and e5m2 are defined by the OCP 8-bit
-Floating Point Specification 1.0, the fnuz formats by Noune et al. 2022, "8-bit Numerical Formats for Deep Neural
-Networks".
+that the host need not know them. Float formats do not read them, and they may be None there. Where a cache has heads, a
+scale has one element, or one per head. Sources: e4m3fn and e5m2 are defined by the OCP 8-bit Floating Point
+Specification 1.0, the fnuz formats by Noune et al. 2022, "8-bit Numerical Formats for Deep Neural Networks".
 
 **fp8_ds_mla** is the 656-byte entry of DeepSeek's sparse attention (source: FlashMLA and vLLM):
 

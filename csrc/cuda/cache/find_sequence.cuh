@@ -45,16 +45,24 @@ __device__ __forceinline__ SequenceStart search_from(const SequenceBounds& bound
   return {next - 1, PrefetchedIndex(bounds.values, next - 1).value()};
 }
 
-// Finds, for each lane of a warp, the last sequence that begins at or before the lane's token, `first` + lane. All
-// lanes must call.
-__device__ inline SequenceStart sequence_of(const SequenceBounds& bounds, int64_t first, int num_tokens, int lane) {
-  const int64_t window = find_window(bounds, first, lane);
+// The tokens that the lanes of a warp look up: first, first + 1, ..., first + count - 1. There is at least one.
+// Each lane looks up the token first + index; `index` differs between lanes, and may be count or above.
+struct WarpTokens {
+  int64_t first;
+  int count, index;
+};
+
+// Finds, for each lane of a warp, the last sequence that begins at or before the lane's token. All lanes must call;
+// what lanes with an index of count or above get means nothing.
+__device__ inline SequenceStart sequence_of(const SequenceBounds& bounds, const WarpTokens& tokens, int lane) {
+  const int64_t window = find_window(bounds, tokens.first, lane);
   const bool is_bound = window + lane < bounds.count;
   const int64_t bound = is_bound ? PrefetchedIndex(bounds.values, window + lane).value() : 0;
 
-  const int64_t token = first + lane;
-  int count = popcount(ballot(is_bound && bound <= first));
-  if (count != popcount(ballot(is_bound && bound < first + num_tokens))) {  // the tokens belong to several sequences
+  const int64_t token = tokens.first + tokens.index;
+  int count = popcount(ballot(is_bound && bound <= tokens.first));
+  if (count !=
+      popcount(ballot(is_bound && bound < tokens.first + tokens.count))) {  // the tokens belong to several sequences
     // Each lane counts the window's bounds at or before its token by a binary search. The steps add up to 32.
     count = 0;
 #pragma unroll

@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kThreads) compute_slot_mapping_kernel(const MU
   if (first >= p.num_tokens) return;
   const int num_tokens = p.num_tokens - first < 32 ? static_cast<int>(p.num_tokens - first) : 32;
   const PrefetchedIndex position_index(p.positions, lane < num_tokens ? token : first);
-  const int64_t sequence = sequence_of({p.cu_query_lens, p.num_sequences + 1}, first, num_tokens, lane).sequence;
+  const int64_t sequence =
+      sequence_of({p.cu_query_lens, p.num_sequences + 1}, {first, num_tokens, lane}, lane).sequence;
   if (lane >= num_tokens) return;
   const int64_t row = row_of(p, sequence), position = position_index.value();
   const int64_t slot = row >= 0 && position >= 0 ? slot_of(group, p.ranks, row, position) : -1;

@@ -98,8 +98,8 @@ Sequences make_sequences(Call& call, const Blocks& blocks, const Tensor& block_t
 }
 
 void check_batch_size(const Call& call, const Sequences& sequences, int64_t batch_size) {
-  if (batch_size == sequences.num_sequences) return;
-  call.fail("batch_size", text(sequences.num_sequences) + " (rows of block_table)", text(batch_size));
+  if (batch_size == sequences.num_sequences || batch_size == -1) return;
+  call.fail("batch_size", text(sequences.num_sequences) + " (rows of block_table), or -1", text(batch_size));
 }
 
 void set_cu_seq_lens(Call& call, Sequences& sequences, const Tensor& cu_seq_lens) {

@@ -8,7 +8,7 @@ namespace multikv {
 
 // Checks block_table and seq_starts, but not yet their values. The caller sets cu_seq_lens, num_bounds and num_tokens.
 Sequences make_sequences(Call& call, const Blocks& blocks, const Tensor& block_table, const OptionalTensor& seq_starts);
-// Fails unless the argument batch_size is the number of sequences.
+// Fails unless the argument batch_size is the number of sequences, or -1, which stands for it.
 void check_batch_size(const Call& call, const Sequences& sequences, int64_t batch_size);
 // Checks cu_seq_lens [num_sequences + 1], but not yet its values.
 void set_cu_seq_lens(Call& call, Sequences& sequences, const Tensor& cu_seq_lens);

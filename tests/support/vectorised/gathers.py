@@ -14,6 +14,7 @@ __all__ = [
     "cp_gather_cache",
     "cp_gather_indexer_k_quant_cache",
     "gather_and_maybe_dequant_cache",
+    "gather_kv_cache",
 ]
 
 
@@ -73,29 +74,71 @@ def cp_gather_cache(
     put(dst, (rows,), _taken(src_cache, *places))
 
 
+def _bounds_below(num_tokens: int, output: Tensor, cu_seq_lens: Tensor) -> Tensor:
+    bounds = cu_seq_lens.cpu().long()
+    check_bounds("cu_seq_lens", bounds, math.inf)
+    return bounds.clamp(max=len(output) if num_tokens == -1 else num_tokens)
+
+
+def _put_heads(dst: Tensor, rows: Tensor, entries: Tensor, scale: Tensor | None, format: str | None) -> None:
+    if format is not None:
+        per_head = scale.reshape(-1, 1) if entries.dim() == 3 else scale
+        entries = bits(dequantise(entries, per_head, format).to(dst.dtype))
+    put(dst, (rows,), entries.reshape(len(rows), *dst.shape[1:]))
+
+
 def gather_and_maybe_dequant_cache(
     src_cache: Tensor,
     dst: Tensor,
     block_table: Tensor,
     cu_seq_lens: Tensor,
-    token_to_seq: Tensor,
+    token_to_seq: Tensor | None,
     num_tokens: int,
     kv_cache_dtype: str,
-    scale: Tensor,
+    scale: Tensor | None,
     seq_starts: Tensor | None = None,
     *,
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    bounds = cu_seq_lens.cpu().long()
-    check_bounds("cu_seq_lens", bounds, math.inf)
-    bounds = bounds.clamp(max=num_tokens)
+    bounds = _bounds_below(num_tokens, dst, cu_seq_lens)
     rows, *places = _sequence_rows(block_table, bounds, seq_starts, *src_cache.shape[:2], bad_indices)
-    entries = _taken(src_cache, *places)
     format = format_of(kv_cache_dtype, src_cache.dtype, e4m3_of_bytes)
-    if format is not None:
-        entries = bits(dequantise(entries, scale, format).to(dst.dtype))
-    put(dst, (rows,), entries)
+    _put_heads(dst, rows, _taken(src_cache, *places), scale, format)
+
+
+def gather_kv_cache(
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_table: Tensor,
+    cu_seq_lens: Tensor,
+    kv_cache_dtype: str,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    seq_starts: Tensor | None = None,
+    num_tokens: int = -1,
+    k_global_scale: Tensor | None = None,
+    v_global_scale: Tensor | None = None,
+    *,
+    bad_indices: str = "raise",
+    e4m3_of_bytes: str = "e4m3fn",
+) -> None:
+    if key_cache.dim() == 5:  # as views [N, B, H, D/x, x] and [N, B, H, D] or [N, B/x, x, H, D]
+        key_cache = key_cache.permute(0, 3, 1, 2, 4)
+        value_cache = value_cache.permute(0, 3, 1, 2) if value_cache.dim() == 4 else value_cache.permute(0, 2, 4, 1, 3)
+    bounds = _bounds_below(num_tokens, key, cu_seq_lens)
+    rows, blocks, offsets = _sequence_rows(block_table, bounds, seq_starts, *key_cache.shape[:2], bad_indices)
+    format = format_of(kv_cache_dtype, key_cache.dtype, e4m3_of_bytes)
+    _put_heads(key, rows, _taken(key_cache, blocks, offsets).reshape(len(rows), *key.shape[1:]), k_scale, format)
+    if value_cache.dim() == 5:
+        x = value_cache.shape[2]
+        at = (blocks, offsets // x, offsets % x)
+        values = bits(value_cache)[tuple(i.to(value_cache.device) for i in at)].cpu()
+    else:
+        values = _taken(value_cache, blocks, offsets)
+    _put_heads(value, rows, values, v_scale, format)
 
 
 def cp_gather_and_upconvert_fp8_kv_cache(
@@ -113,7 +156,7 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
     num_blocks, block_size = src_cache.shape[:2]
-    bounds = torch.cat([workspace_starts[:batch_size].cpu().long(), torch.tensor([dst.shape[0]])])
+    bounds = torch.cat([workspace_starts[: len(block_table)].cpu().long(), torch.tensor([dst.shape[0]])])
     check_bounds("workspace_starts", bounds, dst.shape[0])
     num_logical = num_blocks if device_row_ids is None else len(device_row_ids) // block_size
     rows, blocks, offsets = _sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)

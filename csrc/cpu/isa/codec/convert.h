@@ -79,19 +79,34 @@ void dequantise_in_chunks(Output* to, const uint8_t* from, int64_t count, float 
   }
 }
 
-// to[i] = narrow<Output>(float32(from[i]) * scale). `next`: see copy().
-template <Element kElement, FloatElement Output>
-void dequantise(Output* to, const uint8_t* from, int64_t count, float scale, Stores stores,
-                [[maybe_unused]] const char* next = nullptr) {
+// Calls with(dequantise_row). dequantise_row(to, from, count, stores, next) dequantises contiguous elements: to[i] =
+// narrow<Output>(float32(from[i]) * scale). `next`: see copy(). Rows with one scale share a dequantise_row, because its
+// tables take longer to make than a short row takes to dequantise.
+template <Element kElement, FloatElement Output, class With>
+void with_dequantiser(float scale, const With& with) {
 #ifdef MULTIKV_HAS_SIMD
+  const auto with_decoder = [&](const auto& decode) {
+    with([&](Output* to, const uint8_t* from, int64_t count, Stores stores, const char* next) {
+      convert_with(decode, to, from, count, stores, next);
+    });
+  };
   if constexpr (std::same_as<Output, BFloat16> && is_e4m3(kElement)) {
     using Decode = BFloat16Decoder<kElement>;
-    if (Decode::takes(scale)) return convert_with(Decode(scale), to, from, count, stores, next);
+    if (Decode::takes(scale)) return with_decoder(Decode(scale));
   }
   using Decode = Decoder<kElement, Output>;
-  if (Decode::takes(scale)) return convert_with(Decode(scale), to, from, count, stores, next);
+  if (Decode::takes(scale)) return with_decoder(Decode(scale));
 #endif
-  dequantise_in_chunks<kElement>(to, from, count, scale, stores);
+  with([scale](Output* to, const uint8_t* from, int64_t count, Stores stores, const char*) {
+    dequantise_in_chunks<kElement>(to, from, count, scale, stores);
+  });
+}
+
+// Dequantises contiguous elements.
+template <Element kElement, FloatElement Output>
+void dequantise(Output* to, const uint8_t* from, int64_t count, float scale, Stores stores) {
+  with_dequantiser<kElement, Output>(
+      scale, [&](const auto& dequantise_row) { dequantise_row(to, from, count, stores, nullptr); });
 }
 
 }  // namespace

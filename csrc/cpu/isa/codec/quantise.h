@@ -2,16 +2,11 @@
 #pragma once
 
 #include "cpu/isa/codec/convert.h"
+#include "cpu/isa/codec/matrix.h"
 #include "cpu/isa/codec/table_encoder.h"
 
 namespace multikv::cpu {
 namespace {
-
-// Rows of `count` elements that are quantised with one scale. Strides are in bytes.
-struct Matrix {
-  int64_t count, num_rows = 1, to_stride = 0, from_stride = 0;
-  int64_t ahead = 0;  // distance in bytes from a source row to the address that is prefetched while the row is read
-};
 
 // The scales that an op divides by: data[i * stride] for i < num_scales.
 struct Scales {
