@@ -117,7 +117,7 @@ class CodeMover {
   static constexpr int64_t kFloatBytes = sizeof(float);
 
   void dequantise(const char* codes, float* to, int64_t count, float scale) const {
-    dequantise_(reinterpret_cast<char*>(to), codes, count, scale, Stores::kOrdinary, nullptr);
+    dequantise_(reinterpret_cast<char*>(to), codes, {.count = count}, scale, Stores::kOrdinary);
   }
 
   const PackedKeyCache& cache_;

@@ -6,7 +6,19 @@ GPU_CALLS are more of them, in which a tensor on a GPU meets one that is not.
 
 from __future__ import annotations
 
-from tests.support.calls import blocks, convert, gather, gather_kv, indexer, mla, moves, reshape_and_cache, rotate, slots, swap
+from tests.support.calls import (
+    blocks,
+    convert,
+    gather,
+    gather_kv,
+    indexer,
+    mla,
+    moves,
+    reshape_and_cache,
+    rotate,
+    slots,
+    swap,
+)
 from tests.support.calls.call import Call
 
 _FAMILIES = (reshape_and_cache, mla, convert, gather, gather_kv, indexer, swap, blocks, moves, slots, rotate)
