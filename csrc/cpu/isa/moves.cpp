@@ -4,8 +4,8 @@
 namespace multikv::cpu {
 namespace {
 
-// Copies the units [begin, end) of a plane. Each row is prefetched while an earlier row is copied: `found` holds the rows
-// that have been found and not yet copied.
+// Copies the units [begin, end) of a plane. Each row is prefetched while an earlier row is copied: `found` holds the
+// rows that have been found and not yet copied.
 template <std::invocable<int64_t> SlotsOf>
 void copy_units(const PlaneCopies& copies, const CopyLayout& layout, const StridedRows& rows, const PlanePair& plane,
                 const SlotsOf& slots_of, int64_t begin, int64_t end, Stores stores) {
