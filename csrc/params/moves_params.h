@@ -22,6 +22,8 @@ struct SlotStrides {
 struct PlanePair {
   const char* src;
   char* dst;
+
+  intptr_t distance() const { return reinterpret_cast<intptr_t>(dst) - reinterpret_cast<intptr_t>(src); }
 };
 
 // How the tokens of a plane are copied.

@@ -66,8 +66,8 @@ def unpack_layers(
     Args:
         staging: [M, C, planes, H', head_size], any strides, as in pack_layers.
         caches: planes, as in pack_layers, written.
-        block_ids: [n], as in pack_layers. If a block is listed twice, a CPU stores the later tokens, and a GPU some of
-            both.
+        block_ids: [n], as in pack_layers. If a block is listed twice, a CPU stores the later tokens. On a GPU every
+            element comes whole from one of the two tokens, but the elements of a token may come from both.
         num_tokens: as in pack_layers.
         head_start: the first head that is written; `head_start + H'` is at most num_heads.
 
@@ -100,9 +100,11 @@ def move_tokens(
         src_slots: [n], int32 or int64, on the device of the op, or on the CPU like dst_slots. A pair with a negative
             slot is padding: the op skips it.
         dst_slots: [n], int32 or int64, on the device of src_slots. If a slot is listed twice, a CPU stores the last of
-            its tokens, and a GPU one of them or parts of several.
-        overlap: whether the tokens are read as if before the first is written, so that src and dst may be the same
-            pool. n is then at most 4096. Without it, a slot that is both read and written gets an undefined content.
+            its tokens. On a GPU every element comes whole from one of the tokens, but the elements of a slot may come
+            from several.
+        overlap: whether the tokens are read as if before the first is written, so that src[p] and dst[p] may share
+            memory: each slot of one is a slot of the other, or shares no memory with it. n is then at most 4096.
+            Without it, a slot that is both read and written gets an undefined content.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride, n is above 4096 with overlap, or

@@ -4,17 +4,29 @@
 namespace multikv::cpu {
 namespace {
 
-// Copies the units [begin, end) of a plane. Each row is prefetched while an earlier row is copied.
+// Copies the units [begin, end) of a plane. Each row is prefetched while an earlier row is copied: `found` holds the
+// rows that have been found and not yet copied.
 template <std::invocable<int64_t> SlotsOf>
 void copy_units(const PlaneCopies& copies, const CopyLayout& layout, const StridedRows& rows, const PlanePair& plane,
                 const SlotsOf& slots_of, int64_t begin, int64_t end, Stores stores) {
-  constexpr int64_t kBytesAhead = 8192;
-  UnitRows row(copies, layout, rows, plane, slots_of, begin, end),
-      ahead(copies, layout, rows, plane, slots_of, begin, end);
-  for (int64_t bytes = 0; bytes < kBytesAhead && !ahead.is_done(); bytes += rows.row_size) ahead.next();
-  for (; !row.is_done(); row.next()) {
-    copy(row.dst(), row.src(), rows.row_size, stores, ahead.is_done() ? nullptr : ahead.src());
-    if (!ahead.is_done()) ahead.next();
+  constexpr int64_t kBytesAhead = 8192, kMostAhead = 64;
+  const int64_t size = rows.row_size, wanted = kBytesAhead / size + 1;
+  const int64_t ahead = wanted < kMostAhead ? wanted : kMostAhead;
+  PlanePair found[kMostAhead];
+  int64_t count = 0, oldest = 0;
+  for (UnitRows row(copies, layout, rows, plane, slots_of, begin, end); !row.is_done(); row.next()) {
+    const PlanePair present{row.src(), row.dst()};
+    if (count < ahead) {
+      found[count++] = present;
+      continue;
+    }
+    copy(found[oldest].dst, found[oldest].src, size, stores, present.src);
+    found[oldest] = present;
+    if (++oldest == ahead) oldest = 0;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    copy(found[oldest].dst, found[oldest].src, size, stores);
+    if (++oldest == count) oldest = 0;
   }
 }
 

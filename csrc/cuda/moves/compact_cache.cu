@@ -69,11 +69,20 @@ __device__ Move move_of(const CompactHead& head, const Indices& keep, const Kept
   return move.src < 0 || move.dst < 0 ? kNone : move;
 }
 
+// Finds the moves of the chunk of tokens that begins with element `first`. All threads of a thread block must call.
+__device__ void find_moves(const CompactHead& head, const Indices& keep, const KeptRange& range, int64_t sequence,
+                           int64_t first, Move* moves) {
+  for (int i = threadIdx.x; i < head.chunk; i += kCompactThreads) {
+    moves[i] = first + i < range.end ? move_of(head, keep, range, sequence, first + i) : Move{-1, -1};
+  }
+}
+
 // Moves chunks of tokens in ascending order. Positions are above their destinations, which increase, so that a chunk
-// reads nothing that an earlier chunk has written.
+// reads nothing that an earlier chunk has written. The moves of the next chunk are found while the vectors of the
+// present one are in flight.
 template <int kWidth, class Launch>
 __global__ void __launch_bounds__(kCompactThreads) compact_cache_kernel(const MULTIKV_GRID_CONSTANT Launch launch) {
-  __shared__ Move moves[kCompactVectors];
+  __shared__ Move moves[2][kCompactVectors];
   const CompactHead& head = launch.head;
   uint64_t rest = blockIdx.x;
   const auto next_index = [&rest](const Divisor& size) {
@@ -90,11 +99,10 @@ __global__ void __launch_bounds__(kCompactThreads) compact_cache_kernel(const MU
   const int64_t first_vector = part * head.part_vectors.value, left = head.head_vectors - first_vector;
   char* const data = plane.data + head_number * head.layout.stride_head_bytes + first_vector * kWidth;
 
-  for (int64_t first = range.begin; first < range.end; first += head.chunk) {
-    for (int i = threadIdx.x; i < head.chunk; i += kCompactThreads) {
-      moves[i] = first + i < range.end ? move_of(head, keep, range, sequence, first + i) : Move{-1, -1};
-    }
-    __syncthreads();
+  find_moves(head, keep, range, sequence, range.begin, moves[0]);
+  __syncthreads();
+  int present = 0;
+  for (int64_t first = range.begin; first < range.end; first += head.chunk, present ^= 1) {
     Pack<kWidth> values[kHeldVectors];
     char* to[kHeldVectors];
 #pragma unroll
@@ -103,17 +111,30 @@ __global__ void __launch_bounds__(kCompactThreads) compact_cache_kernel(const MU
       const uint32_t vector = i - token * head.part_vectors.value;
       to[k] = nullptr;
       if (token >= static_cast<uint32_t>(head.chunk) || vector >= left) continue;
-      const Move move = moves[token];
+      const Move move = moves[present][token];
       if (move.src < 0) continue;
       to[k] = data + move.dst + vector * kWidth;
       values[k] = Pack<kWidth>::read(data + move.src + vector * kWidth);
     }
-    __syncthreads();
+    find_moves(head, keep, range, sequence, first + head.chunk, moves[present ^ 1]);
+    __syncthreads();  // the chunk has been read, and the next moves have been found
 #pragma unroll
     for (int k = 0; k < kHeldVectors; ++k) {
       if (to[k] != nullptr) values[k].write(to[k]);
     }
   }
+}
+
+// Returns how many vectors of a head a thread block copies. Narrow parts make more thread blocks, and each of them
+// copies more tokens at a time, so that few long sequences saturate the memory.
+template <int kWidth>
+int64_t part_of_head(int64_t head_vectors, int64_t heads, const Context& context) {
+  constexpr int64_t kNarrowest = 64 / kWidth;
+  int64_t part = std::min<int64_t>(head_vectors, kCompactVectors);
+  while (part > kNarrowest && heads * ceil_div(head_vectors, part) < 4 * context.num_multiprocessors) {
+    part = std::max(ceil_div<int64_t>(part, 2), kNarrowest);
+  }
+  return part;
 }
 
 template <int kWidth>
@@ -124,7 +145,8 @@ cudaError_t launch_group(const CompactCacheParams& p, const PlaneGroup<CompactLa
                    .sequences = Divisor::of(p.kept.num_sequences),
                    .heads = Divisor::of(p.num_heads)};
   head.head_vectors = group.layout.head_bytes / kWidth;
-  const int64_t part = std::min<int64_t>(head.head_vectors, kCompactVectors);
+  const int64_t heads = group.num_planes * p.kept.num_sequences * p.num_heads;
+  const int64_t part = part_of_head<kWidth>(head.head_vectors, heads, context);
   head.parts = Divisor::of(ceil_div(head.head_vectors, part));
   head.part_vectors = Divisor32::of(part);
   head.chunk = static_cast<int32_t>(kCompactVectors / part);

@@ -2,6 +2,7 @@
 // this kernel. They differ in a `Pairs`, which says what the slots of a unit are.
 #pragma once
 
+#include "cuda/moves/link_order.cuh"
 #include "cuda/moves/unit_layout.cuh"
 #include "cuda/swap/strategy.h"
 
@@ -27,12 +28,10 @@ struct CopyHead {
   uint32_t part_vectors;
   Divisor parts_per_unit, chunks_per_plane;
   Divisor32 unit_vectors;
-  // Over a link a group of 2^lanes_log2 threads copies a piece of a row.
-  int32_t lanes_log2;
-  Divisor pieces_per_row, rows_per_unit, units;
+  LinkOrder link;  // of a copy over a link
 };
 
-constexpr int kCopyThreads = 256, kCopyUnroll = 4, kMaxChunkUnits = 128;
+constexpr int kCopyThreads = 256, kMaxChunkUnits = 128;
 
 struct Addresses {
   const char* src = nullptr;
@@ -94,57 +93,79 @@ __global__ void __launch_bounds__(kCopyThreads) copy_units_kernel(const MULTIKV_
   }
 }
 
-// A piece of a row: the addresses of its first vector, and the number of vectors from there to the end of the row.
+// A piece of a row: the addresses of its first vector, and its number of vectors.
 struct LinkPiece {
-  Addresses at;
-  uint32_t left;
+  int64_t src = 0, dst = 0;
+  uint32_t num_vectors = 0;
+
+  // The piece that another lane of the warp holds. All lanes must call.
+  __device__ LinkPiece of_lane(int lane) const {
+    return {shuffle(src, lane), shuffle(dst, lane), shuffle(num_vectors, lane)};
+  }
 };
 
-// Finds piece i of i = ((plane * units + unit) * rows + row) * pieces_per_row + piece.
+// Finds piece i; it is empty if there is none, or if its unit is not copied.
 template <int kWidth, class Launch>
 __device__ LinkPiece link_piece(const Launch& launch, int64_t i) {
   const auto& head = launch.head;
-  const uint64_t row = quotient_of(i, head.pieces_per_row);
-  const auto piece = static_cast<uint32_t>(i - row * head.pieces_per_row.value);
-  const uint64_t unit_of_plane = quotient_of(row, head.rows_per_unit);
-  const uint64_t plane = quotient_of(unit_of_plane, head.units);
-  const auto unit = static_cast<int64_t>(unit_of_plane - plane * head.units.value);
-  const uint32_t first_vector = piece * (kCopyUnroll << head.lanes_log2);
-  const Offsets slot = head.slots.of(head.pairs.of(unit, launch.entries(), launch.first_entry));
-  if (slot.src < 0) return {{}, 0};
-  const Offsets at = head.unit.row(static_cast<uint32_t>(row - unit_of_plane * head.rows_per_unit.value));
-  const PlanePair pair = launch.items()[plane];
+  if (i >= head.link.num_pieces) return {};
+  const uint64_t row = quotient_of(i, head.link.pieces_per_row);
+  const uint32_t first_vector = static_cast<uint32_t>(i - row * head.link.pieces_per_row.value) << head.link.lanes_log2;
+  const LinkRow at = head.link.row(row);
+  if (at.unit >= head.num_units) return {};
+  const Offsets slot = head.slots.of(head.pairs.of(at.unit, launch.entries(), launch.first_entry));
+  if (slot.src < 0) return {};
+  const Offsets in_unit = head.unit.row(at.row);
+  const PlanePair plane = launch.items()[at.plane];
   const int64_t begin = static_cast<int64_t>(first_vector) * kWidth;
-  return {{pair.src + slot.src + at.src + begin, pair.dst + slot.dst + at.dst + begin},
-          head.unit.row_vectors.value - first_vector};
+  const uint32_t left = head.unit.row_vectors.value - first_vector, most = 1u << head.link.lanes_log2;
+  return {reinterpret_cast<int64_t>(plane.src) + slot.src + in_unit.src + begin,
+          reinterpret_cast<int64_t>(plane.dst) + slot.dst + in_unit.dst + begin, left < most ? left : most};
 }
 
-// Copies over a link, to or from the memory of the host, with few threads. A thread computes where its next piece lies
-// while the vectors of the present piece are in flight: docs/swap.md says what that gains.
+// Copies over a link, to or from the memory of the host, with few threads. In each step a warp copies the next 128 >>
+// lanes_log2 pieces, and neighbouring warps make neighbouring steps:
+//
+//   piece     0 1 2 3 4 5 6 7 8 ...                 lanes_log2 = 5: a piece is 32 vectors
+//             | warp 0, step 0 | warp 1, step 0 | ... | warp 0, step 1 | ...
+//
+// Each lane finds one of the next 32 pieces of its warp, while vectors of the present step are in flight, and the other
+// lanes get the addresses from it. docs/swap.md says what looking ahead gains.
 template <int kWidth, class Launch>
-__global__ void __launch_bounds__(1024) copy_units_over_link_kernel(const MULTIKV_GRID_CONSTANT Launch launch) {
-  const auto& head = launch.head;
-  const uint32_t lanes = 1u << head.lanes_log2, lane = threadIdx.x & (lanes - 1);
-  const int64_t groups = blockDim.x >> head.lanes_log2, step = gridDim.x * groups;
-  const int64_t num_pieces = head.pieces_per_row.signed_value() * head.rows_per_unit.signed_value() *
-                             head.units.signed_value() * launch.num_items;
-  int64_t i = blockIdx.x * groups + (threadIdx.x >> head.lanes_log2);
-  LinkPiece next{};
-  if (i < num_pieces) next = link_piece<kWidth>(launch, i);
-  while (i < num_pieces) {
-    const LinkPiece piece = next;
+__global__ void __launch_bounds__(kMaxLinkThreads)
+    copy_units_over_link_kernel(const MULTIKV_GRID_CONSTANT Launch launch) {
+  const LinkOrder& link = launch.head.link;
+  const int lane = static_cast<int>(threadIdx.x) & 31, lanes_log2 = link.lanes_log2;
+  const int step_log2 = LinkOrder::kStepLog2 - lanes_log2;  // 2^step_log2 pieces are a step
+  const int64_t warps = gridDim.x * (blockDim.x / 32);
+  const int64_t first_step = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+  const int64_t num_steps = (link.num_pieces + (1 << step_log2) - 1) >> step_log2;
+  const auto find = [=](const Launch& from, int64_t step) {
+    const int64_t i = ((step + (lane >> step_log2) * warps) << step_log2) + (lane & ((1 << step_log2) - 1));
+    return link_piece<kWidth>(from, i);
+  };
+  const uint32_t vector = lane & ((1 << lanes_log2) - 1);
+  LinkPiece found = find(launch, first_step);
+  int holder = lane >> lanes_log2;  // the lane that found the next piece of this lane's group
+  for (int64_t step = first_step; step < num_steps;) {
     Pack<kWidth> values[kCopyUnroll];
+    char* dst[kCopyUnroll];
 #pragma unroll
     for (int k = 0; k < kCopyUnroll; ++k) {
-      const uint32_t vector = k * lanes + lane;
-      if (vector < piece.left) values[k] = Pack<kWidth>::read(piece.at.src + vector * kWidth);
+      const LinkPiece piece = found.of_lane(holder + (k << (5 - lanes_log2)));
+      const bool is_vector = vector < piece.num_vectors;
+      dst[k] = is_vector ? reinterpret_cast<char*>(piece.dst) + vector * kWidth : nullptr;
+      if (is_vector) values[k] = Pack<kWidth>::read(reinterpret_cast<const char*>(piece.src) + vector * kWidth);
     }
-    i += step;
-    if (i < num_pieces) next = link_piece<kWidth>(launch, i);
+    step += warps;
+    holder += 1 << step_log2;
+    if (holder >= 32) {
+      holder -= 32;
+      if (step < num_steps) found = find(launch, step);
+    }
 #pragma unroll
     for (int k = 0; k < kCopyUnroll; ++k) {
-      const uint32_t vector = k * lanes + lane;
-      if (vector < piece.left) values[k].write(piece.at.dst + vector * kWidth);
+      if (dst[k] != nullptr) values[k].write(dst[k]);
     }
   }
 }
@@ -166,23 +187,12 @@ void divide_into_chunks(Head& head, int width, int64_t num_items, const Context&
   head.unit_vectors = Divisor32::of(head.unit.num_vectors);
 }
 
-template <class Head>
-void divide_into_pieces(Head& head) {
-  const int64_t row_vectors = head.unit.row_vectors.value;
-  head.lanes_log2 = 0;
-  while ((kCopyUnroll << head.lanes_log2) < row_vectors && head.lanes_log2 < 5) ++head.lanes_log2;
-  head.pieces_per_row = Divisor::of(ceil_div<int64_t>(row_vectors, kCopyUnroll << head.lanes_log2));
-  head.rows_per_unit = Divisor::of(head.unit.rows.num_rows);
-  head.units = Divisor::of(head.num_units);
-}
-
-// Launches the copy of head.num_units units in all planes of `launch`. `link_threads` is the number of threads that
-// saturate the link; 0: the copy stays within the device.
+// Launches the copy of head.num_units units in all planes of `launch`. `link` is nullptr for a copy within the device.
 template <int kWidth, class Launch>
-void launch_units(Launch& launch, int link_threads, const Context& context) {
+void launch_units(Launch& launch, const Link* link, const Context& context) {
   auto& head = launch.head;
   if (head.num_units == 0) return;
-  if (link_threads == 0) {
+  if (link == nullptr) {
     constexpr int64_t kMostThreadBlocks = 1 << 30;
     divide_into_chunks(head, kWidth, launch.num_items, context);
     const int64_t chunks = head.chunks_per_plane.signed_value() * launch.num_items;
@@ -190,18 +200,11 @@ void launch_units(Launch& launch, int link_threads, const Context& context) {
     copy_units_kernel<kWidth><<<thread_blocks, kCopyThreads, 0, context.stream>>>(launch);
     return;
   }
-  divide_into_pieces(head);
+  head.link = LinkOrder::of(*link, launch.num_items, head.num_units, head.unit.rows, head.unit.row_vectors.value);
   // One multiprocessor cannot saturate a link, two can.
-  const int thread_blocks = std::max(2, link_threads / 1024);
-  const int threads = std::clamp(link_threads / thread_blocks / 32 * 32, 32, 1024);
+  const int thread_blocks = std::max(2, link->threads / kMaxLinkThreads);
+  const int threads = std::clamp(link->threads / thread_blocks / 32 * 32, 32, kMaxLinkThreads);
   copy_units_over_link_kernel<kWidth><<<thread_blocks, threads, 0, context.stream>>>(launch);
-}
-
-// The number of threads that copy over the link between two devices, one of which is the host (-1); 0 if none is.
-inline int link_threads_of(const PlaneCopies& copies, const Context& context) {
-  if (copies.src_device >= 0 && copies.dst_device >= 0) return 0;
-  const Direction direction = direction_of(copies.src_device, copies.dst_device);
-  return crossovers.of(context.device_index, direction).kernel_threads.load(std::memory_order_relaxed);
 }
 
 }  // namespace multikv::gpu

@@ -30,6 +30,9 @@ struct OverlapHead {
 };
 
 constexpr int kOverlapThreads = 1024, kHeldVectors = 8;
+// The most vectors of a token that one launch copies. Each of its thread blocks copies 2 of them or more, so that 2048
+// planes have fewer than 2^31 thread blocks.
+constexpr int64_t kMaxOverlapVectors = int64_t{1} << 20;
 
 // The addresses of vector i of a column, in the order of tokens; none if the pair of the token has no slots.
 template <class Launch>
@@ -86,35 +89,40 @@ void launch_overlapping(Launch& launch, const Context& context) {
 struct PairRange {
   const SlotPair* pairs;
   int64_t count;
+  bool overlap;  // whether all tokens are read before one is written
 };
 
 template <class Head, class Launch>
-void launch_pairs(const Head& head, const PlaneGroup<CopyLayout, PlanePair>& group, const PairRange& range,
-                  const Launch& launch) {
-  const PlanesWork<Head> work{group.planes, group.num_planes, range.count};
-  if (range.pairs == nullptr) launch_planes(head, work, nullptr, launch);
-  else launch_planes(head, work, [&](int64_t i) { return range.pairs[i]; }, launch);
+void launch_pairs(const Head& head, const PlanesWork<Head>& work, const SlotPair* pairs, const Launch& launch) {
+  if (pairs == nullptr) launch_planes(head, work, nullptr, launch);
+  else launch_planes(head, work, [&](int64_t i) { return pairs[i]; }, launch);
 }
 
 cudaError_t launch_group(const MoveTokensParams& p, const PlaneGroup<CopyLayout, PlanePair>& group,
                          const PairRange& range, const Context& context) {
-  const StridedRows& rows = group.layout.unit;
-  return with_unit_layout(rows, alignment_bits(group), [&]<int kWidth, Arrangement kArrangement>() {
+  const auto launch_part = [&]<int kWidth, Arrangement kArrangement>(const UnitPart& part) {
     using Layout = UnitLayout<kWidth, kArrangement>;
     const SlotLayout slots{p.copies.src_blocks, p.copies.dst_blocks, group.layout.src, group.layout.dst};
     const MovedPairs pairs{p.src_slots.indices, p.dst_slots.indices, p.are_slots_on_host};
-    if (p.overlap) {
-      const OverlapHead<Layout> head{.slots = slots, .unit = Layout::of(rows), .pairs = pairs};
-      launch_pairs(head, group, range, [&](auto& launch) { launch_overlapping<kWidth>(launch, context); });
+    if (range.overlap) {
+      using Head = OverlapHead<Layout>;
+      const Head head{.slots = slots, .unit = Layout::of(part.rows), .pairs = pairs};
+      const PlanesWork<Head> work{part.planes, group.num_planes, range.count};
+      launch_pairs(head, work, range.pairs, [&](auto& launch) { launch_overlapping<kWidth>(launch, context); });
     } else {
-      const CopyHead<MovedPairs, Layout> head{.slots = slots, .unit = Layout::of(rows), .pairs = pairs};
-      launch_pairs(head, group, range, [&](auto& launch) {
+      using Head = CopyHead<MovedPairs, Layout>;
+      const Head head{.slots = slots, .unit = Layout::of(part.rows), .pairs = pairs};
+      const PlanesWork<Head> work{part.planes, group.num_planes, range.count};
+      const std::optional<Link> link = link_of(p.copies, context);
+      launch_pairs(head, work, range.pairs, [&](auto& launch) {
         launch.head.num_units = launch.num_entries;
-        launch_units<kWidth>(launch, link_threads_of(p.copies, context), context);
+        launch_units<kWidth>(launch, link ? &*link : nullptr, context);
       });
     }
     return cudaGetLastError();
-  });
+  };
+  const int64_t most_vectors = range.overlap ? kMaxOverlapVectors : kMaxUnitVectors;
+  return with_unit_layouts(group, group.layout.unit, most_vectors, launch_part);
 }
 
 cudaError_t launch_all_groups(const MoveTokensParams& p, const PairRange& range, const Context& context) {
@@ -135,19 +143,6 @@ std::vector<SlotPair> pairs_on_host(const MoveTokensParams& p) {
   return pairs;
 }
 
-// Whether slot i of src is slot i of dst, in all planes.
-bool is_one_pool(const PlaneCopies& copies) {
-  if (copies.src_blocks.block_size.value != copies.dst_blocks.block_size.value) return false;
-  for (int64_t i = 0; i < copies.planes.num_groups; ++i) {
-    const auto& group = copies.planes.groups[i];
-    if (!(group.layout.src == group.layout.dst)) return false;
-    for (int64_t p = 0; p < group.num_planes; ++p) {
-      if (group.planes[p].src != group.planes[p].dst) return false;
-    }
-  }
-  return true;
-}
-
 // The number of pairs that fit into the parameters of one launch with overlap, whatever the number of planes.
 int64_t most_pairs_of_a_launch() {
   using Head = OverlapHead<UnitLayout<16, Arrangement::kAnyDims>>;
@@ -156,23 +151,45 @@ int64_t most_pairs_of_a_launch() {
   return payload / 2 / static_cast<int64_t>(sizeof(SlotPair));
 }
 
+// Copies the pairs of planes with one distance from src to dst, in batches that fit into the parameters of a launch.
+cudaError_t launch_batches(const MoveTokensParams& p, const PlaneGroup<CopyLayout, PlanePair>& group,
+                           const std::vector<SlotPair>& pairs, int64_t most, const Context& context) {
+  const PairBatches batches = divide_overlapping(pairs, PoolSlots{p.copies, group}, most);
+  int64_t begin = 0;
+  for (const int64_t end : batches.ends) {
+    const PairRange range{batches.pairs.data() + begin, end - begin, true};
+    MULTIKV_RETURN_IF_FAILED(launch_group(p, group, range, context));
+    begin = end;
+  }
+  return cudaSuccess;
+}
+
+// Divides planes into runs with one distance from src to dst, because pairs are ordered by addresses.
+cudaError_t launch_all_batches(const MoveTokensParams& p, const std::vector<SlotPair>& pairs, int64_t most,
+                               const Context& context) {
+  for (int64_t i = 0; i < p.copies.planes.num_groups; ++i) {
+    const PlaneGroup<CopyLayout, PlanePair>& group = p.copies.planes.groups[i];
+    for (int64_t begin = 0, end; begin < group.num_planes; begin = end) {
+      for (end = begin + 1; end < group.num_planes; ++end) {
+        if (group.planes[end].distance() != group.planes[begin].distance()) break;
+      }
+      MULTIKV_RETURN_IF_FAILED(
+          launch_batches(p, {group.layout, group.planes + begin, end - begin}, pairs, most, context));
+    }
+  }
+  return cudaSuccess;
+}
+
 }  // namespace
 
 template <>
 cudaError_t launch(const MoveTokensParams& p, const Context& context) {
-  if (!p.are_slots_on_host) return launch_all_groups(p, {nullptr, p.num_tokens()}, context);
+  if (!p.are_slots_on_host) return launch_all_groups(p, {nullptr, p.num_tokens(), p.overlap}, context);
   const std::vector<SlotPair> pairs = pairs_on_host(p);
   const auto count = static_cast<int64_t>(pairs.size()), most = most_pairs_of_a_launch();
-  if (!p.overlap || count <= most) return launch_all_groups(p, {pairs.data(), count}, context);
-  // If src and dst are neither one pool nor apart, pairs cannot be ordered by their slots.
-  if (!is_one_pool(p.copies)) return cudaErrorNotSupported;
-  const PairBatches batches = divide_overlapping(pairs, most);
-  int64_t begin = 0;
-  for (const int64_t end : batches.ends) {
-    MULTIKV_RETURN_IF_FAILED(launch_all_groups(p, {batches.pairs.data() + begin, end - begin}, context));
-    begin = end;
-  }
-  return cudaSuccess;
+  const bool needs_batches = p.overlap && count > most;
+  if (needs_batches && !are_apart(p.copies)) return launch_all_batches(p, pairs, most, context);
+  return launch_all_groups(p, {pairs.data(), count, p.overlap && !needs_batches}, context);
 }
 
 }  // namespace multikv::gpu

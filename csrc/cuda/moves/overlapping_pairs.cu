@@ -1,10 +1,12 @@
 #include "cuda/moves/overlapping_pairs.h"
 
+#include <algorithm>
 #include <unordered_map>
 
 namespace multikv::gpu {
 namespace {
 
+// Divides pairs of offsets.
 class Divider {
  public:
   Divider(const std::vector<SlotPair>& pairs, int64_t capacity) : capacity_(capacity) {
@@ -78,10 +80,70 @@ class Divider {
   PairBatches batches_;
 };
 
+BlockOffset split(const Blocks& blocks, int64_t slot) {
+  const int64_t size = blocks.block_size.signed_value();
+  return {slot / size, slot % size};
+}
+
+// The memory of a plane.
+struct Range {
+  uintptr_t begin, end;
+  bool is_dst;
+};
+
+// The range of a plane that begins at `data`, whose units have the extent of `unit_bytes` bytes.
+Range range_of(const char* data, const Blocks& blocks, const SlotStrides& strides, int64_t unit_bytes, bool is_dst) {
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  const int64_t last = strides.offset_of({blocks.num_blocks - 1, blocks.block_size.signed_value() - 1});
+  return {begin, begin + last + unit_bytes, is_dst};
+}
+
+int64_t extent(const StridedRows& unit, const int64_t* strides) {
+  int64_t bytes = unit.row_size;
+  for (int d = 0; d < unit.num_dims; ++d) bytes += (unit.size[d] - 1) * strides[d];
+  return bytes;
+}
+
 }  // namespace
 
-PairBatches divide_overlapping(const std::vector<SlotPair>& pairs, int64_t capacity) {
-  return Divider(pairs, capacity).divide();
+SlotPair PoolSlots::offsets(const SlotPair& slots) const {
+  return {group.layout.src.offset_of(split(copies.src_blocks, slots.src)),
+          group.planes[0].distance() + group.layout.dst.offset_of(split(copies.dst_blocks, slots.dst))};
+}
+
+bool are_apart(const PlaneCopies& copies) {
+  std::vector<Range> ranges;
+  for (int64_t i = 0; i < copies.planes.num_groups; ++i) {
+    const auto& [layout, planes, num_planes] = copies.planes.groups[i];
+    const int64_t src_bytes = extent(layout.unit, layout.unit.src_stride);
+    const int64_t dst_bytes = extent(layout.unit, layout.unit.dst_stride);
+    for (int64_t p = 0; p < num_planes; ++p) {
+      ranges.push_back(range_of(planes[p].src, copies.src_blocks, layout.src, src_bytes, false));
+      ranges.push_back(range_of(planes[p].dst, copies.dst_blocks, layout.dst, dst_bytes, true));
+    }
+  }
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  uintptr_t src_end = 0, dst_end = 0;
+  for (const Range& range : ranges) {
+    if (range.begin < (range.is_dst ? src_end : dst_end)) return false;
+    uintptr_t& end = range.is_dst ? dst_end : src_end;
+    end = std::max(end, range.end);
+  }
+  return true;
+}
+
+PairBatches divide_overlapping(const std::vector<SlotPair>& pairs, const PoolSlots& pool, int64_t capacity) {
+  std::unordered_map<int64_t, int64_t> src_slots, dst_slots;  // by their offsets
+  std::vector<SlotPair> offsets;
+  offsets.reserve(pairs.size());
+  for (const SlotPair& pair : pairs) {
+    const SlotPair at = offsets.emplace_back(pool.offsets(pair));
+    src_slots[at.src] = pair.src;
+    dst_slots[at.dst] = pair.dst;
+  }
+  PairBatches batches = Divider(offsets, capacity).divide();
+  for (SlotPair& pair : batches.pairs) pair = {src_slots[pair.src], dst_slots[pair.dst]};
+  return batches;
 }
 
 }  // namespace multikv::gpu

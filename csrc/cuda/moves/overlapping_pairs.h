@@ -15,8 +15,21 @@ struct PairBatches {
   std::vector<int64_t> ends;  // the number of pairs up to the end of each batch
 };
 
-// Divides pairs into batches of at most `capacity` pairs (at least 2). The slots of both sides are those of one pool.
-// If a slot is written twice, the later pair counts.
-PairBatches divide_overlapping(const std::vector<SlotPair>& pairs, int64_t capacity);
+// Where the slots of both sides lie in planes that all have the same distance from src to dst. A slot of src and a slot
+// of dst with the same offset are the same memory.
+struct PoolSlots {
+  const PlaneCopies& copies;
+  const PlaneGroup<CopyLayout, PlanePair>& group;
+
+  // The offsets of the slots of a pair, in bytes from the start of src.
+  SlotPair offsets(const SlotPair& slots) const;
+};
+
+// Whether no plane of src shares memory with a plane of dst. Planes that interleave count as sharing memory.
+bool are_apart(const PlaneCopies& copies);
+
+// Divides pairs into batches of at most `capacity` pairs (at least 2). If a slot is written twice, the later pair
+// counts. Slots of src and dst must be the same memory or share none.
+PairBatches divide_overlapping(const std::vector<SlotPair>& pairs, const PoolSlots& pool, int64_t capacity);
 
 }  // namespace multikv::gpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "cuda/cache/planes.cuh"
 #include "cuda/cache/slots.cuh"
@@ -83,24 +84,14 @@ struct UnitLayout {
   }
 };
 
-// The most vectors of a unit.
+// The most vectors of a unit that one launch copies.
 constexpr int64_t kMaxUnitVectors = int64_t{1} << 31;
 
-// Calls launch<kWidth, kArrangement>() for the widest vectors, of 16, 4 or 1 bytes, that the alignment allows.
-template <class Launch>
-cudaError_t with_unit_layout(const StridedRows& unit, AlignmentBits bits, Launch launch) {
-  const int width = bits.widest(16);
-  const int bytes = width == 16 ? 16 : width >= 4 ? 4 : 1;
-  if (unit.num_elements() / bytes > kMaxUnitVectors) return cudaErrorNotSupported;  // a token of 2 GiB or more
-  if (unit.num_dims > 2) return launch.template operator()<1, Arrangement::kAnyDims>();
-  const auto run = [&]<Arrangement kArrangement>() {
-    if (bytes == 16) return launch.template operator()<16, kArrangement>();
-    if (bytes == 4) return launch.template operator()<4, kArrangement>();
-    return launch.template operator()<1, kArrangement>();
-  };
-  return unit.num_dims == 0 ? run.template operator()<Arrangement::kDense>()
-                            : run.template operator()<Arrangement::kTwoDims>();
-}
+// What a launch copies of every unit: all of it, or a part if the unit has too many vectors.
+struct UnitPart {
+  StridedRows rows;
+  const PlanePair* planes;  // where the part begins in the first unit of each plane
+};
 
 // The bitwise or of all addresses, strides and sizes of a group of planes.
 inline AlignmentBits alignment_bits(const PlaneGroup<CopyLayout, PlanePair>& group) {
@@ -109,6 +100,54 @@ inline AlignmentBits alignment_bits(const PlaneGroup<CopyLayout, PlanePair>& gro
     bits = bits | AlignmentBits(group.planes[i].src) | AlignmentBits(group.planes[i].dst);
   }
   return bits;
+}
+
+// Calls launch(part) for parts of the unit of at most `most_bytes` bytes. Parts begin at multiples of 16 bytes in their
+// rows.
+template <class Launch>
+cudaError_t for_each_part(const UnitPart& unit, int64_t num_planes, int64_t most_bytes, const Launch& launch) {
+  const StridedRows& rows = unit.rows;
+  if (rows.num_elements() <= most_bytes) return launch(unit);
+  UnitPart first = unit, second = unit;
+  int64_t src_bytes, dst_bytes;  // from the first part to the second
+  if (rows.num_dims > 0) {       // half of the outermost dimension, or all of it if it has one row
+    const int d = rows.num_dims - 1;
+    const int64_t size = rows.size[d], half = ceil_div<int64_t>(size, 2);
+    const int64_t inner_rows = rows.num_rows / size;
+    first.rows.size[d] = half, first.rows.num_rows = half * inner_rows;
+    second.rows.size[d] = size - half, second.rows.num_rows = (size - half) * inner_rows;
+    if (size == 1) first.rows.num_dims = d;
+    src_bytes = half * rows.src_stride[d], dst_bytes = half * rows.dst_stride[d];
+  } else {
+    const int64_t half = ceil_div<int64_t>(rows.row_size, 32) * 16;
+    first.rows.row_size = half, second.rows.row_size = rows.row_size - half;
+    src_bytes = dst_bytes = half;
+  }
+  MULTIKV_RETURN_IF_FAILED(for_each_part(first, num_planes, most_bytes, launch));
+  if (second.rows.num_elements() == 0) return cudaSuccess;
+  std::vector<PlanePair> planes(unit.planes, unit.planes + num_planes);
+  for (PlanePair& plane : planes) plane.src += src_bytes, plane.dst += dst_bytes;
+  second.planes = planes.data();
+  return for_each_part(second, num_planes, most_bytes, launch);
+}
+
+// Calls launch<kWidth, kArrangement>(part) for all parts of the units of a group, with the widest vectors, of 16, 4 or
+// 1 bytes, that the alignment allows. A part has at most `most_vectors` vectors.
+template <class Launch>
+cudaError_t with_unit_layouts(const PlaneGroup<CopyLayout, PlanePair>& group, const StridedRows& unit,
+                              int64_t most_vectors, const Launch& launch) {
+  const int widest = unit.num_dims > 2 ? 1 : alignment_bits(group).widest(16);
+  const int width = widest == 16 ? 16 : widest >= 4 ? 4 : 1;
+  return for_each_part({unit, group.planes}, group.num_planes, most_vectors * width, [&](const UnitPart& part) {
+    if (part.rows.num_dims > 2) return launch.template operator()<1, Arrangement::kAnyDims>(part);
+    const auto run = [&]<Arrangement kArrangement>() {
+      if (width == 16) return launch.template operator()<16, kArrangement>(part);
+      if (width == 4) return launch.template operator()<4, kArrangement>(part);
+      return launch.template operator()<1, kArrangement>(part);
+    };
+    return part.rows.num_dims == 0 ? run.template operator()<Arrangement::kDense>()
+                                   : run.template operator()<Arrangement::kTwoDims>();
+  });
 }
 
 }  // namespace multikv::gpu

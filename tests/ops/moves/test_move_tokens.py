@@ -108,16 +108,39 @@ def test_all_is_read_before_anything_is_written(device, kind, count):
     check_one_pool(device, pairs=pairs, src_blocks=1052, **options)
 
 
-def test_overlap_between_pools(device):
-    check(OP, move_arguments(device, overlap=True))
+@pytest.mark.parametrize("place", ["device", "cpu"])
+def test_overlap_between_pools(device, place):
+    check(OP, move_arguments(device, overlap=True, slots_place=place))
 
 
-def test_pools_that_share_memory(device):
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 1, 3)])
+def test_many_pairs_between_pools(device, order):
+    """On a GPU, pairs on the CPU need several launches. In the first order, src and dst interleave in memory."""
+    pool = embed((1100, 4, 4, 6), torch.bfloat16, device, order=order)
+    src_slots, dst_slots = torch.tensor(random_pairs(4096, 4400, 4400)).t().contiguous()
+    planes = {"src": [pool[:, :, :2]], "dst": [pool[:, :, 2:]]}
+    check(OP, planes | {"src_slots": src_slots, "dst_slots": dst_slots, "overlap": True})
+
+
+@pytest.mark.parametrize("count", [28, 4000])
+@pytest.mark.parametrize("place", ["device", "cpu"])
+def test_pools_that_share_memory(device, count, place):
     """Slot i of dst is slot i + 1 of src."""
-    memory = embed((30, 2, 8), torch.bfloat16, device)
-    slots = torch.arange(28, device=device)
-    arguments = {"src": [memory[:-1].unsqueeze(1)], "dst": [memory[1:].unsqueeze(1)]}
-    check(OP, arguments | {"src_slots": slots, "dst_slots": slots, "overlap": True})
+    memory = [embed((count + 2, 2, 8), torch.bfloat16, device) for _ in range(2)]
+    slots = torch.arange(count, device=device if place == "device" else "cpu")
+    planes = {"src": [x[:-1].unsqueeze(1) for x in memory], "dst": [x[1:].unsqueeze(1) for x in memory]}
+    check(OP, planes | {"src_slots": slots, "dst_slots": slots, "overlap": True})
+
+
+@pytest.mark.parametrize("place", ["device", "cpu"])
+@pytest.mark.parametrize("kind", ["cycle", "random"])
+def test_one_pool_with_two_block_sizes(device, place, kind):
+    count, slots = 3000, torch.randperm(4200)[:3000]
+    sources = slots.roll(1) if kind == "cycle" else slots[torch.randint(count, (count,))]
+    memory = [embed((4200, heads, 8), torch.bfloat16, device) for heads in (3, 3, 2)]
+    call = {"src": [x.unsqueeze(1) for x in memory], "dst": [x.unflatten(0, (-1, 7)) for x in memory]}
+    at = device if place == "device" else "cpu"
+    check(OP, call | {"src_slots": sources.to(at), "dst_slots": slots.to(at), "overlap": True})
 
 
 def test_the_last_of_duplicates_wins(device):
