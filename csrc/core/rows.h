@@ -50,7 +50,6 @@ struct StridedRows {
   constexpr int64_t num_elements() const { return num_rows * row_size; }
   AlignmentBits src_alignment_bits() const { return alignment_bits(src_stride); }
   AlignmentBits dst_alignment_bits() const { return alignment_bits(dst_stride); }
-  bool operator==(const StridedRows&) const = default;
 
  private:
   AlignmentBits alignment_bits(const int64_t* strides) const {
