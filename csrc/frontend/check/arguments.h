@@ -2,6 +2,7 @@
 #pragma once
 
 #include <concepts>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -31,7 +32,7 @@ template <std::derived_from<Tensor> Item>
 void for_each_tensor(auto visit, auto name, const std::optional<Item>& argument) {
   if (argument.has_value()) visit(name, *argument);
 }
-template <class Item>
+template <std::derived_from<Tensor> Item>
 void for_each_tensor(auto visit, auto name, const ListOf<Item>& argument) {
   for (int64_t i = 0; i < argument.size(); ++i) {
     visit([&] { return join({name(), "[", text(i), "]"}); }, argument[i]);

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tests.support.vectorised.gathers import _check_bounds
+from tests.support.vectorised.gathers import check_bounds
 from tests.support.vectorised.numbers import bits, put
 
 __all__ = ["compact_cache", "move_tokens", "pack_layers", "unpack_layers"]
@@ -114,7 +114,7 @@ def compact_cache(
 ) -> None:
     block_size, num_heads = caches[0].shape[1:3]
     bounds, table = keep_offsets.cpu().long(), block_table.cpu().long()
-    _check_bounds("keep_offsets", bounds, keep.shape[-1])
+    check_bounds("keep_offsets", bounds, keep.shape[-1])
     starts = bounds.new_zeros(len(table)) if dst_start is None else dst_start.cpu().long()
     if bad_indices == "raise":
         _raise_first("dst_start", starts < 0, starts)
