@@ -17,8 +17,7 @@ struct Divider {
   Quotient quotient;
   explicit Divider(float scale) : quotient(scale) {}
   float operator()(float x) const {
-    constexpr int kSteps = std::same_as<Input, float> ? 2 : 1;
-    return quotient.divide<kSteps>(x, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); });
+    return quotient.divide(x, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); });
   }
 #else
   float scale;
