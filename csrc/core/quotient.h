@@ -52,11 +52,11 @@ class Quotient {
   float scale_ = 0, reciprocal_ = 0, factor_ = 0;
 };
 
-// Whether x is not zero and its magnitude is below 2^-64. The subtraction of 1 turns the bits of zero into the largest
-// integer.
-constexpr bool is_tiny(float x) {
-  return std::bit_cast<uint32_t>(x) * 2 - 1 < std::bit_cast<uint32_t>(0x1p-64f) * 2 - 1;
-}
+// Orders magnitudes, with zero as the largest: the subtraction of 1 turns the bits of zero into the largest integer.
+constexpr uint32_t nonzero_order(float x) { return std::bit_cast<uint32_t>(x) * 2 - 1; }
+// A nonzero number of a lower order is tiny: its quotient may need the caller's division.
+inline constexpr uint32_t kTinyOrder = nonzero_order(0x1p-64f);
+constexpr bool is_tiny(float x) { return nonzero_order(x) < kTinyOrder; }
 
 // A divisor with its reciprocal, for quotients that are correctly rounded to float32. It takes two of the steps above,
 // which are exact as long as no remainder underflows or overflows (Markstein, "Computation of elementary functions on
@@ -112,6 +112,8 @@ class NearOneQuotient {
   constexpr float divide(float x, Fma fma) const {
     return fma(x, high_, x * low_);
   }
+  constexpr float high() const { return high_; }
+  constexpr float low() const { return low_; }
 
  private:
   static constexpr int32_t kOne = 0x3f800000, kMost = 12;

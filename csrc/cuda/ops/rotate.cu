@@ -92,7 +92,11 @@ template <Float kDtype>
 struct FloatKeys {
   static constexpr int kBytes = num_bytes(kDtype);
   static constexpr int kWide = 8 / kBytes;  // elements of a wide vector
-  __device__ FloatKeys(const RotateCachedKeysParams&, int64_t) {}
+  static constexpr int kBlocks = 6;         // resident thread blocks that registers must suffice for
+  struct Scale {
+    __device__ static Scale read(const RotateCachedKeysParams&, int64_t) { return {}; }
+  };
+  __device__ explicit FloatKeys(const Scale&) {}
 
   template <int kCount>
   __device__ void decode(float* to, const Pack<kCount * kBytes>& from) const {
@@ -110,10 +114,14 @@ template <Element kElement>
 struct CodedKeys {
   static constexpr int kBytes = 1;
   static constexpr int kWide = 4;
+  static constexpr int kBlocks = 5;
+  struct Scale {
+    float value;
+    __device__ static Scale read(const RotateCachedKeysParams& p, int64_t head) { return {*p.cache.scale_of(head)}; }
+  };
   float scale;
   Quotient quotient;
-  __device__ CodedKeys(const RotateCachedKeysParams& p, int64_t head)
-      : scale(*p.cache.scale_of(head)), quotient(scale) {}
+  __device__ explicit CodedKeys(const Scale& scale) : scale(scale.value), quotient(scale.value) {}
 
   template <int kCount>
   __device__ void decode(float* to, const Pack<kCount>& from) const {
@@ -168,11 +176,12 @@ struct Vectors {
 // The heads that a thread moves, and its kPairs pairs in each of them.
 template <class Keys, int kPairs, int kHeads>
 struct MovedHeads {
-  using HeadVectors = Vectors<kPairs * Keys::kBytes>;
   const RotateCachedKeysParams& p;
   char* entry;  // of the token
   int64_t first_head;
   int64_t first_bytes, second_bytes;  // offsets of the vectors from the start of the head
+  Vectors<kPairs * Keys::kBytes> vectors[kHeads];
+  typename Keys::Scale first_scale;
 
   // Calls with(k, address of head first_head + k) for the heads that exist.
   template <class With>
@@ -184,29 +193,29 @@ struct MovedHeads {
   }
   __device__ __forceinline__ bool is_joined() const { return kPairs > 1 && !p.is_neox; }
 
-  __device__ __forceinline__ void read(HeadVectors* vectors) const {
+  __device__ __forceinline__ void read() {
     for_each([&](int k, const char* head) {
-      vectors[k] = HeadVectors::read(head + first_bytes, head + second_bytes, is_joined());
+      vectors[k] = vectors[k].read(head + first_bytes, head + second_bytes, is_joined());
     });
+    first_scale = Keys::Scale::read(p, first_head);
   }
   template <PairQuotient Square>
-  __device__ __forceinline__ void move(Keys keys, const MoveAngles<kPairs>& angles, const Square* squares,
-                                       const HeadVectors* vectors) const {
+  __device__ __forceinline__ void move(const MoveAngles<kPairs>& angles, const Square* squares) const {
+    Keys keys(first_scale);
     for_each([&](int k, char* head) {
-      if (k > 0 && p.cache.scale_stride_head != 0) keys = Keys(p, first_head + k);
+      if (k > 0 && p.cache.scale_stride_head != 0) keys = Keys(Keys::Scale::read(p, first_head + k));
       float elements[2 * kPairs];
       keys.template decode<kPairs>(elements, vectors[k].first);
       keys.template decode<kPairs>(elements + kPairs, vectors[k].second);
       if (p.is_neox) move_pairs<kPairs, true>(elements, angles, squares);
       else move_pairs<kPairs, false>(elements, angles, squares);
-      const HeadVectors moved = {keys.template encode<kPairs>(elements),
-                                 keys.template encode<kPairs>(elements + kPairs)};
+      const Vectors<kPairs * Keys::kBytes> moved = {keys.template encode<kPairs>(elements),
+                                                    keys.template encode<kPairs>(elements + kPairs)};
       moved.write(head + first_bytes, head + second_bytes, is_joined());
     });
   }
   // Most tables have no factor, so that all squares are next to 1.
-  __device__ __forceinline__ void move(const Keys& keys, const MoveAngles<kPairs>& angles,
-                                       const HeadVectors* vectors) const {
+  __device__ __forceinline__ void move(const MoveAngles<kPairs>& angles) const {
     bool are_near_one = true;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) are_near_one &= NearOneQuotient::takes(angles.square(i));
@@ -214,12 +223,12 @@ struct MovedHeads {
       NearOneQuotient squares[kPairs];
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) squares[i] = NearOneQuotient(angles.square(i), kFma);
-      move(keys, angles, squares, vectors);
+      move(angles, squares);
     } else {
       CheckedQuotient squares[kPairs];
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) squares[i] = CheckedQuotient(angles.square(i));
-      move(keys, angles, squares, vectors);
+      move(angles, squares);
     }
   }
 };
@@ -277,14 +286,13 @@ struct ThreadPart {
 };
 
 template <class Keys, int kPairs, int kHeads>
-__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 6)
+__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, Keys::kBlocks)
     rotate_cached_keys_kernel(const MULTIKV_GRID_CONSTANT RotateCachedKeysParams p, const MoveShape shape) {
   using Heads = MovedHeads<Keys, kPairs, kHeads>;
   const ThreadPart part = ThreadPart::of(shape);
   const int64_t token = static_cast<int64_t>(blockIdx.x) * part.tokens + part.token;
   const int64_t group = shape.first_group + static_cast<int64_t>(blockIdx.y) * part.groups + part.group;
   if (token >= p.slots.num_tokens || group * kHeads >= p.num_heads) return;
-  const Keys keys(p, group * kHeads);
   const TokenMove move = move_of(p, token);
   if (move.offset < 0) return;
   const auto bytes_of = [&](int64_t element) {  // from the start of a head
@@ -297,11 +305,13 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 6)
   for (int64_t i = static_cast<int64_t>(part.vector) * kPairs; i < p.num_pairs(); i += part.vectors * kPairs) {
     const int64_t first_element = p.rotary_offset + (p.is_neox ? i : 2 * i);
     const int64_t second_element = first_element + (p.is_neox ? p.num_pairs() : kPairs);
-    const Heads heads = {p, p.cache.data + move.offset, group * kHeads, bytes_of(first_element),
-                         bytes_of(second_element)};
-    typename Heads::HeadVectors vectors[kHeads];
-    heads.read(vectors);
-    heads.move(keys, read_move_angles<kPairs>(p, from, to, i), vectors);
+    Heads heads = {.p = p,
+                   .entry = p.cache.data + move.offset,
+                   .first_head = group * kHeads,
+                   .first_bytes = bytes_of(first_element),
+                   .second_bytes = bytes_of(second_element)};
+    heads.read();
+    heads.move(read_move_angles<kPairs>(p, from, to, i));
   }
 }
 

@@ -51,7 +51,7 @@ void quantise(uint8_t* to, const Input* from, int64_t count, float scale, Stores
 #ifdef MULTIKV_HAS_SIMD
   if (encoder_takes(scale)) {
     if constexpr (std::same_as<Input, float>) {
-      convert_with(Encoder<kElement, float, 2>(scale), to, from, count, stores);
+      convert_with(Encoder<kElement, float, 1>(scale), to, from, count, stores);
     } else if (estimate_suffices<kSignificantBits<Input>>(scale)) {
       convert_with(Encoder<kElement, Input, 0>(scale), to, from, count, stores);
     } else {
