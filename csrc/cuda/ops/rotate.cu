@@ -11,14 +11,12 @@
 namespace multikv::gpu {
 namespace {
 
-constexpr auto kFma = [](float a, float b, float c) { return fmaf(a, b, c); };
-
 // A divisor of rotated elements, with what it takes to divide faster than by an IEEE division.
 template <class T>
-concept PairQuotient = requires(const T& quotient, float x) {
+concept PairQuotient = requires(const T& quotient, float x, float (*fma)(float, float, float)) {
   // Whether divide(x) is the correctly rounded quotient.
   { quotient.can_divide(x) } -> std::same_as<bool>;
-  { quotient.divide(x, kFma) } -> std::same_as<float>;
+  { quotient.divide(x, fma) } -> std::same_as<float>;
 };
 
 // The angles of kPairs neighbouring pairs at a token's two positions.
@@ -58,6 +56,7 @@ template <int kPairs, bool kNeox, PairQuotient Square>
 __device__ __forceinline__ void move_pairs(float* elements, const MoveAngles<kPairs>& angles, const Square* squares) {
   const auto x_of = [](int i) { return kNeox ? i : 2 * i; };
   const auto y_of = [](int i) { return kNeox ? kPairs + i : 2 * i + 1; };
+  const auto fma = [](float a, float b, float c) { return fmaf(a, b, c); };
   float xs[kPairs], ys[kPairs];
   bool can_divide = true;
 #pragma unroll
@@ -70,8 +69,8 @@ __device__ __forceinline__ void move_pairs(float* elements, const MoveAngles<kPa
   if (can_divide) {
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
-      xs[i] = squares[i].divide(xs[i], kFma);
-      ys[i] = squares[i].divide(ys[i], kFma);
+      xs[i] = squares[i].divide(xs[i], fma);
+      ys[i] = squares[i].divide(ys[i], fma);
     }
   } else {
 #pragma unroll
@@ -216,13 +215,14 @@ struct MovedHeads {
   }
   // Most tables have no factor, so that all squares are next to 1.
   __device__ __forceinline__ void move(const MoveAngles<kPairs>& angles) const {
+    const auto fma = [](float a, float b, float c) { return fmaf(a, b, c); };
     bool are_near_one = true;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) are_near_one &= NearOneQuotient::takes(angles.square(i));
     if (are_near_one) {
       NearOneQuotient squares[kPairs];
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) squares[i] = NearOneQuotient(angles.square(i), kFma);
+      for (int i = 0; i < kPairs; ++i) squares[i] = NearOneQuotient(angles.square(i), fma);
       move(angles, squares);
     } else {
       CheckedQuotient squares[kPairs];
@@ -321,7 +321,8 @@ void launch_kernel(const RotateCachedKeysParams& p, const Context& context) {
   const BlockShape block = block_shape(p.num_pairs() / kPairs, groups, num_tokens, kThreads);
   const auto [x, y, z] = block.threads;
   const int64_t vector_size = p.cache.vector_size.signed_value();
-  const bool is_packed = p.cache.stride_vector_bytes != 0;
+  constexpr unsigned kMaxGroups = 64;  // CUDA's limit of blockDim.z
+  const bool is_packed = p.cache.stride_vector_bytes != 0 && y <= kMaxGroups;
   unsigned in_group = 1;
   if (is_packed && kPairs > 1 && vector_size / kPairs <= x && x % (vector_size / kPairs) == 0) {
     in_group = static_cast<unsigned>(vector_size / kPairs);
