@@ -37,7 +37,8 @@ struct RepositionTable {
         square[k][i] = from.cos[k][i] * from.cos[k][i] + from.sin[k][i] * from.sin[k][i];
         are_near_one &= NearOneQuotient::takes(square[k][i]);
       }
-      for (int64_t i = 0; are_near_one && i < pairs; ++i) {
+      // A table that has no such quotients fills these rows too, so that the compiler can vectorise the loop.
+      for (int64_t i = 0; kHasFma && i < pairs; ++i) {
         const NearOneQuotient quotient(square[k][i], kFma);
         high[k][i] = quotient.high();
         low[k][i] = quotient.low();
