@@ -12,7 +12,12 @@ from benchmarks.sizes import writes
 from multikv.demo import cases as workloads
 from multikv.demo.cases import CACHE_DTYPES, Workload
 
-KINDS: dict[str, dict[str, Any]] = {"": {}, "gptj-": {"is_neox": False}, "packed-": {"packed": True}}
+KINDS: dict[str, dict[str, Any]] = {
+    "": {},
+    "gptj-": {"is_neox": False},
+    "packed-": {"packed": True},
+    "bfloat16-table-": {"table_dtype": torch.bfloat16},
+}
 
 
 def cases(device: torch.device) -> Iterator[Case]:
@@ -31,8 +36,9 @@ def cases(device: torch.device) -> Iterator[Case]:
 
 
 def _arguments(w: Workload) -> tuple[Any, ...]:
-    """The baseline gets the cache as [blocks, block_size, heads, ..], and the rows of the table."""
+    """The baseline gets the cache as [blocks, block_size, heads, ..], and the rows of the table as float32."""
     key_cache, slots, old, new, table, is_neox, kv_cache_dtype, scale = w.arguments
+    table = table.float()
     if key_cache.dim() == 5:
         key_cache = key_cache.permute(0, 3, 1, 2, 4)
     where = (slots // key_cache.size(1), slots % key_cache.size(1))

@@ -23,6 +23,7 @@ Function = typing.TypeVar("Function", bound=FunctionType)
 _KINDS = {
     "Tensor": "a tensor",
     "List[Tensor]": "a list of tensors",
+    "List[int]": "a list of integers",
     "str": "a string",
     "int": "a 64-bit integer",
     "float": "a number",

@@ -37,6 +37,10 @@ void for_each_sequence(const ComputeSlotMappingParams& p, int64_t begin, int64_t
 template <std::integral Slot>
 void fill(Slot* slots, int64_t count, int64_t first) {
   const Slot step = first < 0 ? 0 : 1;
+  if (count == 1) {  // most calls of a batch that decodes; the vectorised loop costs more
+    *slots = static_cast<Slot>(first);
+    return;
+  }
   for (int64_t i = 0; i < count; ++i) slots[i] = static_cast<Slot>(first) + step * static_cast<Slot>(i);
 }
 

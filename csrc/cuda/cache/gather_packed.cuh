@@ -17,10 +17,11 @@ constexpr int kPackedDims = 64;    // the dimensions of values that are transpos
 //   vector   0 1 2 3   0 1 2 3   ...    0  1  2  3
 //
 // Lanes of neighbouring tokens read neighbouring memory, and lanes of neighbouring vectors write neighbouring memory.
-// entries[token] is where the head of a token starts in the cache, or null.
+// entries[token] is the offset in bytes at which the head of a token starts in the cache, or negative. Offsets, unlike
+// pointers in shared memory, let the compiler see that loads are from global memory and do not wait for shared memory.
 template <GatherMove Move>
 __device__ __forceinline__ void gather_packed_keys(const HeadPlane& plane, const Divisor& piece_vectors,
-                                                   const char* const* entries, int64_t first, int64_t head) {
+                                                   const int64_t* entries, int64_t first, int64_t head) {
   constexpr int kNear = 4, kTokenStep = 32 / kNear, kVectorStep = kThreads / kTokenStep;
   const PackedCache& cache = plane.gather.cache;
   const int lane = threadIdx.x % 32, token = lane / kNear;
@@ -35,12 +36,12 @@ __device__ __forceinline__ void gather_packed_keys(const HeadPlane& plane, const
     Pack<Move::kCacheBytes> values[kPackedTokens / kTokenStep];
 #pragma unroll
     for (int i = 0; i < kPackedTokens / kTokenStep; ++i) {
-      const char* entry = entries[token + i * kTokenStep];
-      if (entry != nullptr) values[i] = Pack<Move::kCacheBytes>::template read<true>(entry + offset);
+      const int64_t entry = entries[token + i * kTokenStep];
+      if (entry >= 0) values[i] = Pack<Move::kCacheBytes>::template read<true>(cache.data + entry + offset);
     }
 #pragma unroll
     for (int i = 0; i < kPackedTokens / kTokenStep; ++i) {
-      if (entries[token + i * kTokenStep] == nullptr) continue;
+      if (entries[token + i * kTokenStep] < 0) continue;
       char* to = dst + i * kTokenStep * stride_token_bytes + vector * Move::kOutputBytes;
       Move::write(to, values[i], scale, cache.codec.element);
     }
@@ -60,17 +61,18 @@ struct GatheredValues {
 // Gathers the values of one head of a chunk of tokens. The lanes of a warp read one dimension of all tokens, which is
 // contiguous where slots are neighbours; afterwards, neighbouring threads write neighbouring vectors of a token.
 template <GatherMove Move, class Stored>
-__device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, const char* const* entries, int64_t first,
+__device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, const int64_t* entries, int64_t first,
                                                      int64_t head) {
   constexpr int kBytes = sizeof(Stored), kElements = Move::kCacheBytes / kBytes, kWarps = kThreads / 32;
   __shared__ GatheredValues<Stored> values;
   const auto& [cache, packs_slots, dst, num_heads, head_size] = plane.gather;
   const int lane = threadIdx.x % 32;
   const float scale = Move::kIsScaled ? *cache.scale_of(head) : 1.0f;
-  const char* const from = entries[lane];
+  const int64_t entry = entries[lane];
+  const char* const from = cache.data + entry;
   for (int64_t begin = 0; begin < head_size; begin += kPackedDims) {
     const int dims = static_cast<int>(head_size - begin < kPackedDims ? head_size - begin : kPackedDims);
-    if (from != nullptr) {
+    if (entry >= 0) {
 #pragma unroll 8
       for (int dim = threadIdx.x / 32; dim < dims; dim += kWarps) {
         values.row(lane)[dim] = *reinterpret_cast<const Stored*>(from + (begin + dim) * cache.stride_row_bytes);
@@ -79,7 +81,7 @@ __device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, con
     __syncthreads();
     for (int task = threadIdx.x; task < kPackedTokens * (kPackedDims / kElements); task += kThreads) {
       const int token = task / (kPackedDims / kElements), dim = task % (kPackedDims / kElements) * kElements;
-      if (dim >= dims || entries[token] == nullptr) continue;
+      if (dim >= dims || entries[token] < 0) continue;
       Pack<Move::kCacheBytes> pack;
       if constexpr (kElements == 1) {
         pack.words[0] = values.row(token)[dim];
@@ -98,26 +100,24 @@ __device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, con
 //
 // piece_vectors is the number of vectors of the output in a vector of the key cache.
 //
-//   blockIdx   x: heads   y: chunks of kPackedTokens tokens, from first_chunk   z: keys, values
-//
-// The heads of a chunk run one after the other, so that their parts of the output's rows are written together.
+//   blockIdx   x: chunks of kPackedTokens tokens   y: heads, from first_head   z: keys, values
 template <GatherMove Move, class Stored>
-__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 12)
+__global__ void __launch_bounds__(kThreads)
     gather_packed_kernel(const MULTIKV_GRID_CONSTANT HeadPlane key, const MULTIKV_GRID_CONSTANT HeadPlane value,
                          const MULTIKV_GRID_CONSTANT Divisor piece_vectors,
-                         const MULTIKV_GRID_CONSTANT Sequences sequences, int64_t first_chunk) {
+                         const MULTIKV_GRID_CONSTANT Sequences sequences, int64_t first_head) {
   static_assert(kPackedTokens == 32, "one warp looks up all tokens");
-  __shared__ const char* entries[kPackedTokens];
-  const int64_t first = (first_chunk + blockIdx.y) * kPackedTokens, head = blockIdx.x;
+  __shared__ int64_t entries[kPackedTokens];
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kPackedTokens, head = first_head + blockIdx.y;
   if (threadIdx.x < kPackedTokens) {
     const int64_t remaining = sequences.num_tokens - first;
     const int count = static_cast<int>(remaining < kPackedTokens ? remaining : kPackedTokens);
     const int lane = threadIdx.x;
     const BlockOffset at = look_up(sequences, WarpTokens{first, count, lane}, lane);
     const auto start_in = [&](const PackedCache& cache, int64_t row, int64_t packed) {
-      return cache.block(at.block) + cache.offset_bytes(head, row, packed, sizeof(Stored), divide_index);
+      return at.block * cache.stride_block_bytes + cache.offset_bytes(head, row, packed, sizeof(Stored), divide_index);
     };
-    if (at.block < 0) entries[lane] = nullptr;
+    if (at.block < 0) entries[lane] = -1;
     else if (blockIdx.z == 0) entries[lane] = start_in(key.gather.cache, at.offset, 0);
     else entries[lane] = start_in(value.gather.cache, 0, at.offset);
   }
@@ -130,10 +130,10 @@ template <GatherMove Move, class Stored>
 cudaError_t launch_packed_moves(const GatherKvCacheParams& p, const Context& context) {
   const HeadPlane key(p.key, Move::kCacheBytes), value(p.value, Move::kCacheBytes);
   const Divisor piece_vectors = vectors_of(p.key, p.key.cache.vector_size.signed_value(), Move::kCacheBytes);
-  const BlockShape shape = {dim3(1), ceil_div<int64_t>(p.sequences.num_tokens, kPackedTokens)};
-  for_each_grid(p.key.num_heads, shape, 2, [&](dim3 grid, int64_t first_chunk) {
+  const BlockShape shape = {dim3(1), p.key.num_heads};
+  for_each_grid(ceil_div<int64_t>(p.sequences.num_tokens, kPackedTokens), shape, 2, [&](dim3 grid, int64_t first_head) {
     gather_packed_kernel<Move, Stored>
-        <<<grid, kThreads, 0, context.stream>>>(key, value, piece_vectors, p.sequences, first_chunk);
+        <<<grid, kThreads, 0, context.stream>>>(key, value, piece_vectors, p.sequences, first_head);
   });
   return cudaGetLastError();
 }

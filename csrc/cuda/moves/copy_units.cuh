@@ -201,10 +201,12 @@ void launch_units(Launch& launch, const Link* link, const Context& context) {
     return;
   }
   head.link = LinkOrder::of(*link, launch.num_items, head.num_units, head.unit.rows, head.unit.row_vectors.value);
-  // One multiprocessor cannot saturate a link, two can.
-  const int thread_blocks = std::max(2, link->threads / kMaxLinkThreads);
-  const int threads = std::clamp(link->threads / thread_blocks / 32 * 32, 32, kMaxLinkThreads);
-  copy_units_over_link_kernel<kWidth><<<thread_blocks, threads, 0, context.stream>>>(launch);
+  // The number of threads is calibrated for the kernel of swaps. A piece has half as many bytes here, so that it takes
+  // twice as many threads to have as many bytes in flight. Small thread blocks spread the address arithmetic over more
+  // multiprocessors.
+  constexpr int kThreads = 256;
+  const int thread_blocks = std::max(2, 2 * link->threads / kThreads);
+  copy_units_over_link_kernel<kWidth><<<thread_blocks, kThreads, 0, context.stream>>>(launch);
 }
 
 }  // namespace multikv::gpu

@@ -1,4 +1,5 @@
 #include "cuda/cache/mla_entry.cuh"
+#include "cuda/core/rope_angles.cuh"
 #include "params/mla_rope_params.h"
 
 namespace multikv::gpu {
@@ -93,27 +94,6 @@ __device__ inline void write_key(const ConcatAndCacheMlaParams& p, char* entry, 
     const Quantise<kDtype, kElements> quantise(scale, p.codec().element);
     quantise(value).template write<true>(entry + p.latent_size + at);
   }
-}
-
-// The cosines and sines of kPairs neighbouring pairs.
-template <int kPairs>
-struct Angles {
-  float cosines[kPairs], sines[kPairs];
-};
-
-// Reads the cosines and sines of the pairs i, i + 1, ... from a row of the table, which has `half` of each.
-template <Float kTable, int kPairs>
-__device__ __forceinline__ Angles<kPairs> read_angles(const char* row, int64_t half, int64_t i) {
-  constexpr int64_t kTableBytes = num_bytes(kTable);
-  using Table = FloatPack<kTable, kPairs>;
-  const Table cosines = Table::read(row + i * kTableBytes), sines = Table::read(row + (half + i) * kTableBytes);
-  Angles<kPairs> angles;
-#pragma unroll
-  for (int k = 0; k < kPairs; ++k) {
-    angles.cosines[k] = element<kTable>(cosines.words, k);
-    angles.sines[k] = element<kTable>(sines.words, k);
-  }
-  return angles;
 }
 
 // The kNumHeads heads of a token that a thread rotates: first_head + k * head_step for k < kNumHeads, as far as they

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -126,11 +127,41 @@ void check_run(const Call& call, const ComputeSlotMappingParams& p, const HostTa
   call.fail_index("cu_query_lens", text(sequence), expected + " as number of a sequence with tokens", row);
 }
 
+// Returns the largest of the indices begin .. end - 1; -1 if there is none.
+int64_t largest_of(const Indices& indices, int64_t begin, int64_t end) {
+  const auto largest = [&]<class T>(const T* values) -> int64_t {
+    T most = -1;
+    for (int64_t i = begin; i < end; ++i) most = std::max(most, values[i]);
+    return most;
+  };
+  return indices.is_int64 ? largest(static_cast<const int64_t*>(indices.data))
+                          : largest(static_cast<const int32_t*>(indices.data));
+}
+
+// Returns true if every token certainly has a slot: the block tables have rows and columns for the largest numbers, and
+// no number of a block is too large. This is much faster than a look at each token.
+bool have_all_slots(const ComputeSlotMappingParams& p, const HostTables& host) {
+  const int64_t last_row =
+      host.rows.is_given() ? largest_of(host.rows.view(), 0, p.num_sequences) : p.num_sequences - 1;
+  const int64_t last_position = largest_of(host.positions.view(), host.bounds[0], host.bounds[p.num_sequences]);
+  if (last_row >= p.num_rows) return false;
+  for (int64_t g = 0; g < p.num_groups; ++g) {
+    const SlotGroup& group = p.groups[g];
+    const int64_t largest_block =
+        group.block_table.is_int64 ? std::numeric_limits<int64_t>::max() : std::numeric_limits<int32_t>::max();
+    const auto last_column = static_cast<uint64_t>(std::max<int64_t>(last_position, 0)) / group.column_size.value;
+    if (largest_block >= group.last_slot.block) return false;
+    if (last_position >= 0 && last_column >= static_cast<uint64_t>(group.num_columns)) return false;
+  }
+  return true;
+}
+
 // Fails if a slot of the caller's rank does not exist. Positions of other ranks are not looked at.
 void check_values(const Call& call, const ComputeSlotMappingParams& p) {
   const HostTables host(call, p);
   check_bounds(call, host.bounds, p.num_sequences + 1, p.num_tokens,
                {.argument = "cu_query_lens", .rows = "size of slot_mappings"});
+  if (have_all_slots(p, host)) return;
   const auto divide = [](uint64_t x, const Divisor& divisor) { return x / divisor.value; };
   for (int64_t s = 0; s < p.num_sequences; ++s) {
     const int64_t row = host.rows.is_given() ? host.rows[s] : s;

@@ -41,11 +41,11 @@ def concat_and_cache_mla_rope_fused(
     )
 
 
-def cos_sin(rope_size: int, device: torch.device) -> Tensor:
+def cos_sin(rope_size: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Returns a model's table: cosines, then sines, of position * 10000^(-2i / rope_size)."""
     frequencies = 1e4 ** -(torch.arange(0, rope_size, 2, device=device) / rope_size)
     angles = torch.arange(_NUM_POSITIONS, device=device)[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], 1).to(torch.bfloat16)
+    return torch.cat([angles.cos(), angles.sin()], 1).to(dtype)
 
 
 CASES = [

@@ -21,8 +21,12 @@ def rotate_cached_keys(
     num_heads: int = 8,
     head_size: int = 128,
     block_size: int = 16,
+    table_dtype: torch.dtype = torch.float32,
 ) -> Workload:
-    """Moves tokens by 100 positions. Every call moves them further."""
+    """Moves tokens by 100 positions. Every call moves them further.
+
+    The squares cos^2 + sin^2 are 1 up to rounding: to 24 bits with a float32 table, to 8 bits with a bfloat16 table.
+    """
     num_blocks, slots = values.slots(num_tokens, block_size, device)
     dtype = values.CACHE_DTYPES[kv_cache_dtype]
     shape: tuple[int, ...] = (num_blocks, block_size, num_heads, head_size)
@@ -34,7 +38,7 @@ def rotate_cached_keys(
     scale = None if dtype == torch.bfloat16 else values.scales(device, 0.037)
     return Workload(
         "rotate_cached_keys",
-        (key_cache, slots, old, old + 100, cos_sin(head_size, device).float(), is_neox, kv_cache_dtype, scale),
+        (key_cache, slots, old, old + 100, cos_sin(head_size, device, table_dtype), is_neox, kv_cache_dtype, scale),
         written=(0,),
         num_bytes=2 * num_tokens * num_heads * head_size * dtype.itemsize,
     )

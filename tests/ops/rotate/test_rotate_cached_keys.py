@@ -50,6 +50,12 @@ def test_packed_caches(device, format, x):
             check(OP, rotate_arguments(device, format=format, x=x, is_neox=is_neox, **part))
 
 
+@pytest.mark.parametrize("x", [None, 8])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_many_heads_of_few_pairs(device, tokens, x):
+    check(OP, rotate_arguments(device, tokens=tokens, heads=130, head_size=16, rotary_size=8, x=x))
+
+
 @pytest.mark.parametrize("is_neox", [True, False], ids=["neox", "gptj"])
 @pytest.mark.parametrize("format", ["auto", "fp8_e5m2"])
 @pytest.mark.parametrize("head_size, offset, size", [(2, 0, 2), (7, 1, 6), (128, 64, 64), (96, 8, 22), (576, 0, 512)])

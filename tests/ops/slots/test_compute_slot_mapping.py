@@ -77,6 +77,17 @@ def test_many_sequences(device, sequences):
     check(OP, slots_arguments(device, lengths=lengths, block_sizes=(16,), table_rows=rows, rows=sequences + 3))
 
 
+@pytest.mark.parametrize("sequences", [1, 2, 31, 33, 200, 3000])
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_sequences_of_equal_length(device, sequences, length):
+    """All or nearly all: a GPU guesses the sequence of a token as if all were equally long."""
+    for first_token, padding in ((0, 0), (0, 1), (1, 0)):
+        lengths = [length] * min(sequences, 6000 // length)
+        check(OP, slots_arguments(device, lengths=lengths, first_token=first_token, padding=padding))
+        lengths[len(lengths) // 2] += 1
+        check(OP, slots_arguments(device, lengths=lengths, first_token=first_token, padding=padding))
+
+
 @pytest.mark.parametrize("empty", [33, 64, 100])
 def test_many_empty_sequences(device, empty):
     check(OP, slots_arguments(device, lengths=(3, *[0] * empty, 50, *[0] * empty), table_rows=None))

@@ -17,8 +17,7 @@ struct Divider {
   Quotient quotient;
   explicit Divider(float scale) : quotient(scale) {}
   float operator()(float x) const {
-    constexpr int kSteps = std::same_as<Input, float> ? 2 : 1;
-    return quotient.divide<kSteps>(x, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); });
+    return quotient.divide(x, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); });
   }
 #else
   float scale;
@@ -52,7 +51,7 @@ void quantise(uint8_t* to, const Input* from, int64_t count, float scale, Stores
 #ifdef MULTIKV_HAS_SIMD
   if (encoder_takes(scale)) {
     if constexpr (std::same_as<Input, float>) {
-      convert_with(Encoder<kElement, float, 2>(scale), to, from, count, stores);
+      convert_with(Encoder<kElement, float, 1>(scale), to, from, count, stores);
     } else if (estimate_suffices<kSignificantBits<Input>>(scale)) {
       convert_with(Encoder<kElement, Input, 0>(scale), to, from, count, stores);
     } else {

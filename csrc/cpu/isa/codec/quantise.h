@@ -104,7 +104,7 @@ Quantiser::Function Quantiser::function_for([[maybe_unused]] const Scales& scale
     }
   }
 #endif
-  if constexpr (kBits == 24) return with_encoder<kElement, Input, 2>;
+  if constexpr (kBits == 24) return with_encoder<kElement, Input, 1>;
   else return suffices ? with_encoder<kElement, Input, 0> : with_encoder<kElement, Input, 1>;
 #else
   return with_any_scale<kElement, Input>;

@@ -101,9 +101,8 @@ template <Element kElement>
 template <Element kElement, bool kIsPowerOfTwo, FloatElement Input>
 [[gnu::noinline]] void quantise_any_tile(uint8_t* to, const Input* from, int64_t count, float scale) {
 #ifdef MULTIKV_HAS_SIMD
-  // The reciprocal of a power of two is exact, so that multiplying by it needs no correction. Otherwise 16-bit elements
-  // (2 bytes) need one step, and float32 (4 bytes) needs two (see Encoder).
-  constexpr int kSteps = kIsPowerOfTwo ? 0 : sizeof(Input) / 2;
+  // The reciprocal of a power of two is exact, so that multiplying by it needs no correction.
+  constexpr int kSteps = kIsPowerOfTwo ? 0 : 1;
   if (encoder_takes(scale)) {
     return convert_with(Encoder<kElement, Input, kSteps>(scale), to, from, count, Stores::kOrdinary);
   }
