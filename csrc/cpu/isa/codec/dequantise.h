@@ -14,7 +14,7 @@ void dequantise_rows(char* to, const char* from, const Matrix& rows, float scale
   with_dequantiser<kElement, Output>(scale, [&](const auto& dequantise_row) {
     for (int64_t i = 0; i < rows.num_rows; ++i, to += rows.to_stride, from += rows.from_stride) {
       dequantise_row(reinterpret_cast<Output*>(to), reinterpret_cast<const uint8_t*>(from), rows.count, stores,
-                     from + rows.ahead);
+                     rows.next(from));
     }
   });
 }
