@@ -18,7 +18,7 @@ struct Matrix {
   bool writes_whole_cache_lines(const char* to) const {
     return are_whole_cache_lines(reinterpret_cast<intptr_t>(to) | count | to_stride);
   }
-  const void* next(const void* from) const { return ahead == 0 ? nullptr : static_cast<const char*>(from) + ahead; }
+  const char* next(const void* from) const { return ahead == 0 ? nullptr : static_cast<const char*>(from) + ahead; }
 };
 
 }  // namespace
