@@ -1,6 +1,7 @@
 """Builds the libraries with CMake into the package; pyproject.toml has all other metadata.
 
 Environment variables: MULTIKV_BACKENDS, MULTIKV_CUDA_ARCHS, MULTIKV_HIP_ARCHS (see CMakeLists.txt), MAX_JOBS.
+An empty variable counts as unset.
 """
 
 import os
@@ -33,9 +34,9 @@ class BuildWithCMake(build_ext):
         cmake = find_tool("cmake")
         # Tools and options are passed in every build: an earlier one may have configured the tree with others.
         tools = [f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}", f"-DPython3_EXECUTABLE={sys.executable}"]
-        options = [f"-D{name}={os.environ[name]}" if name in os.environ else f"-U{name}" for name in OPTIONS]
+        options = [f"-D{name}={os.environ[name]}" if os.environ.get(name) else f"-U{name}" for name in OPTIONS]
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *tools, *options], check=True)
-        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         subprocess.run([cmake, "--build", build, *jobs], check=True)
         shutil.rmtree(libraries, ignore_errors=True)  # removes libraries of backends that are no longer built
         subprocess.run([cmake, "--install", build, "--prefix", libraries], check=True)

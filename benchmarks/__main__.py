@@ -14,20 +14,24 @@ from rich.console import Console
 
 from benchmarks import (
     attention,
+    blocks,
     convert,
     gather,
     indexer,
     machine,
     mla,
     mla_rope,
+    moves,
     report,
     reshape_and_cache,
+    rotate,
     runner,
+    slots,
     swap,
 )
 from benchmarks.case import Case
 
-SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, attention, swap)
+SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, swap, blocks, moves, slots, rotate, attention)
 CPU_MAX_MB = 512
 FILE_WIDTH = 120  # columns of tables, where the output is not a terminal
 

@@ -28,6 +28,8 @@ class Case:
     expect: Callable[[Workload], None]  # writes what the op must write, without the op
     baselines: tuple[Baseline, ...] = ()
     quick: bool = False  # part of --quick
+    # Whether single calls are timed, from the call until the device, which was idle before, has done its work.
+    cold: bool = False
 
     @classmethod
     def of(
@@ -37,10 +39,11 @@ class Case:
         expect: Callable[[Workload], None],
         baselines: tuple[Baseline, ...] = (),
         quick: bool = False,
+        cold: bool = False,
         **sizes: Any,
     ) -> "Case":
         """Makes a case from a function of multikv.demo.cases and its arguments."""
-        return cls(name, functools.partial(make, **sizes), expect, baselines, quick)
+        return cls(name, functools.partial(make, **sizes), expect, baselines, quick, cold)
 
     @functools.cached_property
     def _plan(self) -> Workload:

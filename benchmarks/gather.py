@@ -32,6 +32,7 @@ def cases(device: torch.device) -> Iterator[Case]:
             *baselines,
             kv_cache_dtype=dtype,
         )
+    yield from _kv_cases()
     upconvert = Baseline("index_select, mul", _upconvert, _entries)
     yield from batches(workloads.cp_gather_and_upconvert_fp8_kv_cache, "", _expect_upconverted, upconvert)
     for case in batches(
@@ -50,6 +51,23 @@ def cases(device: torch.device) -> Iterator[Case]:
             entry=entry,
             block_size=block_size,
         )
+
+
+KV_LAYOUTS = ("NHD", "HND", "packed")
+
+
+def _kv_cases() -> Iterator[Case]:
+    for layout in KV_LAYOUTS:
+        for dtype in CONVERTED:
+            baselines = (Baseline("index_select rows", _select_kv, _kv_rows),)
+            yield from batches(
+                workloads.gather_kv_cache,
+                f"{layout}/{dtype_name(dtype)}/",
+                _expect_kv,
+                *(baselines if layout == "NHD" and dtype == "bfloat16" else ()),
+                layout=layout,
+                kv_cache_dtype=dtype,
+            )
 
 
 def batches(
@@ -117,6 +135,30 @@ def _expect_scaled(w: Workload) -> None:
         _expect_copy(w)
     else:
         _scale_rows(*_scaled(w), decode=numbers.decode)
+
+
+def _kv_rows(w: Workload) -> tuple[Any, ...]:
+    """Returns keys and values, rows of the caches [slots, num_heads, head_size], and the slot of each output row."""
+    key_cache, value_cache, key, value, block_table, *_ = w.arguments
+    if key_cache.dim() == 5:  # packed
+        key_cache = key_cache.permute(0, 3, 1, 2, 4).flatten(3)
+        value_cache = value_cache.permute(0, 3, 1, 2)
+    index = row_slots(block_table, key_cache.size(1), key.size(0))
+    return key, value, key_cache.flatten(0, 1), value_cache.flatten(0, 1), index
+
+
+def _select_kv(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, index: Tensor) -> None:
+    torch.index_select(keys, 0, index, out=key)
+    torch.index_select(values, 0, index, out=value)
+
+
+def _expect_kv(w: Workload) -> None:
+    key, value, keys, values, index = _kv_rows(w)
+    for dst, src, scale in ((key, keys, w.arguments[7]), (value, values, w.arguments[8])):
+        if dst.dtype == src.dtype:
+            dst.view(torch.int16)[:] = src.view(torch.int16)[index]
+        else:
+            _scale_rows(dst, src.view(torch.uint8), index, src.dtype, scale, decode=numbers.decode)
 
 
 def _entries(w: Workload) -> tuple[Any, ...]:

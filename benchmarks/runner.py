@@ -30,8 +30,8 @@ class Result:
 
     @property
     def failed(self) -> bool:
-        """Whether the bytes of multikv are wrong or were not compared. Wrong bytes of a baseline are no failure."""
-        return self.contender == "multikv" and not self.bit_equal
+        """Whether multikv raised, or its bytes are wrong or were not compared. A baseline cannot fail."""
+        return self.contender == "multikv" and (self.error is not None or not self.bit_equal)
 
 
 def run(case: Case, device: torch.device, compiled: bool) -> Iterator[Result]:
@@ -47,7 +47,7 @@ def run(case: Case, device: torch.device, compiled: bool) -> Iterator[Result]:
     for name, bind in contenders.items():
         result = Result(case.op, case.name, name, case.num_bytes)
         try:
-            _measure(result, bind, workloads, expected, copies, device)
+            _measure(result, bind, workloads, expected, copies, device, case.cold)
         except Exception as error:  # the other contenders are still measured
             result.error = f"{type(error).__name__}: {error}"[:2000]
         yield result
@@ -64,6 +64,7 @@ def _measure(
     expected: Workload,
     copies: list[timing.Call],
     device: torch.device,
+    cold: bool,
 ) -> None:
     trial = workloads[0].copy()
     bind(trial)()
@@ -74,7 +75,11 @@ def _measure(
         return
     del trial
     calls = [bind(workload) for workload in workloads]
-    seconds, copy_seconds = timing.device_times([calls, copies], device, graph=workloads[0].graph)
+    contenders = [calls, copies]
+    if cold:
+        seconds, copy_seconds = timing.cold_times(contenders, device)
+    else:
+        seconds, copy_seconds = timing.device_times(contenders, device, graph=workloads[0].graph)
     result.device_us = seconds * 1e6
     result.copy_us = copy_seconds * 1e6
     if device.type == "cuda":

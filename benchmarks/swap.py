@@ -1,11 +1,13 @@
 """Cases of swaps, which copy blocks between memories."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import multikv
 from benchmarks.case import Baseline, Case
 from multikv.demo import cases as workloads
 from multikv.demo.cases import Workload
@@ -19,15 +21,19 @@ QUICK = ("4K", "256K")
 
 def cases(device: torch.device) -> Iterator[Case]:
     by_index, by_block = Baseline("index_copy_", _index, _indices), Baseline("copy_ of each block", _copy_each, _pairs)
+    by_address = Baseline("swap_blocks_batch", multikv.swap_blocks_batch, _addresses)
     for direction in DIRECTIONS[device.type]:
         baseline = by_index if direction in ("d2d", "h2h") else by_block
-        for size, num_blocks in NUM_BLOCKS.items():
+        for (size, num_blocks), cold in itertools.product(NUM_BLOCKS.items(), (False, True)):
+            if cold and device.type == "cpu":  # there, every call ends when its work is done
+                continue
             yield Case.of(
                 workloads.swap_blocks,
-                f"{direction}/{size}",
+                f"{direction}/{size}/one-call" if cold else f"{direction}/{size}",
                 _expect,
-                (baseline,),
+                (by_address,) if cold else (baseline,),
                 size in QUICK,
+                cold,
                 direction=direction,
                 block_bytes=_bytes(size),
                 num_blocks=num_blocks,
@@ -58,6 +64,12 @@ def _indices(w: Workload) -> tuple[Any, ...]:
 
 def _index(dst: Tensor, written: Tensor, src: Tensor, read: Tensor) -> None:
     dst.index_copy_(0, written, src.index_select(0, read).to(dst.device))
+
+
+def _addresses(w: Workload) -> tuple[Any, ...]:
+    src, dst, block_bytes, mapping = w.arguments
+    addresses = (x.data_ptr() + mapping[:, i] * block_bytes for i, x in enumerate((src, dst)))
+    return *addresses, torch.full((len(mapping),), block_bytes)
 
 
 def _pairs(w: Workload) -> tuple[Any, ...]:

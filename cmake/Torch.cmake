@@ -17,7 +17,7 @@ function(multikv_find_torch)
   endif()
   add_library(multikv_torch INTERFACE)
   target_include_directories(multikv_torch SYSTEM INTERFACE "${root}/include")
-  target_link_libraries(multikv_torch INTERFACE "${root}/lib/libtorch_cpu.so")
+  target_link_libraries(multikv_torch INTERFACE "${root}/lib/libtorch_cpu.so" "${root}/lib/libc10.so")
   # One library for every torch from 2.11 on.
   target_compile_definitions(multikv_torch INTERFACE TORCH_TARGET_VERSION=0x020b000000000000)
   set(MULTIKV_TORCH_VERSION "${version}" PARENT_SCOPE)

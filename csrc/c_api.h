@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 // Increase this number when a function in this file changes.
-#define MULTIKV_ABI_VERSION 1
+#define MULTIKV_ABI_VERSION 2
 
 #define MULTIKV_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -43,9 +43,9 @@ MULTIKV_EXPORT void multikv_set_gpu_swap_batch(void* function);
 MULTIKV_EXPORT void multikv_set_check_indices(int32_t enabled);
 
 // Runs swap_blocks_batch. `params` points to a SwapBlocksBatchParams whose addresses may be those of a GPU or of the
-// host. If this process has no context on the current GPU, all addresses are taken to be the host's: the function then
-// copies nothing and sets *is_done to 0; otherwise it sets *is_done to 1. Returns nullptr, or the text of an error,
-// which is valid until the thread's next call.
+// host. If this process has no context on the current GPU, or there is no GPU, all addresses are taken to be the
+// host's: the function then copies nothing and sets *is_done to 0; otherwise it sets *is_done to 1. Returns nullptr, or
+// the text of an error, which is valid until the thread's next call.
 MULTIKV_EXPORT const char* multikv_gpu_swap_batch(const void* params, int32_t* is_done);
 
 // Allocates pinned host memory that every GPU can read and write. Returns nullptr, or the text of an error.
@@ -54,19 +54,21 @@ MULTIKV_EXPORT const char* multikv_allocate_host(void** address, int64_t num_byt
 // Frees memory of multikv_allocate_host.
 MULTIKV_EXPORT void multikv_free_host(void* address);
 
-// Sets what copies the blocks of swaps. 0: the crossovers below decide. 1: the copy engines. 2: a kernel.
-MULTIKV_EXPORT void multikv_set_swap_strategy(int32_t strategy);
+// Sets what copies the blocks of swaps. 0: the crossovers below decide. 1: the copy engines. 2: a kernel. Returns
+// nullptr, or the text of an error: there is no such strategy.
+MULTIKV_EXPORT const char* multikv_set_swap_strategy(int32_t strategy);
 
 // Sets the size of the smallest run of neighbouring blocks that strategy 0 gives to a copy engine and not to the
-// kernel.
+// kernel. Returns nullptr, or the text of an error: the device is negative, or there is no such direction.
 //
 //   device          the GPU
 //   direction       0: to the host; 1: from the host; 2: within the device
 //   in_batches      smallest run for a copy engine, in bytes, where the driver takes many copies in one call
 //   one_by_one      the same where the driver takes one copy per call
 //   kernel_threads  threads of the kernel. 0: as many as there is work for; negative: leaves the setting as it is
-MULTIKV_EXPORT void multikv_set_swap_crossover(int32_t device, int32_t direction, int64_t in_batches,
-                                               int64_t one_by_one, int32_t kernel_threads);
+MULTIKV_EXPORT const char* multikv_set_swap_crossover(int32_t device, int32_t direction, int64_t in_batches,
+                                                      int64_t one_by_one, int32_t kernel_threads);
 
-MULTIKV_EXPORT void multikv_get_swap_crossover(int32_t device, int32_t direction, int64_t* in_batches,
-                                               int64_t* one_by_one, int32_t* kernel_threads);
+// Returns the values that multikv_set_swap_crossover has set, or the defaults, and nullptr or the text of an error.
+MULTIKV_EXPORT const char* multikv_get_swap_crossover(int32_t device, int32_t direction, int64_t* in_batches,
+                                                      int64_t* one_by_one, int32_t* kernel_threads);

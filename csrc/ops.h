@@ -1,19 +1,24 @@
 // The list of ops. Each op has a schema and a function make_<op>_params, which checks the arguments and turns them into
 // the params that a backend launches. multikv/ops/ documents the arguments.
 //
-// The parameters of make_<op>_params are those of the schema, in the same order: otherwise the code does not compile
-// (frontend/torch/schema_check.h). frontend/ops/<family>.cpp defines the functions: a definition with other parameters
-// than the declaration here does not link. A new op also needs a line in for_each_op().
+// The parameters of make_<op>_params after `call` are those of the schema, in the same order. If their types differ
+// from those in the schema, the code does not compile (frontend/torch/schema_check.h). Two swapped parameters of one
+// type still compile. frontend/ops/<family>.cpp defines the functions: a definition with other parameter types than
+// the declaration here does not link. A new op also needs a line in for_each_op().
 #pragma once
 
 #include "frontend/torch/register.h"
 #include "params/attention_params.h"
+#include "params/blocks_params.h"
 #include "params/convert_params.h"
 #include "params/gather_params.h"
 #include "params/indexer_params.h"
 #include "params/mla_params.h"
 #include "params/mla_rope_params.h"
+#include "params/moves_params.h"
 #include "params/reshape_and_cache_params.h"
+#include "params/rotate_params.h"
+#include "params/slots_params.h"
 #include "params/swap_params.h"
 
 namespace multikv {
@@ -96,14 +101,29 @@ CpGatherCacheParams make_cp_gather_cache_params(Call& call, const Tensor& src_ca
                                                 const Tensor& block_table, const Tensor& cu_seq_lens,
                                                 int64_t batch_size, const OptionalTensor& seq_starts);
 
-// Does what cp_gather_cache does, and dequantises the entries of an fp8 cache to the dtype of dst.
+// Does what cp_gather_cache does, and dequantises the entries of an fp8 cache to the dtype of dst. token_to_seq is not
+// read.
 inline constexpr char gather_and_maybe_dequant_cache[] =
     "gather_and_maybe_dequant_cache(Tensor src_cache, Tensor(a!) dst, Tensor block_table, Tensor cu_seq_lens, "
-    "Tensor token_to_seq, int num_tokens, str kv_cache_dtype, Tensor scale, Tensor? seq_starts=None) -> ()";
+    "Tensor? token_to_seq, int num_tokens, str kv_cache_dtype, Tensor scale, Tensor? seq_starts=None) -> ()";
 GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_params(
     Call& call, const Tensor& src_cache, const MutableTensor& dst, const Tensor& block_table, const Tensor& cu_seq_lens,
-    const Tensor& token_to_seq, int64_t num_tokens, const FormatName& kv_cache_dtype, const Tensor& scale,
+    const OptionalTensor& token_to_seq, int64_t num_tokens, const FormatName& kv_cache_dtype, const Tensor& scale,
     const OptionalTensor& seq_starts);
+
+// Gathers the keys and values of sequences from the caches of reshape_and_cache_flash or reshape_and_cache, and
+// dequantises those of fp8 caches.
+inline constexpr char gather_kv_cache[] =
+    "gather_kv_cache(Tensor key_cache, Tensor value_cache, Tensor(a!) key, Tensor(b!) value, Tensor block_table, "
+    "Tensor cu_seq_lens, str kv_cache_dtype, Tensor? k_scale=None, Tensor? v_scale=None, Tensor? seq_starts=None, "
+    "int num_tokens=-1, Tensor? k_global_scale=None, Tensor? v_global_scale=None) -> ()";
+GatherKvCacheParams make_gather_kv_cache_params(Call& call, const Tensor& key_cache, const Tensor& value_cache,
+                                                const MutableTensor& key, const MutableTensor& value,
+                                                const Tensor& block_table, const Tensor& cu_seq_lens,
+                                                const FormatName& kv_cache_dtype, const OptionalTensor& k_scale,
+                                                const OptionalTensor& v_scale, const OptionalTensor& seq_starts,
+                                                int64_t num_tokens, const OptionalTensor& k_global_scale,
+                                                const OptionalTensor& v_global_scale);
 
 // Gathers fp8_ds_mla entries of sequences, and dequantises them to rows of bfloat16. Some entries may lie in host
 // memory.
@@ -136,6 +156,31 @@ CpGatherIndexerKQuantCacheParams make_cp_gather_indexer_k_quant_cache_params(Cal
                                                                              const MutableTensor& dst_scale,
                                                                              const Tensor& block_table,
                                                                              const Tensor& cu_seq_lens);
+
+// -- slots ------------------------------------------------------------------------------------------------------------
+
+// Computes the slot of each token from the block tables of the sequences, for several groups of caches at once.
+inline constexpr char compute_slot_mapping[] =
+    "compute_slot_mapping(Tensor[] block_tables, Tensor cu_query_lens, Tensor positions, Tensor(a!)[] slot_mappings, "
+    "int[] block_sizes, Tensor? table_rows=None, int cp_world=1, int cp_rank=0, int cp_interleave=1) -> ()";
+ComputeSlotMappingParams make_compute_slot_mapping_params(Call& call, const TensorList& block_tables,
+                                                          const Tensor& cu_query_lens, const Tensor& positions,
+                                                          const MutableTensorList& slot_mappings,
+                                                          const IntList& block_sizes, const OptionalTensor& table_rows,
+                                                          int64_t cp_world, int64_t cp_rank, int64_t cp_interleave);
+
+// -- rotate -----------------------------------------------------------------------------------------------------------
+
+// Moves cached keys to other positions: undoes their rotary embedding and applies that of the new positions.
+inline constexpr char rotate_cached_keys[] =
+    "rotate_cached_keys(Tensor(a!) key_cache, Tensor slots, Tensor old_positions, Tensor new_positions, "
+    "Tensor cos_sin_cache, bool is_neox, str kv_cache_dtype, Tensor? k_scale=None, int rotary_offset=0, "
+    "Tensor(b!)? k_scales=None) -> ()";
+RotateCachedKeysParams make_rotate_cached_keys_params(Call& call, const MutableTensor& key_cache, const Tensor& slots,
+                                                      const Tensor& old_positions, const Tensor& new_positions,
+                                                      const Tensor& cos_sin_cache, bool is_neox,
+                                                      const FormatName& kv_cache_dtype, const OptionalTensor& k_scale,
+                                                      int64_t rotary_offset, const OptionalMutableTensor& k_scales);
 
 // -- attention --------------------------------------------------------------------------------------------------------
 
@@ -214,6 +259,54 @@ inline constexpr char swap_blocks_batch[] =
 SwapBlocksBatchParams make_swap_blocks_batch_params(Call& call, const Tensor& src_ptrs, const MutableTensor& dst_ptrs,
                                                     const Tensor& sizes, bool is_src_access_order_any);
 
+// -- blocks -----------------------------------------------------------------------------------------------------------
+
+// Copies blocks to other blocks of the same cache, in the caches of all layers.
+inline constexpr char copy_blocks_layers[] =
+    "copy_blocks_layers(Tensor(a!)[] caches, Tensor block_mapping, int num_tokens=-1) -> ()";
+CopyBlocksLayersParams make_copy_blocks_layers_params(Call& call, const MutableTensorList& caches,
+                                                      const Tensor& block_mapping, int64_t num_tokens);
+
+// Sets the bytes of blocks to 0, in the caches of all layers.
+inline constexpr char zero_blocks[] =
+    "zero_blocks(Tensor(a!)[] caches, Tensor block_ids, Tensor? first_token=None) -> ()";
+ZeroBlocksParams make_zero_blocks_params(Call& call, const MutableTensorList& caches, const Tensor& block_ids,
+                                         const OptionalTensor& first_token);
+
+// Computes a hash of the bytes of each block of each layer's cache.
+inline constexpr char checksum_blocks[] =
+    "checksum_blocks(Tensor[] caches, Tensor block_ids, Tensor(a!) out, Tensor? num_tokens=None) -> ()";
+ChecksumBlocksParams make_checksum_blocks_params(Call& call, const TensorList& caches, const Tensor& block_ids,
+                                                 const MutableTensor& out, const OptionalTensor& num_tokens);
+
+// -- moves ------------------------------------------------------------------------------------------------------------
+
+// Copies the tokens of blocks, in all planes, to a staging tensor of any layout.
+inline constexpr char pack_layers[] =
+    "pack_layers(Tensor[] caches, Tensor block_ids, Tensor(a!) staging, int num_tokens=-1, int head_start=0) -> ()";
+PackLayersParams make_pack_layers_params(Call& call, const TensorList& caches, const Tensor& block_ids,
+                                         const MutableTensor& staging, int64_t num_tokens, int64_t head_start);
+
+// Does the reverse of pack_layers.
+inline constexpr char unpack_layers[] =
+    "unpack_layers(Tensor staging, Tensor(a!)[] caches, Tensor block_ids, int num_tokens=-1, int head_start=0) -> ()";
+PackLayersParams make_unpack_layers_params(Call& call, const Tensor& staging, const MutableTensorList& caches,
+                                           const Tensor& block_ids, int64_t num_tokens, int64_t head_start);
+
+// Copies tokens from slots of one list of planes to slots of another.
+inline constexpr char move_tokens[] =
+    "move_tokens(Tensor[] src, Tensor(a!)[] dst, Tensor src_slots, Tensor dst_slots, bool overlap=False) -> ()";
+MoveTokensParams make_move_tokens_params(Call& call, const TensorList& src, const MutableTensorList& dst,
+                                         const Tensor& src_slots, const Tensor& dst_slots, bool overlap);
+
+// Moves the tokens of each sequence that are kept to its front, in place.
+inline constexpr char compact_cache[] =
+    "compact_cache(Tensor(a!)[] caches, Tensor block_table, Tensor keep, Tensor keep_offsets, "
+    "Tensor? dst_start=None) -> ()";
+CompactCacheParams make_compact_cache_params(Call& call, const MutableTensorList& caches, const Tensor& block_table,
+                                             const Tensor& keep, const Tensor& keep_offsets,
+                                             const OptionalTensor& dst_start);
+
 // -- all --------------------------------------------------------------------------------------------------------------
 
 // An op as a type: its schema and its make_<op>_params.
@@ -232,9 +325,12 @@ void for_each_op(Visit visit) {
   visit(Op<convert_fp8, make_convert_fp8_params>{});
   visit(Op<cp_gather_cache, make_cp_gather_cache_params>{});
   visit(Op<gather_and_maybe_dequant_cache, make_gather_and_maybe_dequant_cache_params>{});
+  visit(Op<gather_kv_cache, make_gather_kv_cache_params>{});
   visit(Op<cp_gather_and_upconvert_fp8_kv_cache, make_cp_gather_and_upconvert_fp8_kv_cache_params>{});
   visit(Op<indexer_k_quant_and_cache, make_indexer_k_quant_and_cache_params>{});
   visit(Op<cp_gather_indexer_k_quant_cache, make_cp_gather_indexer_k_quant_cache_params>{});
+  visit(Op<compute_slot_mapping, make_compute_slot_mapping_params>{});
+  visit(Op<rotate_cached_keys, make_rotate_cached_keys_params>{});
   visit(Op<paged_attention, make_paged_attention_params>{});
   visit(Op<paged_attention_v1, make_paged_attention_v1_params>{});
   visit(Op<paged_attention_v2, make_paged_attention_v2_params>{});
@@ -242,6 +338,13 @@ void for_each_op(Visit visit) {
   visit(Op<swap_blocks, make_swap_blocks_params>{});
   visit(Op<swap_blocks_layers, make_swap_blocks_layers_params>{});
   visit(Op<swap_blocks_batch, make_swap_blocks_batch_params>{});
+  visit(Op<copy_blocks_layers, make_copy_blocks_layers_params>{});
+  visit(Op<zero_blocks, make_zero_blocks_params>{});
+  visit(Op<checksum_blocks, make_checksum_blocks_params>{});
+  visit(Op<pack_layers, make_pack_layers_params>{});
+  visit(Op<unpack_layers, make_unpack_layers_params>{});
+  visit(Op<move_tokens, make_move_tokens_params>{});
+  visit(Op<compact_cache, make_compact_cache_params>{});
 }
 
 // Declares the schemas of all ops.

@@ -16,10 +16,11 @@ Example:
 import typing
 
 from . import platforms as platforms
-from .runtime import fake, loading
+from .runtime import explanations, fake, loading
 
 loading.load()  # before the import of ops, which looks up the schemas that the CPU library registers
 fake.register()
+explanations.register_refusals()
 
 from . import ops  # noqa: E402
 from .ops import *  # noqa: E402

@@ -1,7 +1,9 @@
 """Formats of caches: how elements become stored codes, where scales are stored, and which names each op accepts.
 
-CACHE_FORMATS repeats the table of `csrc/core/format.h`, and a test compares the two. `multikv.reference` takes all that
-it knows of a format from CACHE_FORMATS. To add a format, add a row to both tables, and to the table of docs/formats.md.
+CACHE_FORMATS repeats the table of `csrc/core/format.h`, and a test compares the two. `multikv.reference` looks up the
+element and the scales of a format in CACHE_FORMATS. A new format needs a row in both tables and in the table of
+docs/formats.md. If its elements or scales are new, it also needs an encoder and a decoder in each backend and in
+`multikv.reference`.
 
 The types also describe what no op supports yet: int8, int4 and e2m1 elements, a scale for each token and head, scales
 between the codes, zero points, and Hadamard rotations.
@@ -128,7 +130,7 @@ class ElementChoice(enum.Enum):
     """What determines the element of a format."""
 
     FIXED = "fixed"  # the format itself
-    INPUT = "input"  # the dtype of the op's input
+    INPUT = "input"  # the dtype of the op's input, or of a gather's output
     E4M3 = "e4m3"  # the dtype of the cache chooses e4m3fn or e4m3fnuz; for a uint8 cache the device does
 
 

@@ -1,7 +1,7 @@
 """Which libraries serve this host, why the others do not, and the settings of this process.
 
 `import multikv` loads the CPU library and the GPU library that matches the GPUs of this host. It reads these
-environment variables:
+environment variables, of which an empty one counts as unset:
 
 - `MULTIKV_PLATFORM` selects the GPU library. `auto` (default): the one that matches the GPUs of this host. `cpu`: none.
   `cuda` or `rocm`: the library of that name, without looking at the GPUs; `import multikv` raises ImportError if the
@@ -127,8 +127,8 @@ def set_check_indices(enabled: bool) -> None:
     """Turns the index checks of GPU ops on or off, for the whole process. CPU ops always check their indices.
 
     A call that checks its indices synchronises the host with the GPU, and raises IndexError for a bad index. A call on
-    a stream that is being captured into a CUDA graph checks nothing. Without a GPU library, this function has no
-    effect.
+    a stream that is being captured into a CUDA graph does not check its indices. Without a GPU library, this function
+    has no effect.
 
     Args:
         enabled: True: GPU ops check their indices. False, the default of a process: they skip tokens with bad indices.

@@ -6,18 +6,17 @@
 
 namespace multikv {
 
-// A divisor `scale` with its reciprocal. divide(x) returns x / scale, correctly rounded to float32 if |x / scale| is in
-// [2^-30, 2^20). Outside this range the result has the right sign and encodes to the same fp8 code as x / scale, which
-// is zero, the largest value or NaN. So the class is only for values that are then encoded as fp8.
+// A divisor `scale` with its reciprocal. divide(x) encodes to the same fp8 code as x / scale. So the class is only for
+// values that are then encoded as fp8.
 //
 //   r  = 1 / scale              correctly rounded
 //   q  = x * r
 //   q -= r * (q * scale - x)    a step, in two fused multiply-adds
 //
-// One step gives the correctly rounded quotient of every x with at most 11 significant bits (float16, bfloat16) and
-// every scale: the test quotient_exhaustive.cpp tries all pairs of significands. For a float32 x, one step leaves q
-// within one unit in the last place, and a second step gives the correctly rounded quotient (Markstein, "Computation of
-// elementary functions on the IBM RISC System/6000 processor", IBM J. Res. Dev. 34, 1990).
+// The step leaves q within one unit in the last place of x / scale, and for an x with at most 11 significant bits
+// (float16, bfloat16) it gives the correctly rounded quotient. A code changes only at a midpoint between two fp8
+// numbers, which has at most 5 significant bits. The test quotient_exhaustive.cpp tries every scale with every float32
+// x whose quotient is near a midpoint: q is on the same side of the midpoint as the correctly rounded quotient.
 //
 // The remainder q * scale - x must not underflow. So if the scale is below 2^-40 or above 2^40, scale and x are both
 // multiplied by a power of two that brings the scale into [2^-60, 2^60]. If |x / scale| is in [2^-30, 2^20), both
@@ -36,16 +35,14 @@ class Quotient {
     reciprocal_ = 1.0f / scale_;
   }
 
-  // `fma(a, b, c)` is a * b + c rounded once. kSteps: 1 for 16-bit inputs, 2 for float32.
-  template <int kSteps, class Fma>
+  // `fma(a, b, c)` is a * b + c rounded once.
+  template <class Fma>
   constexpr float divide(float x, Fma fma) const {
-    static_assert(kSteps == 1 || kSteps == 2);
     const float scaled = x * factor_;
     const float estimate = scaled * reciprocal_;
     // With the remainder as q * scale - x, not x - q * scale, a remainder of zero is +0, and a quotient of -0 stays -0:
     // -0 + (+0 * -r) = -0 + -0 = -0.
-    float q = fma(fma(estimate, scale_, -scaled), -reciprocal_, estimate);
-    if constexpr (kSteps == 2) q = fma(fma(q, scale_, -scaled), -reciprocal_, q);
+    const float q = fma(fma(estimate, scale_, -scaled), -reciprocal_, estimate);
     // The remainder of a large estimate may have overflowed. The estimate itself is good enough, because fp8 saturates
     // it; infinity and NaN stay what they are.
     return __builtin_fabsf(estimate) < 0x1p20f ? q : estimate;
@@ -53,6 +50,74 @@ class Quotient {
 
  private:
   float scale_ = 0, reciprocal_ = 0, factor_ = 0;
+};
+
+// Orders magnitudes, with zero as the largest: the subtraction of 1 turns the bits of zero into the largest integer.
+constexpr uint32_t nonzero_order(float x) { return std::bit_cast<uint32_t>(x) * 2 - 1; }
+// A nonzero number of a lower order is tiny: its quotient may need the caller's division.
+inline constexpr uint32_t kTinyOrder = nonzero_order(0x1p-64f);
+constexpr bool is_tiny(float x) { return nonzero_order(x) < kTinyOrder; }
+
+// A divisor with its reciprocal, for quotients that are correctly rounded to float32. It takes two of the steps above,
+// which are exact as long as no remainder underflows or overflows (Markstein, "Computation of elementary functions on
+// the IBM RISC System/6000 processor", IBM J. Res. Dev. 34, 1990). can_divide() says whether they are exact for a
+// number; if not, the caller divides.
+class CheckedQuotient {
+ public:
+  CheckedQuotient() = default;
+  constexpr explicit CheckedQuotient(float divisor)
+      : divisor_(divisor), reciprocal_(1.0f / divisor), is_usable_(divisor >= 0x1p-20f && divisor <= 0x1p20f) {}
+
+  // Whether divide(x) is x / divisor: x is zero, or from 2^-64 to 2^80.
+  constexpr bool can_divide(float x) const { return is_usable_ & !is_tiny(x) & (__builtin_fabsf(x) <= 0x1p80f); }
+  // `fma(a, b, c)` is a * b + c rounded once.
+  template <class Fma>
+  constexpr float divide(float x, Fma fma) const {
+    const float estimate = x * reciprocal_;
+    const float q = fma(fma(estimate, divisor_, -x), -reciprocal_, estimate);
+    return fma(fma(q, divisor_, -x), -reciprocal_, q);
+  }
+
+ private:
+  float divisor_ = 0, reciprocal_ = 0;
+  bool is_usable_ = false;
+};
+
+// A divisor next to 1, such as cos^2 + sin^2 in float32, for quotients that are correctly rounded to float32:
+//
+//   x / divisor = x * high + x * low     high = 1 / divisor, rounded down; low > 0 is the rest
+//
+// The test quotient_exhaustive.cpp tries all divisors that takes() accepts with every significand. Because low is not
+// negative, zeros keep their sign, and infinity does not become NaN.
+class NearOneQuotient {
+ public:
+  static constexpr bool takes(float divisor) {
+    return std::bit_cast<uint32_t>(divisor) - (kOne - kMost) <= 2 * static_cast<uint32_t>(kMost);
+  }
+  NearOneQuotient() = default;
+  // takes(divisor) is true. `fma(a, b, c)` is a * b + c rounded once. Floats above 1 are twice as far apart as those
+  // below 1.
+  template <class Fma>
+  constexpr NearOneQuotient(float divisor, Fma fma) {
+    const int32_t above = std::bit_cast<int32_t>(divisor) - kOne;
+    high_ = std::bit_cast<float>(kOne + (above > 0 ? -2 * above : -above / 2));
+    const float nearest = std::bit_cast<float>(kOne + (above > 0 ? -2 * above : (1 - above) / 2));  // 1 / divisor
+    const float rest = fma(-high_, divisor, 1.0f) * nearest;
+    low_ = rest > 0x1p-60f ? rest : 0x1p-60f;
+  }
+
+  // Whether divide(x) is x / divisor: x * low does not underflow.
+  constexpr bool can_divide(float x) const { return !is_tiny(x); }
+  template <class Fma>
+  constexpr float divide(float x, Fma fma) const {
+    return fma(x, high_, x * low_);
+  }
+  constexpr float high() const { return high_; }
+  constexpr float low() const { return low_; }
+
+ private:
+  static constexpr int32_t kOne = 0x3f800000, kMost = 12;
+  float high_ = 1, low_ = 0x1p-60f;
 };
 
 }  // namespace multikv

@@ -23,6 +23,7 @@ struct TokenHeads {
   int64_t stride_token_bytes, stride_head_bytes;
   int64_t head_bytes;
 
+  constexpr char* row(int64_t token) const { return data + token * stride_token_bytes; }
   constexpr char* head(int64_t token, int64_t head) const {
     return data + token * stride_token_bytes + head * stride_head_bytes;
   }
@@ -46,6 +47,7 @@ struct StridedRows {
   int64_t src_stride[kMaxDims];
   int64_t dst_stride[kMaxDims];
 
+  bool operator==(const StridedRows&) const = default;
   constexpr int64_t num_elements() const { return num_rows * row_size; }
   AlignmentBits src_alignment_bits() const { return alignment_bits(src_stride); }
   AlignmentBits dst_alignment_bits() const { return alignment_bits(dst_stride); }

@@ -28,7 +28,7 @@ concept WritesSlotsAfterwards = WritesSlots<std::remove_cvref_t<decltype(std::de
 // Params of an op that writes to the caches of several layers.
 //   p.num_layers   the number of layers
 //   p.layer(i)     the params of the write to the cache of layer i
-//   p.first.slots  the slots of all layers: slots.mapping is [layers, tokens], and its stride is 0 if all layers have
+//   p.first.slots  the slots of all layers: slots.mapping is [layers, tokens]; a stride of 0 means that all layers have
 //                  the same slots
 template <class Params>
 concept WritesSlotsOfLayers = requires(const Params& p) {

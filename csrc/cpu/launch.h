@@ -38,7 +38,7 @@ void launch(const Params& p) {
 void launch(const PagedAttentionParams& p);
 
 // swap_blocks_batch may receive addresses of GPU memory. If a GPU library is loaded, it is called first; the CPU kernel
-// runs only if the GPU library reports that this process has used no GPU.
+// then runs only if the GPU library reports that this process has no context on the current GPU.
 void launch(const SwapBlocksBatchParams& p);
 
 // multikv_gpu_swap_batch of the GPU library (c_api.h).

@@ -9,8 +9,9 @@ namespace multikv::cpu {
 // Runs body(begin, end, context) over [0, count), as the template below does.
 void parallel_for(int64_t count, int64_t bytes_per_item, void (*body)(int64_t, int64_t, void*), void* context);
 
-// Runs body(begin, end) over [0, count). A loop that moves at most kGrainBytes (parallel.cpp) runs on the calling
-// thread; a larger one runs on at most one thread for each kGrainBytes that it moves, rounded up.
+// Runs body(begin, end) over [0, count). A grain is the number of items that move kGrainBytes (parallel.cpp), rounded
+// down, but at least one item. A loop of at most one grain runs on the calling thread; a longer one runs on at most one
+// thread for each grain, rounded up.
 template <std::invocable<int64_t, int64_t> Body>
 void parallel_for(int64_t count, int64_t bytes_per_item, const Body& body) {
   const auto call = [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); };

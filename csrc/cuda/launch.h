@@ -1,4 +1,5 @@
-// launch(), which the GPU backend defines for the params of every op.
+// launch(), which the GPU backend defines for the params of every op. For swap_blocks_batch, its argument is not the
+// params but a ResolvedSwapBatch.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -20,20 +20,49 @@ struct CpGatherCacheParams {
 };
 static_assert(LaunchParams<CpGatherCacheParams>);
 
-struct GatherAndMaybeDequantCacheParams {
-  CpGatherCacheParams gather;  // gather.entry is one contiguous row; row_size is an entry's bytes in the cache
-  int64_t entry_size;          // elements
-  Float dtype;                 // of dst
+// What a gather of heads copies or dequantises: all keys or all values of a token, or its whole entry as one head.
+// Heads that are contiguous on both sides, and share a scale, are one head here.
+struct HeadGather {
+  // Every layout is described as a packed one. A cache [blocks, block_size, heads, head_size] is a packed key cache
+  // whose vectors hold whole heads, and whose rows are slots.
+  PackedCache cache;
+  bool packs_slots;  // the cache has the layout of packed values: a vector holds one element of neighbouring slots
+  TokenHeads dst;    // written
+  int64_t num_heads, head_size;
 
-  constexpr const Codec& codec() const { return gather.cache.codec; }
+  constexpr int64_t num_elements() const { return num_heads * head_size; }
+};
+
+struct GatherAndMaybeDequantCacheParams {
+  HeadGather entry;
+  Sequences sequences;
+  Float dtype;  // of dst
+
+  constexpr const Codec& codec() const { return entry.cache.codec; }
   constexpr Work work() const {
-    return {gather.sequences.num_tokens, codec().num_bytes(entry_size), entry_size * num_bytes(dtype)};
+    const int64_t elements = entry.num_elements();
+    return {sequences.num_tokens, codec().num_bytes(elements), elements * num_bytes(dtype)};
   }
 };
 static_assert(LaunchParams<GatherAndMaybeDequantCacheParams>);
 
+struct GatherKvCacheParams {
+  // Keys and values of packed caches have equally many heads. One of key and value may be empty; its data is then null.
+  HeadGather key, value;
+  Sequences sequences;
+  Float dtype;  // of key and value
+
+  constexpr const Codec& codec() const { return key.cache.codec; }
+  constexpr Work work() const {
+    const int64_t elements = key.num_elements() + value.num_elements();
+    return {sequences.num_tokens, codec().num_bytes(elements), elements * num_bytes(dtype)};
+  }
+};
+static_assert(LaunchParams<GatherKvCacheParams>);
+
 struct CpGatherAndUpconvertFp8KvCacheParams {
-  // Ordered by when the GPU kernel reads them.
+  // The members are in the order in which the GPU kernel reads them: the sequences, then the row ids and host_cache,
+  // then the cache, and last dst.
   Sequences sequences;  // sequences.blocks describes the logical blocks: those that block_table refers to
   // If host_row_ids is not given, logical blocks are the blocks of `cache`. Otherwise the row ids say where the entry
   // of each slot of a logical block lies (RowIds in frontend/check/sequence_bounds.h).

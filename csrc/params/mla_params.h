@@ -9,11 +9,11 @@
 namespace multikv {
 
 struct ConcatAndCacheMlaParams {
-  TokenRows kv_c;    // [tokens, latent_size]
-  TokenRows k_pe;    // [tokens, rope_size]
-  EntryCache cache;  // entries of latent_size + rope_size elements, or fp8_ds_mla entries
-  int64_t latent_size, rope_size;
   Slots slots;
+  TokenRows kv_c;  // [tokens, latent_size]
+  TokenRows k_pe;  // [tokens, rope_size]
+  int64_t latent_size, rope_size;
+  EntryCache cache;  // entries of latent_size + rope_size elements, or fp8_ds_mla entries
   Float dtype;
 
   constexpr const Codec& codec() const { return cache.codec; }

@@ -5,14 +5,16 @@
 
 namespace multikv {
 
+// The members are in the order in which the GPU kernel reads them: at few tokens, reading its parameters takes a part
+// of its time that can be measured.
 struct ConcatAndCacheMlaRopeFusedParams {
-  ConcatAndCacheMlaParams write;  // the write to the cache; write.k_pe is first rotated in place
-  Indices positions;              // [tokens]
-  TokenHeads q_pe;                // [tokens, num_heads, rope_size]; rotated in place
-  TokenRows cos_sin_cache;        // [num_positions, rope_size]: a row has rope_size / 2 cosines, then as many sines
+  Indices positions;  // [tokens]
   int64_t num_heads, num_positions;
-  Float table_dtype;  // of cos_sin_cache
-  bool is_neox;       // true: elements i and i + rope_size / 2 are a pair; false: elements 2i and 2i + 1 are
+  TokenHeads q_pe;          // [tokens, num_heads, rope_size]; rotated in place
+  TokenRows cos_sin_cache;  // [num_positions, rope_size]: a row has rope_size / 2 cosines, then as many sines
+  Float table_dtype;        // of cos_sin_cache
+  bool is_neox;             // true: elements i and i + rope_size / 2 are a pair; false: elements 2i and 2i + 1 are
+  ConcatAndCacheMlaParams write;  // the write to the cache; write.k_pe is first rotated in place
 
   constexpr Work work() const {
     Work work = write.work();

@@ -13,7 +13,7 @@ from multikv import platforms
 from . import cases
 from .measure import describe, run
 
-DESCRIPTION = "Says which libraries serve this host and why, and checks and times every op on it."
+DESCRIPTION = "Says which libraries serve this host and why, and checks and times the ops on it."
 
 
 def main(arguments: list[str] | None = None) -> int:

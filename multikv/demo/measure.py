@@ -16,11 +16,11 @@ from . import cases, timing
 
 @dataclasses.dataclass
 class Result:
-    """The outcome of one case. Times are of one call with the large sizes, or None if the check failed."""
+    """The outcome of one case. Times are of one call with the large sizes, or None if `ok` is False."""
 
     op: str
     case: str
-    ok: bool = False  # whether the op wrote what multikv.reference writes
+    ok: bool = False  # whether the op wrote what multikv.reference writes, and nothing raised an exception
     error: str | None = None
     time_us: float | None = None
     gb_per_s: float | None = None

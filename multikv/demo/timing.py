@@ -12,6 +12,8 @@ Call = Callable[[], object]
 
 _SAMPLES = 20
 _FEW_SAMPLES = 9
+_COLD_SAMPLES = 41
+_WARM_UPS = 4  # calls that load code and make first allocations
 _CPU_S = 0.4  # least time of all samples together on a CPU, so that a short disturbance does not matter
 _SAMPLE_S = 2e-3  # approximate time of one sample, so that clock resolution and launch gaps do not matter
 _LONG_S = 100e-6  # a call that takes this long on a GPU hides the launch of the next call
@@ -19,7 +21,7 @@ _HOST_BURST = 50  # maximum calls of a burst: more could fill the launch queue, 
 _HOST_BURST_S = 5e-3  # longest time of a burst: a call that launches hundreds of kernels would fill the queue sooner
 _HOST_S = 1.0  # approximate device time of all bursts: calls that take long on the device have fewer samples
 _QUEUED_S = 1.0  # approximate time of all samples of calls that are not in a graph
-_CYCLES_PER_S = 2e9  # upper bound of a GPU's clock rate
+_CYCLES_PER_S = 2e9  # a typical clock rate of a GPU; _queued_time doubles the cycles, which allows for faster clocks
 
 
 def device_times(contenders: Sequence[Sequence[Call]], device: torch.device, graph: bool = True) -> list[float]:
@@ -35,6 +37,26 @@ def device_times(contenders: Sequence[Sequence[Call]], device: torch.device, gra
             the calls are queued while the device is kept busy.
     """
     return [_cuda_time(calls, graph) for calls in contenders] if device.type == "cuda" else _cpu_times(contenders)
+
+
+def cold_times(contenders: Sequence[Sequence[Call]], device: torch.device) -> list[float]:
+    """Returns, for each contender, the time from one of its calls until the device has done the call's work.
+
+    The device is idle when a call begins, so the time includes the submission. The contenders take turns.
+
+    Args:
+        contenders: for each contender, calls that differ only in their tensors (see `cases.rotation`).
+        device: a GPU or the CPU.
+    """
+    samples: list[list[float]] = [[] for _ in contenders]
+    for i in range(_COLD_SAMPLES + _WARM_UPS):
+        for calls, times in zip(contenders, samples, strict=True):
+            wait(device)
+            start = time.perf_counter()
+            calls[i % len(calls)]()
+            wait(device)
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times[_WARM_UPS:]) for times in samples]
 
 
 def host_time(call: Call, device: torch.device, device_s: float = 0.0) -> float:

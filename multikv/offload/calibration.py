@@ -24,6 +24,9 @@ _CACHED_BYTES = 64 << 20  # fits a host's last-level cache
 _SMALL_BYTES = 32 << 10  # size of the blocks by which the kernel's rate is measured
 _RUN_BYTES = 256 << 10  # size of the runs by which the cost of a run is measured
 _KERNEL_THREADS = (256, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192, 32768)
+# Runs of this size reach the rate of one copy on all hosts that were measured, if they are submitted in batches: the
+# device copies earlier runs while the host submits later ones.
+_MOST_IN_BATCHES = 256 << 10
 _ENOUGH = 0.98  # the chosen number of threads reaches this share of the best rate
 
 
@@ -42,7 +45,8 @@ def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str,
     """Measures what swaps cost on a device. From then on, the strategy `auto` uses the measured costs.
 
     The first call of empty_pinned calibrates the current GPU, so most programs need not call this function. Without
-    calibration, the costs of an H200 are used. Copies within a device need no calibration: a kernel makes them all.
+    calibration, costs are used that suit all hosts that were measured. Copies within a device need no calibration: a
+    kernel makes them all.
 
     Call this function at the start of a program, while no other thread swaps and no CUDA graph is captured. It sets the
     swap strategy of the process while it measures, waits for the device, takes one or two seconds, and needs 1 GiB of
@@ -106,7 +110,7 @@ def _measure(link: _Link) -> SwapCosts:
         costs_s.append(cost_s)
         sizes.append(round(cost_s / saved_s_per_byte) if saved_s_per_byte > 1e-16 else _NEVER)
     return SwapCosts(
-        in_batches=sizes[0],
+        in_batches=sizes[0] if sizes[0] == _NEVER else min(sizes[0], _MOST_IN_BATCHES),
         one_by_one=sizes[1],
         kernel_threads=kernel_threads,
         copy_gb_per_s=_PART_BYTES / copy_s * 1e-9,

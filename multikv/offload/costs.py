@@ -22,7 +22,7 @@ class SwapCosts:
     `in_batches` bytes if runs are submitted in batches, and runs of at least `one_by_one` bytes if each run is
     submitted alone (in a CUDA graph, and on ROCm). A kernel of `kernel_threads` threads copies all smaller runs.
 
-    Until the device is calibrated, these three fields have the values of an H200, and all other fields are None.
+    Until the device is calibrated, these three fields have default values, and all other fields are None.
     """
 
     in_batches: int  # bytes
@@ -63,7 +63,7 @@ def swap_costs(device: torch.device | str | int | None = None) -> dict[str, Swap
         RuntimeError: no library serves a GPU on this host, or the device is not a GPU.
 
     Example:
-        >>> multikv.offload.swap_costs()["to_host"].kernel_threads  # of an H200 that is not calibrated
+        >>> multikv.offload.swap_costs()["to_host"].kernel_threads  # of a device that is not calibrated
         1024
     """
     library, device = gpu("swap_costs", device)

@@ -16,7 +16,7 @@ def concat_and_cache_mla(
     kv_cache: Tensor,
     slot_mapping: Tensor,
     kv_cache_dtype: str,
-    scale: Tensor,
+    scale: Tensor | None,
     skip_scale: bool = False,
 ) -> None:
     """Writes each token's latent vector, followed by its rotary key, into its slot of a paged cache.
@@ -36,8 +36,8 @@ def concat_and_cache_mla(
             float8 e4m3 type, or any dtype of 2 or 4 bytes, with a last dimension of 656 bytes.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
         kv_cache_dtype: "auto", a float dtype, an fp8 format or "fp8_ds_mla"; see `multikv.ops`.
-        scale: float32, one element, on the device of the op. Not read for float formats, for fp8_ds_mla and with
-            skip_scale.
+        scale: float32, one element, on the device of the op. Float formats, fp8_ds_mla and skip_scale do not read
+            it, and it may be None.
         skip_scale: use the scale 1.
 
     Raises:
@@ -79,7 +79,8 @@ def concat_and_cache_mla_grouped(
         slot_mapping: [num_layers, num_tokens], int32 or int64; see `multikv.ops`, Slots. If all layers use the same
             slots, pass `slots.expand(num_layers, -1)`.
         block_size: slots of a block, at least 1.
-        block_stride: distance from a block of a cache to the next, in elements of the cache.
+        block_stride: distance from a block of a cache to the next, in elements of the cache. Entries must not overlap,
+            whether the slots of a block or the blocks lie nearer to each other.
         entry_stride: distance from a slot of a block to the next, in elements of the cache.
         kv_scales: [num_layers], float32, on the device of the op. Required for fp8 formats, not read for others.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`. "fp8" and "fp8_e4m3" mean the native

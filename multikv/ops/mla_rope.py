@@ -18,7 +18,7 @@ def concat_and_cache_mla_rope_fused(
     slot_mapping: Tensor,
     kv_cache: Tensor,
     kv_cache_dtype: str,
-    kv_cache_scale: Tensor,
+    kv_cache_scale: Tensor | None,
 ) -> None:
     """Applies rotary embedding to q_pe and k_pe in place, then caches kv_c and k_pe as concat_and_cache_mla does.
 
@@ -43,7 +43,8 @@ def concat_and_cache_mla_rope_fused(
         kv_cache: [num_blocks, block_size, latent_size + rope_size], written. Dtypes and strides as for
             concat_and_cache_mla.
         kv_cache_dtype: "auto", a float dtype, an fp8 format or "fp8_ds_mla"; see `multikv.ops`.
-        kv_cache_scale: float32, one element, on the device of the op. Not read for float formats and for fp8_ds_mla.
+        kv_cache_scale: float32, one element, on the device of the op. Float formats and fp8_ds_mla do not read it,
+            and it may be None.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.

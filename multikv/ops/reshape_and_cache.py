@@ -16,8 +16,8 @@ def reshape_and_cache_flash(
     value_cache: Tensor,
     slot_mapping: Tensor,
     kv_cache_dtype: str,
-    k_scale: Tensor,
-    v_scale: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
 ) -> None:
     """Writes each token's key and value into its slot of a paged cache, in the layout of FlashAttention.
 
@@ -34,8 +34,9 @@ def reshape_and_cache_flash(
             may differ from those of key_cache.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
-        k_scale: float32, one element or one per head, on the device of the op. Not read for float formats.
-        v_scale: float32, as many elements as k_scale, on the device of the op. Not read for float formats.
+        k_scale: float32, one element or one per head, on the device of the op. Float formats do not read it, and it may
+            be None.
+        v_scale: float32, as many elements as k_scale, on the device of the op. As k_scale.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.
@@ -57,8 +58,8 @@ def reshape_and_cache(
     value_cache: Tensor,
     slot_mapping: Tensor,
     kv_cache_dtype: str,
-    k_scale: Tensor,
-    v_scale: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     interleaved_v: bool = False,
 ) -> None:
     """Writes each token's key and value into its slot of a paged cache, in the layout of the first PagedAttention.
@@ -82,8 +83,9 @@ def reshape_and_cache(
             of key_cache, written. Any strides except that the innermost is 1.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
-        k_scale: float32, one element or one per head, on the device of the op. Not read for float formats.
-        v_scale: float32, as many elements as k_scale, on the device of the op. Not read for float formats.
+        k_scale: float32, one element or one per head, on the device of the op. Float formats do not read it, and it may
+            be None.
+        v_scale: float32, as many elements as k_scale, on the device of the op. As k_scale.
         interleaved_v: whether value_cache has five dimensions (see value_cache).
 
     Raises:

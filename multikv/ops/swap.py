@@ -20,15 +20,16 @@ def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mappin
     device, before anything is copied.
 
     On a GPU the copy is asynchronous, on the current stream, if the host memory is pinned (see multikv.empty_pinned).
-    With pageable host memory the call returns when the copy is done. block_mapping may be changed or freed as soon as
-    the call returns. Blocks that are neighbours in both tensors are copied together, as one run. docs/swap.md says
-    which runs a kernel copies and which a copy engine.
+    With pageable host memory the call waits: when it returns, all blocks on the host have been read or written. A copy
+    from pageable memory to a GPU may then still be in flight on the stream. block_mapping may be changed or freed as
+    soon as the call returns. Blocks that are neighbours in both tensors are copied together, as one run. docs/swap.md
+    says which runs a kernel copies and which a copy engine.
 
     Args:
         src: any shape and dtype, contiguous, on the CPU or a GPU.
         dst: any shape and dtype, contiguous, on the CPU or a GPU, written. Shape and dtype may differ from those of
             src, and dst may be src. A copy between two GPUs is ordered after earlier work, and before later work, on
-            the current streams of both.
+            the current streams of both. If the copy is captured into a CUDA graph, only the captured stream orders it.
         block_size_in_bytes: at least 1. For a whole block of a cache it is `cache[0].nbytes`.
         block_mapping: [num_pairs, 2], int64, on the CPU: block of src, block of dst. The destination blocks are
             distinct, and no source block overlaps a destination block in memory. A block of src may be copied to
@@ -78,12 +79,15 @@ def swap_blocks_batch(src_ptrs: Tensor, dst_ptrs: Tensor, sizes: Tensor, is_src_
     """Copies `sizes[i]` bytes from address `src_ptrs[i]` to address `dst_ptrs[i]`, of any GPU or the host, for every i.
 
     *Unsafe*: the caller guarantees that the memory at every address is valid until the copy is done, and that no
-    destination overlaps a source or another destination. If the driver knows that there is no memory at an address, the
-    call raises RuntimeError. A wrong address at which there is memory is not detected. swap_blocks_layers does the same
-    with tensors, which it checks.
+    destination overlaps a source or another destination. A wrong address at which there is memory is not detected.
+    swap_blocks_layers does the same with tensors, which it checks.
 
-    If a GPU library is loaded and the process has used a GPU, the copies are asynchronous on the current stream of the
-    current device, provided that all host memory among them is pinned. Otherwise the call returns when they are done.
+    If a GPU library is loaded and the process has used the current GPU, the GPU library makes the copies, on the
+    current stream of this GPU. The copies are asynchronous if all host memory among them is pinned. With pageable host
+    memory the call waits as swap_blocks does. An address at which there is no memory raises RuntimeError.
+
+    Otherwise the CPU makes the copies, and the call returns when they are done. A null address raises RuntimeError, but
+    any other address at which there is no memory crashes the process.
 
     Args:
         src_ptrs: [num_copies], int64, on the CPU.
@@ -94,8 +98,8 @@ def swap_blocks_batch(src_ptrs: Tensor, dst_ptrs: Tensor, sizes: Tensor, is_src_
             safe only if that work does not write the sources. Only batched copies by the copy engines make use of it.
 
     Raises:
-        RuntimeError: an argument has a wrong rank, size, dtype or device, a size is negative, there is no memory at an
-            address, or the copy fails.
+        RuntimeError: an argument has a wrong rank, size, dtype or device, a size is negative, an address is null or
+            has no memory (see above), or the copy fails.
 
     Example:
         >>> src, dst = torch.randn(1024), torch.empty(1024)

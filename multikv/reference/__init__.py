@@ -24,13 +24,17 @@ import typing
 
 from ..runtime import exports
 from .attention import *
+from .blocks import *
 from .convert import *
 from .formats import *
 from .gather import *
 from .indexer import *
 from .mla import *
 from .mla_rope import *
+from .moves import *
 from .reshape_and_cache import *
+from .rotate import *
+from .slots import *
 from .swap import *
 
 if not typing.TYPE_CHECKING:  # type checkers take the names from the star imports

@@ -12,7 +12,12 @@ from ..formats import DS_MLA_ENTRY
 from .formats import bad_index, bits, dequantise, e4m3_format, fp8_format
 from .tiles import NOPE, TILE
 
-__all__ = ["cp_gather_and_upconvert_fp8_kv_cache", "cp_gather_cache", "gather_and_maybe_dequant_cache"]
+__all__ = [
+    "cp_gather_and_upconvert_fp8_kv_cache",
+    "cp_gather_cache",
+    "gather_and_maybe_dequant_cache",
+    "gather_kv_cache",
+]
 
 
 def check_bounds(argument: str, bounds: Sequence[int], num_rows: float) -> None:
@@ -69,8 +74,8 @@ def cp_gather_cache(
 
     src_cache [N, B, ...]; dst [total, ...]; block_table [S, blocks of a sequence]; cu_seq_lens [S + 1]; seq_starts [S].
     Row i belongs to the sequence s with cu_seq_lens[s] <= i < cu_seq_lens[s + 1]. Rows of no sequence, and rows whose
-    block lies past the width of the table, keep their content. Bad sequence bounds raise an error in either mode of
-    bad_indices.
+    block lies past the width of the table, keep their content. Bad sequence bounds and negative seq_starts raise
+    an error in either mode of bad_indices.
     """
     bounds = cu_seq_lens.tolist()
     check_bounds("cu_seq_lens", bounds, dst.shape[0])
@@ -79,36 +84,107 @@ def cp_gather_cache(
     bits(dst)[rows] = bits(src_cache)[blocks, offsets].to(dst.device)
 
 
+def _rows_of_heads(
+    num_tokens: int,
+    output: Tensor,
+    blocks_and_sizes: tuple[int, int],
+    block_table: Tensor,
+    cu_seq_lens: Tensor,
+    seq_starts: Tensor | None,
+    bad_indices: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns sequence_rows() below num_tokens, or below the number of rows of the output if num_tokens is -1."""
+    bounds = cu_seq_lens.tolist()
+    check_bounds("cu_seq_lens", bounds, math.inf)
+    num_tokens = len(output) if num_tokens == -1 else num_tokens
+    bounds = [min(bound, num_tokens) for bound in bounds]
+    return sequence_rows(block_table, bounds, seq_starts, *blocks_and_sizes, bad_indices)
+
+
+def _put_heads(dst: Tensor, rows: Tensor, entries: Tensor, scale: Tensor | None, format: str | None) -> None:
+    """Writes the bits of entries [tokens, H, D] or [tokens, E] to rows of dst, or entries * scale if they are codes."""
+    if format is None:
+        values = entries
+    else:
+        assert scale is not None  # an fp8 format needs its scale
+        per_head = scale.reshape(-1)[:, None] if entries.dim() == 3 else scale
+        values = bits(dequantise(entries, per_head, format).to(dst.dtype))
+    bits(dst)[rows] = values.reshape(len(rows), *dst.shape[1:]).to(dst.device)
+
+
 def gather_and_maybe_dequant_cache(
     src_cache: Tensor,
     dst: Tensor,
     block_table: Tensor,
     cu_seq_lens: Tensor,
-    token_to_seq: Tensor,
+    token_to_seq: Tensor | None,
     num_tokens: int,
     kv_cache_dtype: str,
-    scale: Tensor,
+    scale: Tensor | None,
     seq_starts: Tensor | None = None,
     *,
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    """Does what cp_gather_cache does for entries [E], with dst[i] = src_cache[...] * scale if the cache is fp8.
+    """Does what cp_gather_cache does for entries [E] or [H, D], with dst[i] = src_cache[...] * scale if it is fp8.
 
-    Rows from num_tokens on keep their content, and indices that only these rows would need are not checked. num_tokens
-    may exceed cu_seq_lens[S]. token_to_seq is not read: cu_seq_lens determines the sequences.
+    scale has one element, or for entries [H, D] also H. dst [>=num_tokens, E], or for entries [H, D] [>=num_tokens, H,
+    D] or [>=num_tokens, H * D]. Rows from num_tokens on keep their content, and indices that only these rows would need
+    are not checked. num_tokens may exceed cu_seq_lens[S]; -1 stands for all rows of dst. token_to_seq is not read:
+    cu_seq_lens determines the sequences.
     """
-    bounds = cu_seq_lens.tolist()
-    check_bounds("cu_seq_lens", bounds, math.inf)
-    bounds = [min(bound, num_tokens) for bound in bounds]
     num_blocks, block_size = src_cache.shape[:2]
-    rows, blocks, offsets = sequence_rows(block_table, bounds, seq_starts, num_blocks, block_size, bad_indices)
-    entries = bits(src_cache)[blocks, offsets]
+    rows, blocks, offsets = _rows_of_heads(
+        num_tokens, dst, (num_blocks, block_size), block_table, cu_seq_lens, seq_starts, bad_indices
+    )
     format = fp8_format(kv_cache_dtype, src_cache.dtype, e4m3_of_bytes)
-    if format is None:
-        bits(dst)[rows] = entries.to(dst.device)
+    _put_heads(dst, rows, bits(src_cache)[blocks, offsets], scale, format)
+
+
+def _packed_values(value_cache: Tensor, blocks: Tensor, offsets: Tensor) -> Tensor:
+    """Returns the bits of values [tokens, H, D] of a cache [N, H, D, B] or [N, H, B/x, D, x]."""
+    if value_cache.dim() == 4:
+        return bits(value_cache)[blocks, :, :, offsets]
+    x = value_cache.shape[4]
+    return bits(value_cache)[blocks, :, offsets // x, :, offsets % x]
+
+
+def gather_kv_cache(
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_table: Tensor,
+    cu_seq_lens: Tensor,
+    kv_cache_dtype: str,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    seq_starts: Tensor | None = None,
+    num_tokens: int = -1,
+    k_global_scale: Tensor | None = None,
+    v_global_scale: Tensor | None = None,
+    *,
+    bad_indices: str = "raise",
+    e4m3_of_bytes: str = "e4m3fn",
+) -> None:
+    """Does what gather_and_maybe_dequant_cache does for keys and values, in all layouts of the reshape_and_cache ops.
+
+    key, value [>=num_tokens, H, D], where -1 stands for all rows of key. Caches [N, B, H, D], whose D may differ; or
+    key_cache [N, H, D/x, B, x] with value_cache [N, H, D, B] or [N, H, B/x, D, x].
+    """
+    is_packed = key_cache.dim() == 5
+    num_blocks, block_size = len(key_cache), key_cache.shape[3 if is_packed else 1]
+    rows, blocks, offsets = _rows_of_heads(
+        num_tokens, key, (num_blocks, block_size), block_table, cu_seq_lens, seq_starts, bad_indices
+    )
+    if is_packed:
+        keys = bits(key_cache)[blocks, :, :, offsets].flatten(2)
+        values = _packed_values(value_cache, blocks, offsets)
     else:
-        dst[rows] = dequantise(entries, scale, format).to(dst)
+        keys, values = bits(key_cache)[blocks, offsets], bits(value_cache)[blocks, offsets]
+    format = fp8_format(kv_cache_dtype, key_cache.dtype, e4m3_of_bytes)
+    _put_heads(key, rows, keys, k_scale, format)
+    _put_heads(value, rows, values, v_scale, format)
 
 
 def _ds_mla_entry(
@@ -161,7 +237,7 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     host_row_ids[r] of host_cache if that is not negative. If both are negative, the output row keeps its content.
     """
     num_blocks, block_size = src_cache.shape[:2]
-    bounds = [*workspace_starts.tolist()[:batch_size], dst.shape[0]]
+    bounds = [*workspace_starts.tolist()[: len(block_table)], dst.shape[0]]
     check_bounds("workspace_starts", bounds, dst.shape[0])
     num_logical = num_blocks if device_row_ids is None else len(device_row_ids) // block_size
     sources = sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)

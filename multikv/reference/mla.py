@@ -33,7 +33,7 @@ def concat_and_cache_mla(
     kv_cache: Tensor,
     slot_mapping: Tensor,
     kv_cache_dtype: str,
-    scale: Tensor,
+    scale: Tensor | None,
     skip_scale: bool = False,
     *,
     bad_indices: str = "raise",
@@ -58,8 +58,9 @@ def concat_and_cache_mla(
         format = fp8_format(kv_cache_dtype, kv_cache.dtype, e4m3_of_bytes)
         entries = torch.cat([bits(kv_c), bits(k_pe)], 1)
         if format is not None:
-            scale = torch.tensor(1.0) if skip_scale else scale.reshape(())
-            entries = quantise(entries.view(kv_c.dtype), scale, format)
+            assert skip_scale or scale is not None  # an fp8 format needs its scale
+            one_scale = torch.tensor(1.0) if scale is None or skip_scale else scale.reshape(())
+            entries = quantise(entries.view(kv_c.dtype), one_scale, format)
     for slot, entry in zip(slots, entries.to(kv_cache.device), strict=True):
         bits(kv_cache)[slot // block_size, slot % block_size] = entry
 

@@ -32,7 +32,7 @@ def concat_and_cache_mla_rope_fused(
     slot_mapping: Tensor,
     kv_cache: Tensor,
     kv_cache_dtype: str,
-    kv_cache_scale: Tensor,
+    kv_cache_scale: Tensor | None,
     *,
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",

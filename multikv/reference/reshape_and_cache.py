@@ -9,10 +9,11 @@ from .formats import bits, fp8_format, quantise, tokens_and_slots
 __all__ = ["reshape_and_cache", "reshape_and_cache_flash"]
 
 
-def _entries(x: Tensor, tokens: list[int], scale: Tensor, format: str | None) -> Tensor:
+def _entries(x: Tensor, tokens: list[int], scale: Tensor | None, format: str | None) -> Tensor:
     """Returns what the cache stores for these tokens, [tokens, H, D]: the bits of floats, or fp8 codes."""
     if format is None:
         return bits(x)[tokens]
+    assert scale is not None  # an fp8 format needs its scale
     return quantise(x[tokens], scale.reshape(-1).expand(x.shape[1])[:, None], format)
 
 
@@ -23,8 +24,8 @@ def reshape_and_cache_flash(
     value_cache: Tensor,
     slot_mapping: Tensor,
     kv_cache_dtype: str,
-    k_scale: Tensor,
-    v_scale: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     *,
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",
@@ -50,8 +51,8 @@ def reshape_and_cache(
     value_cache: Tensor,
     slot_mapping: Tensor,
     kv_cache_dtype: str,
-    k_scale: Tensor,
-    v_scale: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     interleaved_v: bool = False,
     *,
     bad_indices: str = "raise",

@@ -1,7 +1,8 @@
 """Prototypes of the C functions that the libraries export, and typed wrappers around them.
 
 `csrc/c_api.h` declares the functions; each of them also has a row in one of the tables below. A function that can fail
-returns the text of the error, or NULL for success. The library owns the memory of the text.
+returns the text of the error, or NULL for success. The library owns the memory of the text. Only multikv_set_cpu_isa
+reports success as 1 and failure as 0.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
 from typing import Any, NamedTuple
 
-ABI_VERSION = 1  # equals MULTIKV_ABI_VERSION of csrc/c_api.h
+ABI_VERSION = 2  # equals MULTIKV_ABI_VERSION of csrc/c_api.h
 
 
 class Prototype(NamedTuple):
@@ -37,10 +38,10 @@ GPU_LIBRARY = EVERY_LIBRARY | {
     "multikv_gpu_swap_batch": Prototype(c_char_p, (c_void_p, POINTER(c_int32))),
     "multikv_allocate_host": Prototype(c_char_p, (POINTER(c_void_p), c_int64)),
     "multikv_free_host": Prototype(None, (c_void_p,)),
-    "multikv_set_swap_strategy": Prototype(None, (c_int32,)),
-    "multikv_set_swap_crossover": Prototype(None, (c_int32, c_int32, c_int64, c_int64, c_int32)),
+    "multikv_set_swap_strategy": Prototype(c_char_p, (c_int32,)),
+    "multikv_set_swap_crossover": Prototype(c_char_p, (c_int32, c_int32, c_int64, c_int64, c_int32)),
     "multikv_get_swap_crossover": Prototype(
-        None, (c_int32, c_int32, POINTER(c_int64), POINTER(c_int64), POINTER(c_int32))
+        c_char_p, (c_int32, c_int32, POINTER(c_int64), POINTER(c_int64), POINTER(c_int32))
     ),
 }
 
@@ -73,6 +74,16 @@ class _Library:
 
     def _call(self, name: str, *arguments: object) -> Any:
         return self._functions[name](*arguments)
+
+    def _checked_call(self, name: str, *arguments: object) -> None:
+        """Calls a function that returns the text of an error.
+
+        Raises:
+            ValueError: the function has refused an argument.
+        """
+        error = self._call(name, *arguments)
+        if error is not None:
+            raise ValueError(f"{name}: {error.decode()}")
 
     def _text(self, name: str) -> str:
         return str(self._call(name).decode())
@@ -148,15 +159,15 @@ class GpuLibrary(_Library):
 
     def set_swap_strategy(self, strategy: int) -> None:
         """Selects what copies the blocks of swaps: 0 auto, 1 the copy engines, 2 a kernel."""
-        self._call("multikv_set_swap_strategy", strategy)
+        self._checked_call("multikv_set_swap_strategy", strategy)
 
     def set_swap_crossover(self, device: int, direction: int, crossover: SwapCrossover) -> None:
         """Sets the crossover of `auto`. Directions: 0 to the host, 1 from the host, 2 within the device."""
-        self._call("multikv_set_swap_crossover", device, direction, *crossover)
+        self._checked_call("multikv_set_swap_crossover", device, direction, *crossover)
 
     def swap_crossover(self, device: int, direction: int) -> SwapCrossover:
         """Returns the crossover that set_swap_crossover has set, or else the default of the library."""
         in_batches, one_by_one, kernel_threads = c_int64(), c_int64(), c_int32()
         references = (ctypes.byref(number) for number in (in_batches, one_by_one, kernel_threads))
-        self._call("multikv_get_swap_crossover", device, direction, *references)
+        self._checked_call("multikv_get_swap_crossover", device, direction, *references)
         return SwapCrossover(in_batches.value, one_by_one.value, kernel_threads.value)

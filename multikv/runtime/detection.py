@@ -26,7 +26,8 @@ def judge(library: Library, build_id: str) -> Verdict:
     """Decides whether a GPU library serves this host.
 
     The library serves the host if torch is built for the same platform, the file exists, its manifest agrees with the
-    CPU library, and it has code for a GPU of this host.
+    CPU library, the NVIDIA driver is not too old for it, and it has code for a GPU of this host. If there is an NVIDIA
+    GPU but NVML cannot identify it, the driver and the code are not checked.
 
     Args:
         library: as `libraries.describe` returns it.
@@ -79,18 +80,24 @@ def judge_cuda(library: Library) -> Verdict:
 def has_code_for(architectures: list[str], capability: tuple[int, int]) -> bool:
     """Returns whether code for one of the architectures runs on a GPU of this compute capability.
 
-    Machine code runs on GPUs of the same major version and the same or a later minor version. Machine code for an
-    architecture with the suffix "a" (90a) runs on GPUs of exactly that version. The driver compiles PTX (suffix "+PTX")
-    for GPUs of the same or any later version. Source: CUDA C++ Programming Guide, "Binary Compatibility" and "PTX
-    Compatibility".
+    Machine code runs on GPUs of the same major version and the same or a later minor version. The driver compiles PTX
+    (suffix "+PTX") for GPUs of the same or any later version. Code for an architecture with the suffix "a" (90a) runs
+    on GPUs of exactly that version, and code for one with the suffix "f" (100f) on GPUs of the same major version and
+    the same or a later minor version; both rules hold for machine code and for PTX. Source: CUDA C++ Programming Guide,
+    "Binary Compatibility" and "PTX Compatibility".
     """
     for architecture in architectures:
-        is_specific = architecture.endswith("a")
-        number = int("".join(c for c in architecture.removesuffix("+PTX") if c.isdigit()))
-        major, minor = divmod(number, 10)
-        if (major, minor) == capability or (major == capability[0] and minor < capability[1] and not is_specific):
-            return True
-        if architecture.endswith("+PTX") and (major, minor) <= capability:
+        name = architecture.removesuffix("+PTX")
+        major, minor = divmod(int(name.rstrip("af")), 10)
+        is_later_minor = major == capability[0] and minor <= capability[1]
+        is_any_later = architecture.endswith("+PTX") and (major, minor) <= capability
+        if name.endswith("a"):
+            runs = (major, minor) == capability
+        elif name.endswith("f"):
+            runs = is_later_minor
+        else:
+            runs = is_later_minor or is_any_later
+        if runs:
             return True
     return False
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.machinery
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +22,7 @@ class Library:
     name: str  # cpu, cuda or rocm
     path: Path
     loaded: bool = False
-    reason: str = ""  # why the library is loaded or not, in one line
+    reason: str = ""  # why the library is loaded or not, in one line; empty for a CPU library that is loaded
     toolkit: str = ""  # version of the compiler that built the library
     torch: str = ""  # version of torch that the library was built with
     architectures: list[str] = field(default_factory=list)  # such as 90, 90a, 120+PTX, gfx90a
@@ -52,6 +54,22 @@ def open_library(library: Library) -> None:
         library.reason = str(error)
         return
     library.loaded = True
+
+
+def built_package_behind(package: Path) -> Path | None:
+    """Returns another copy of the package that has a CPU library and that Python would import if `package` were absent.
+
+    Args:
+        package: the folder of the copy that is being imported.
+    """
+    paths = [entry for entry in sys.path if (Path(entry) / package.name).resolve() != package.resolve()]
+    specs = [importlib.machinery.PathFinder.find_spec(package.name, paths)]
+    # setuptools adds a finder for every editable installation.
+    editable = [finder for finder in sys.meta_path if finder.__module__.startswith("__editable__")]
+    specs += [finder.find_spec(package.name, None) for finder in editable]
+    copies = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin is not None]
+    built = (copy for copy in copies if (copy / LIBRARY_DIR.name / CPU_LIBRARY_NAME).exists())
+    return next(built, None)
 
 
 def other_cpu_library(path: Path) -> Path | None:

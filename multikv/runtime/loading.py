@@ -18,7 +18,8 @@ def load() -> None:
 
     Raises:
         ImportError: an environment variable has an unknown value, the CPU library or the one that MULTIKV_PLATFORM
-            names cannot be loaded, or another copy of multikv is loaded in this process.
+            names cannot be loaded, a library that was opened belongs to another version or build, or another copy of
+            multikv is loaded in this process.
     """
     if PROCESS.libraries:
         return
@@ -58,7 +59,7 @@ def _open_cpu_library(library: Library) -> CpuLibrary:
         )
     libraries.open_library(library)
     if library.handle is None:
-        raise ImportError(f"multikv: {library.path.name} cannot be loaded: {library.reason}")
+        raise ImportError(f"multikv: {library.path.name} cannot be loaded: {library.reason}{_shadowed(library)}")
     try:
         cpu = CpuLibrary(library.handle)
     except AttributeError as error:
@@ -68,12 +69,26 @@ def _open_cpu_library(library: Library) -> CpuLibrary:
     return cpu
 
 
+def _shadowed(library: Library) -> str:
+    """Names the installed package that a source tree without libraries shadows; empty if there is none."""
+    installed = None if library.path.exists() else libraries.built_package_behind(library.path.parents[1])
+    if installed is None:
+        return ""
+    return (
+        f"; the source tree {library.path.parents[2]} shadows the installed package {installed}: "
+        "start Python in another directory, or build the source tree"
+    )
+
+
 def _other_version(library: Library, detail: str) -> str:
     return f"multikv: {library.path.name} was built for another version of multikv ({detail}): reinstall multikv"
 
 
 def _consider(library: Library, platform: str, build_id: str) -> None:
-    """Opens a GPU library if it serves this host or `platform` names it, and sets `library.reason`."""
+    """Opens a GPU library and sets `library.reason`.
+
+    The library is opened if `platform` names it, or if `platform` is "auto" and the library serves this host.
+    """
     if platform == library.name:
         library.reason = detection.build_refusal(library, build_id) if library.path.exists() else "not built"
         if not library.reason:

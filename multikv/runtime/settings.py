@@ -1,4 +1,7 @@
-"""Reads the settings of multikv from environment variables. No other module reads the environment."""
+"""Reads the settings of multikv from environment variables. No other module reads the environment.
+
+A variable that is set to the empty string counts as unset.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class Settings:
 
 
 def _choice(environment: Mapping[str, str], variable: str, choices: tuple[str, ...], expected: str) -> str:
-    value = environment.get(variable, choices[0])
+    value = environment.get(variable) or choices[0]
     if value not in choices:
         raise ImportError(f"{variable}: expected {expected}, got '{value}'")
     return value

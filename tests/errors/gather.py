@@ -68,8 +68,8 @@ BAD_ARGUMENTS = [
         {"cu_seq_lens": lambda x: x[:4]},
         "cu_seq_lens: expected size 5 (batch_size + 1) in dimension 0, got shape [4]",
     ),
-    gather("batch_size", {"batch_size": 3}, "batch_size: expected 4 (rows of block_table), got 3"),
-    gather("batch_size_negative", {"batch_size": -1}, "batch_size: expected 4 (rows of block_table), got -1"),
+    gather("batch_size", {"batch_size": 3}, "batch_size: expected 4 (rows of block_table), or -1, got 3"),
+    gather("batch_size_negative", {"batch_size": -2}, "batch_size: expected 4 (rows of block_table), or -1, got -2"),
     gather(
         "starts_rank",
         {"seq_starts": lambda x: x[:, None]},

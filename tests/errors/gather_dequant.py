@@ -42,7 +42,12 @@ TENSORS = ((dequant, DEQUANT_TENSORS), (upconvert, UPCONVERT_TENSORS))
 
 # Of both: tensors that are None, not dense inside, expanded; tables and starts. 4 sequences of at most 4 blocks.
 BAD_ARGUMENTS = [
-    *(make(f"{name}_none", {name: None}, NONE.format(name)) for make, names in TENSORS for name in names),
+    *(
+        make(f"{name}_none", {name: None}, NONE.format(name))
+        for make, names in TENSORS
+        for name in names
+        if name != "token_to_seq"  # which is optional
+    ),
     *(
         make(f"{name}_stride", {name: every_second}, STRIDE.format(name))
         for make, names in TENSORS
@@ -96,7 +101,7 @@ BAD_ARGUMENTS = [
 
 # Good calls by default: src_cache [9, 16, 576] uint8, dst [57, 576] bfloat16, num_tokens 54.
 BAD_ARGUMENTS += [
-    dequant("cache_rank", {"src_cache": lambda x: x[0]}, "src_cache: expected 3 dimensions, got shape [16, 576]"),
+    dequant("cache_rank", {"src_cache": lambda x: x[0]}, "src_cache: expected 3 or 4 dimensions, got shape [16, 576]"),
     dequant("dst_dtype", {"dst": to("float64")}, "dst: expected dtype float32, float16 or bfloat16, got float64"),
     dequant("dst_rows", {"dst": lambda x: x[:53]}, "dst: expected at least 54 rows (num_tokens), got shape [53, 576]"),
     dequant(
@@ -104,7 +109,7 @@ BAD_ARGUMENTS += [
         {"dst": lambda x: x[:, :512]},
         "dst: expected size 576 (entry size of src_cache) in dimension 1, got shape [57, 512]",
     ),
-    dequant("num_tokens", {"num_tokens": -1}, "num_tokens: expected at least 0, got -1"),
+    dequant("num_tokens", {"num_tokens": -2}, "num_tokens: expected at least 0, or -1 (all rows of dst), got -2"),
     dequant(
         "num_tokens_past_the_output",
         {"num_tokens": 2**63 - 1},
@@ -151,6 +156,37 @@ BAD_ARGUMENTS += [
     dequant("scale_size", {"scale": lambda x: x.expand(9)}, "scale: expected 1 element, got shape [9]"),
 ]
 
+# With heads: src_cache [9, 16, 4, 32] uint8, dst [57, 4, 32].
+BAD_ARGUMENTS += [
+    dequant(f"heads_{what}", changes, message, entry=(4, 32))
+    for what, changes, message in (
+        ("dst_rank", {"dst": lambda x: x[None]}, "dst: expected 2 or 3 dimensions, got shape [1, 57, 4, 32]"),
+        (
+            "dst_heads",
+            {"dst": lambda x: x[:, :3]},
+            "dst: expected size 4 (heads of src_cache) in dimension 1, got shape [57, 3, 32]",
+        ),
+        (
+            "dst_head_size",
+            {"dst": lambda x: x[..., :31]},
+            "dst: expected size 32 (head size of src_cache) in dimension 2, got shape [57, 4, 31]",
+        ),
+        (
+            "flat_dst_size",
+            {"dst": lambda x: x.flatten(1)[:, :127]},
+            "dst: expected size 128 (heads * head size of src_cache) in dimension 1, got shape [57, 127]",
+        ),
+        ("dst_expanded", {"dst": expanded(1)}, EXPANDED.format("dst", 1)),
+        ("cache_stride", {"src_cache": every_second}, STRIDE.format("src_cache")),
+        (
+            "scale_size",
+            {"scale": lambda x: x.expand(3)},
+            "scale: expected 1 element or 4 (one per head), got shape [3]",
+        ),
+        ("scale_none", {"scale": None}, NONE.format("scale")),
+    )
+]
+
 # Good calls by default: src_cache [9, 16, 656] uint8, dst [57, 576]; with host rows src_cache [3, 16, 656], host_cache
 # [50, 656], row ids [144].
 BAD_ARGUMENTS += [
@@ -174,7 +210,7 @@ BAD_ARGUMENTS += [
         {"dst": lambda x: x[:, :512]},
         "dst: expected size 576 (elements of an fp8_ds_mla entry) in dimension 1, got shape [57, 512]",
     ),
-    upconvert("batch_size", {"batch_size": 5}, "batch_size: expected 4 (rows of block_table), got 5"),
+    upconvert("batch_size", {"batch_size": 5}, "batch_size: expected 4 (rows of block_table), or -1, got 5"),
     upconvert(
         "bounds_rank",
         {"workspace_starts": lambda x: x[None]},

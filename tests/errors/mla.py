@@ -200,6 +200,35 @@ BAD_ARGUMENTS += [
     grouped("block_size_negative", {"block_size": -(2**63)}, f"block_size: expected at least 1, got {-(2**63)}"),
     grouped("block_stride", {"block_stride": -1}, "block_stride: expected at least 0, got -1"),
     grouped("entry_stride", {"entry_stride": -576}, "entry_stride: expected at least 0, got -576"),
+    # Good strides: entries of 576 elements, blocks of 16 entries; 3 blocks.
+    *(
+        grouped(
+            f"overlapping_{name}",
+            {name: 575},
+            f"{name}: expected at least 576 (elements of an entry; entries must not overlap), got 575",
+        )
+        for name in ("entry_stride", "block_stride")
+    ),
+    *(
+        grouped(
+            f"overlapping_blocks_{num_blocks}",
+            {"block_stride": 16 * 576 - 1, "num_blocks": num_blocks},
+            "block_stride: expected at least 15 * 576 + 576 (elements of a block; entries must not overlap), got 9215",
+        )
+        for num_blocks in (3, -1)
+    ),
+    grouped(
+        "overlapping_slots_outermost",
+        {"block_stride": 576, "entry_stride": 3 * 576 - 1},
+        "entry_stride: expected at least 2 * 576 + 576 (elements of a slot of all blocks; entries must not overlap), "
+        "got 1727",
+    ),
+    grouped(
+        "overlapping_beyond_int64",
+        {"block_stride": 2**62, "entry_stride": 2**61},
+        f"block_stride: expected at least 15 * {2**61} + 576 (elements of a block; entries must not overlap), "
+        f"got {2**62}",
+    ),
     grouped("num_blocks", {"num_blocks": -2}, "num_blocks: expected at least 0, or -1 (unbounded), got -2"),
     grouped(
         "ds_mla", {"kv_cache_dtype": "fp8_ds_mla"}, f"kv_cache_dtype: expected one of {FORMAT_NAMES}, got 'fp8_ds_mla'"

@@ -192,6 +192,11 @@ BAD_ARGUMENTS += [
         for name in ("dst_ptrs", "sizes")
     ),
     batch("size_negative", {"sizes": with_value(2, -7)}, "sizes[2]: expected a number of bytes of at least 0, got -7"),
+    batch(
+        "sizes_overflow",
+        {"sizes": torch.tensor([0, 2**62, 5, 2**62, 1])},
+        f"sizes[3]: expected a sum of sizes of at most {2**63 - 1} bytes, got {2**62} after {2**62 + 5} bytes",
+    ),
     *(
         batch(f"{name}_null", {name: with_value(1, 0)}, f"{name}[1]: expected a non-null address, got 0")
         for name in ("src_ptrs", "dst_ptrs")

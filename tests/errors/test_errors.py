@@ -14,7 +14,7 @@ import torch
 
 from multikv import platforms, reference
 from tests.errors.bad_call import Bad
-from tests.support.arguments import copy_of, tensors_of
+from tests.support.arguments import Arguments, copy_of, tensors_of, written_by
 from tests.support.calls import CALLS
 from tests.support.calls.gather import gather_arguments
 from tests.support.calls.reshape_and_cache import flash_arguments
@@ -42,11 +42,6 @@ BAD_BOUNDS = bad_calls("BAD_BOUNDS")
 BAD_PAIRS = bad_calls("BAD_PAIRS")
 
 GOOD_CALLS = {call.op: call for call in CALLS.values() if call.uses_all}
-
-
-def written_by(op: str) -> list[str]:
-    schema = getattr(torch.ops.multikv, op).default._schema
-    return [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
 
 
 def fails(bad: Bad, device: torch.device, exception: type[Exception]) -> None:
@@ -92,8 +87,10 @@ def test_gpu_stays_inside_with_bad_bounds(gpu, bad, check_indices):
     call = bad.call(gpu)
     before = copy_of(call)
     run(bad.op, call)
-    for name in written_by(bad.op):
-        before[name].copy_(call[name])
+    copies, results = tensors_of(before), tensors_of(call)
+    for name in results:
+        if name.partition("[")[0] in written_by(bad.op):
+            copies[name].copy_(results[name])
     assert_same_bytes(call, before)
 
 
@@ -156,6 +153,28 @@ def test_address_between_two_elements(op):
         rest = shifted.data_ptr() % size
         expected = f"an address that is a multiple of {size} (bytes per element)"
         assert str(caught.value) == f"{op}: {name}: expected {expected}, got a remainder of {rest}"
+
+
+def with_item(call: Arguments, name: str, changed: torch.Tensor) -> Arguments:
+    """The call with another tensor `name`, which may be an item of a list: "src[1]"."""
+    argument, _, index = name.removesuffix("]").partition("[")
+    if not index:
+        return call | {argument: changed}
+    return call | {argument: [changed if i == int(index) else x for i, x in enumerate(call[argument])]}
+
+
+@pytest.mark.parametrize("op", GOOD_CALLS)
+def test_storage_that_ends_before_the_tensor(any_device, op):
+    """untyped_storage().resize_() leaves such a tensor behind. A read of its last element would be out of bounds."""
+    call = GOOD_CALLS[op].arguments(any_device)
+    for name, x in tensors_of(call).items():
+        short = x.clone()
+        needed = short.nbytes
+        short.untyped_storage().resize_(needed - 1)
+        with pytest.raises(RuntimeError) as caught:
+            run(op, with_item(call, name, short))
+        expected = f"a storage with {needed} bytes from the first element on, got {needed - 1} bytes"
+        assert str(caught.value) == f"{op}: {name}: expected {expected}"
 
 
 def test_gpu_leaves_rows_of_a_sequence_that_begins_too_early(gpu, check_indices):

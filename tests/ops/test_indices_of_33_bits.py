@@ -7,6 +7,7 @@ import torch
 
 from multikv import reference
 from tests.support.calls.gather import dequant_arguments, gather_arguments
+from tests.support.calls.gather_kv import kv_arguments
 from tests.support.calls.mla import mla_arguments
 from tests.support.comparison import check, run
 from tests.support.tensors import embed
@@ -16,18 +17,23 @@ BLOCKS, COLUMNS = 13, 12
 
 @pytest.mark.parametrize("block_size", [2**30, 3 * 2**31], ids=["2^30", "3*2^31"])
 @pytest.mark.parametrize("num_sequences", [1, 3])
-@pytest.mark.parametrize("op", ["cp_gather_cache", "gather_and_maybe_dequant_cache"])
+@pytest.mark.parametrize("op", ["cp_gather_cache", "gather_and_maybe_dequant_cache", "gather_kv_cache"])
 def test_positions(device, op, num_sequences, block_size):
     """All slots of a block share their memory (stride 0), so that blocks of any size take little."""
     options = {"lengths": (4,) * num_sequences, "index_dtype": torch.int64}
     if op == "cp_gather_cache":
         call = gather_arguments(device, entry=(8,), **options)
+    elif op == "gather_kv_cache":
+        call = kv_arguments(device, heads=1, head_size=8, **options)
     else:
         call = dequant_arguments(device, entry=8, format="auto", **options)
     # Inside block 11; from block 7 to block 8; from block 3 to block 4.
     starts = [11 * block_size + 5, 8 * block_size - 2, 4 * block_size - 1][:num_sequences]
     table = torch.stack([torch.randperm(BLOCKS)[:COLUMNS] for _ in starts])
-    call["src_cache"] = embed((BLOCKS, 1, 8), torch.bfloat16, device).expand(BLOCKS, block_size, 8)
+    for name in ("src_cache", "key_cache", "value_cache"):
+        if name in call:
+            shape = call[name].shape[2:]
+            call[name] = embed((BLOCKS, 1, *shape), torch.bfloat16, device).expand(BLOCKS, block_size, *shape)
     check(op, call | {"block_table": table.to(device), "seq_starts": torch.tensor(starts, device=device)})
 
 

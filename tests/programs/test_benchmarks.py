@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+
+import torch
 
 import multikv
+from benchmarks import swap
 from multikv import platforms
+from multikv.demo import cases as workloads
+from multikv.demo import timing
 
 ONE_CASE = ("--device", "cpu", "--op", "concat_and_cache_mla", "--only", "bf16/T=1$", "--no-compile")
 CASE = "concat_and_cache_mla/bf16/T=1"
@@ -46,6 +52,17 @@ def test_wrong_bytes_fail_the_run(run_module, tmp_path, monkeypatch):
     assert result["bit_equal"] is False and result["device_us"] is None
 
 
+def test_an_error_while_a_case_is_timed_fails_the_run(run_module, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("no time")
+
+    monkeypatch.setattr(timing, "device_times", fail)
+    run = run_module("benchmarks", *ONE_CASE, "--contenders", "--out", tmp_path / "out.json")
+    assert run.code == 1
+    result = ours(tmp_path / "out.json")
+    assert result["bit_equal"] is True and result["error"] == "RuntimeError: no time"
+
+
 def test_no_case_is_a_usage_error(run_module):
     run = run_module("benchmarks", "--device", "cpu", "--only", "no such case")
     assert run.code == 2 and "no case matches" in run.err
@@ -57,3 +74,29 @@ def test_names_of_cases(run_module):
     names = run.out.split()
     assert CASE in names and len(set(names)) == len(names)
     assert {name.partition("/")[0] for name in names} <= set(platforms.op_names())
+
+
+def test_single_calls_take_turns():
+    """Each contender's calls rotate, and no call begins before the one before it has ended."""
+    log: list[str] = []
+    contenders = [[partial(log.append, f"{who}{i}") for i in range(n)] for who, n in (("a", 2), ("b", 3))]
+    times = timing.cold_times(contenders, torch.device("cpu"))
+    assert len(times) == 2 and min(times) >= 0
+    assert log[:8] == ["a0", "b0", "a1", "b1", "a0", "b2", "a1", "b0"]
+
+
+def test_single_calls_of_swaps_are_cases_of_a_gpu_alone():
+    names = {
+        device: [case.name for case in swap.cases(torch.device(device)) if case.cold] for device in ("cpu", "cuda")
+    }
+    assert not names["cpu"]
+    directions, sizes = ("d2h", "h2d", "d2d"), ("4K", "32K", "256K", "2M")
+    assert names["cuda"] == [f"{direction}/{size}/one-call" for direction in directions for size in sizes]
+
+
+def test_a_batch_of_addresses_does_the_same_job():
+    workload = workloads.swap_blocks(torch.device("cpu"), "h2h", block_bytes=64, num_blocks=20)
+    expected = workload.copy()
+    expected.bind()()
+    multikv.swap_blocks_batch(*swap._addresses(workload))
+    assert workloads.same_bytes(workload.outputs(), expected.outputs())

@@ -9,6 +9,7 @@ import torch
 
 import multikv
 from multikv import platforms, reference
+from multikv.demo import cases
 from tests.support.processes import run_program
 
 # The demo has no addresses to copy between.
@@ -84,3 +85,11 @@ def test_usage(run_module, arguments, message):
     run = run_module("multikv", *arguments)
     assert run.code == 2 and run.out == ""
     assert message in run.err
+
+
+def test_names_of_swaps_say_how_many_blocks_are_copied():
+    swaps = [case for case in cases.CASES if case.op.startswith("swap_blocks")]
+    assert swaps
+    for case in swaps:
+        mapping = case.make(torch.device("meta"), **case.large).arguments[3]
+        assert f" {len(mapping)} x 32 KiB" in case.name

@@ -273,3 +273,28 @@ def test_gathering_more_than_the_limit(gpu):
         for positions in torch.arange(length, device=gpu).split(2**20):
             wanted = cache[table[sequence, positions // block_size].long(), positions % block_size]
             assert torch.equal(output[bounds[sequence] + positions], wanted)
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["", "overlap"])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_moving_tokens_past_the_limit(gpu, rows, overlap):
+    """Tokens of more single bytes than a launch copies, or of fewer with overlap."""
+    columns = (LIMIT // 16 if overlap else LIMIT) // rows + 1001
+    src = torch.empty(3, 1, rows, columns + 1, dtype=torch.uint8, device=gpu)[..., :columns]
+    src.random_(256)
+    dst = torch.zeros(2, 1, rows, columns + 1, dtype=torch.uint8, device=gpu)
+    slots = torch.tensor([2, 0], device=gpu), torch.tensor([0, 1], device=gpu)
+    torch.ops.multikv.move_tokens([src], [dst[..., :columns]], *slots, overlap)
+    assert torch.equal(dst[0, ..., :columns], src[2]) and torch.equal(dst[1, ..., :columns], src[0])
+    assert not dst[..., columns:].any()
+
+
+def test_packing_more_than_the_limit(gpu):
+    """A block is copied as one unit, of more single bytes than a launch copies."""
+    cache = torch.empty(2, 5, 1, LIMIT // 5 + 1001, dtype=torch.uint8, device=gpu).random_(256)
+    staging = torch.zeros(1, 5, 1, 1, cache.size(3), dtype=torch.uint8, device=gpu)
+    torch.ops.multikv.pack_layers([cache], torch.tensor([1], device=gpu), staging)
+    assert torch.equal(staging[0, :, 0], cache[1])
+    cache.zero_()
+    torch.ops.multikv.unpack_layers(staging, [cache], torch.tensor([0], device=gpu))
+    assert torch.equal(staging[0, :, 0], cache[0]) and not cache[1].any()

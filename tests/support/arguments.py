@@ -21,6 +21,12 @@ def tensors_of(arguments: Arguments) -> dict[str, Tensor]:
     return {name: x for name, x in (arguments | listed).items() if isinstance(x, Tensor)}
 
 
+def written_by(op: str) -> list[str]:
+    """The names of the arguments that an op writes, by its schema."""
+    schema = getattr(torch.ops.multikv, op).default._schema
+    return [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
+
+
 def move_addresses(name: str, copied: Tensor, original: Tensor) -> None:
     """Makes the addresses in a copy those of the copy's memory."""
     if name in ADDRESSES:

@@ -18,7 +18,7 @@ def serves_gpu() -> bool:
 def device_names() -> list[str]:
     """The values of the `device` fixture: each instruction set of this CPU, and the GPU. See MULTIKV_TEST_DEVICES."""
     default = "cpu,cuda" if torch.cuda.is_available() else "cpu"
-    wanted = [name.strip() for name in os.environ.get("MULTIKV_TEST_DEVICES", default).split(",") if name.strip()]
+    wanted = [name.strip() for name in (os.environ.get("MULTIKV_TEST_DEVICES") or default).split(",") if name.strip()]
     names = []
     for name in wanted:
         if name == "cpu":

@@ -14,7 +14,7 @@ from torch._inductor.utils import run_and_get_code
 import multikv
 from multikv import reference
 from tests.support.arguments import copy_of
-from tests.support.calls import CALLS, GPU_CALLS, ONE_OF_EACH
+from tests.support.calls import CALLS, GPU_CALLS, ONE_OF_EACH, PINNED_ONLY
 from tests.support.comparison import assert_same_bytes, check, run
 from tests.support.tensors import distinct_slots, embed, randomise
 
@@ -30,7 +30,7 @@ def call_of(name, device):
 @pytest.mark.parametrize("name", [*CALLS, *GPU_CALLS])
 def test_opcheck(any_device, name):
     call = call_of(name, any_device)
-    if name == "upconvert-host" and any_device.type == "cuda":
+    if name in PINNED_ONLY and any_device.type == "cuda":
         pytest.skip("opcheck's own copies of the arguments are not in pinned memory")
     if name == "merge":
         pytest.skip("opcheck cannot compare the float8 output")
@@ -168,6 +168,49 @@ def test_compiled(any_device, op, dynamic):
         with torch._dynamo.config.patch(error_on_recompile=True):
             compiled(*call.values())
         assert_same_bytes(call, expected)
+
+
+ANY_SIZE = ["gather-any_size", "dequant-any_size", "dequant-no_scale", "upconvert-any_size", "kv", "kv-packed-fp8"]
+
+
+@pytest.mark.parametrize("name", ANY_SIZE)
+@torch.fx.experimental._config.patch(use_duck_shape=False)
+def test_one_graph_for_all_sizes(any_device, name):
+    """With sizes of -1, no number of a graph depends on the size of a tensor."""
+    torch._dynamo.reset()
+    call = CALLS[name]
+    compiled = torch.compile(getattr(multikv, call.op), fullgraph=True, dynamic=True)
+    sizes = ((5, 0, 16, 33), (1000, 0, 3, 2000, 1, 500), (7, 9), (100,) * 50)
+    for first, lengths in enumerate(sizes):
+        arguments = call.arguments(any_device, lengths=lengths, any_size=True)
+        expected = copy_of(arguments, None)
+        run(call.op, expected)
+        with torch._dynamo.config.patch(error_on_recompile=first > 0):
+            compiled(*arguments.values())
+        assert_same_bytes(arguments, expected)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    "op, scales",
+    [
+        ("reshape_and_cache_flash", ["k_scale", "v_scale"]),
+        ("reshape_and_cache", ["k_scale", "v_scale"]),
+        ("concat_and_cache_mla", ["scale"]),
+        ("concat_and_cache_mla_rope_fused", ["kv_cache_scale"]),
+        ("gather_and_maybe_dequant_cache", ["scale"]),
+    ],
+)
+def test_float_formats_need_no_scale(any_device, op, scales, dynamic):
+    """The schema says Tensor, which torch takes a None for."""
+    call = ONE_OF_EACH[op].arguments(any_device, format="auto") | dict.fromkeys(scales)
+    check(op, copy_of(call, None))
+    expected = copy_of(call, None)
+    run(op, expected)
+    torch._dynamo.reset()
+    torch.compile(getattr(multikv, op), fullgraph=True, dynamic=dynamic)(*call.values())
+    assert_same_bytes(call, expected)
+    torch.library.opcheck(getattr(torch.ops.multikv, op).default, tuple(call.values()))
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import numpy
 import pytest
 import torch
 
@@ -12,15 +13,57 @@ from multikv import offload, platforms
 from multikv.offload.calibration import first_that_is_enough
 from tests.support.processes import import_error, output_of
 
+SHAPES = [
+    (3, 4),
+    (7,),
+    5,
+    (0, 3),
+    (),
+    [3, 4],
+    torch.Size((3, 4)),
+    (numpy.int64(3), numpy.uint8(4)),
+    (torch.tensor(3), 4),
+    numpy.array([3, 4]),
+    torch.tensor([3, 4]),
+    numpy.int32(5),
+    numpy.array(5),
+    torch.tensor(5),
+    range(2, 4),
+]
 
-@pytest.mark.parametrize("shape", [(3, 4), (7,), 5, (0, 3), ()], ids=str)
+
+@pytest.mark.parametrize("shape", SHAPES, ids=repr)
 def test_empty_pinned(shape):
     for dtype in (torch.bfloat16, torch.uint8, torch.int64):
         x = multikv.empty_pinned(shape, dtype)
-        assert x.shape == torch.empty(shape).shape and x.dtype == dtype and x.device.type == "cpu"
+        sizes = (shape,) if numpy.ndim(shape) == 0 else shape
+        assert x.shape == torch.Size([int(size) for size in sizes]) and x.dtype == dtype and x.device.type == "cpu"
         assert x.is_contiguous()
         x.fill_(1)
         assert x.sum() == x.numel()
+
+
+@pytest.mark.parametrize("shape", [2.5, (3, 2.5), "3", None, torch.tensor(2.5), (3, None)], ids=repr)
+def test_what_is_no_shape(shape):
+    with pytest.raises(TypeError) as caught:
+        multikv.empty_pinned(shape)
+    expected = "empty_pinned: shape: expected an integer or a sequence of integers, got "
+    assert str(caught.value) == expected + repr(shape)
+
+
+@pytest.mark.parametrize("shape", [-1, (-1,), (3, -2), (0, -1)], ids=str)
+def test_a_negative_size(shape):
+    with pytest.raises(RuntimeError) as caught:
+        multikv.empty_pinned(shape)
+    sizes = [shape] if isinstance(shape, int) else list(shape)
+    assert str(caught.value) == f"empty_pinned: shape: expected sizes of at least 0, got {sizes}"
+    assert type(caught.value) is RuntimeError
+
+
+def test_more_bytes_than_have_a_number():
+    with pytest.raises(RuntimeError) as caught:
+        multikv.empty_pinned((2**31, 2**31), torch.int32)
+    assert str(caught.value) == f"empty_pinned: shape: expected at most {2**63 - 1} bytes, got {2**64}"
 
 
 def test_empty_pinned_is_pinned_as_long_as_it_is_used(gpu):
@@ -107,7 +150,6 @@ def test_strategy_from_the_environment():
     assert output_of(script, MULTIKV_SWAP="kernel") == "kernel"
 
 
-@pytest.mark.parametrize("value", ["", "fast"])
-def test_bad_strategy_in_the_environment(value):
-    expected = f"MULTIKV_SWAP: expected one of auto, copy_engine, kernel, got '{value}'"
-    assert import_error(MULTIKV_SWAP=value) == expected
+def test_bad_strategy_in_the_environment():
+    expected = "MULTIKV_SWAP: expected one of auto, copy_engine, kernel, got 'fast'"
+    assert import_error(MULTIKV_SWAP="fast") == expected

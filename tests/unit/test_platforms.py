@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from multikv import platforms
-from multikv.runtime import detection, hosts
+from multikv.runtime import detection, hosts, libraries
 from multikv.runtime.libraries import Library
+from multikv.runtime.settings import Settings
 from tests.support.calls.reshape_and_cache import flash_arguments
 from tests.support.comparison import check
 from tests.support.devices import serves_gpu
-from tests.support.processes import import_error, output_of
+from tests.support.processes import ROOT, import_error, output_of
 
 ISAS = ("baseline", "avx2", "avx512")
 
 
 def test_libraries():
-    libraries = platforms.libraries()
-    assert [library.name for library in libraries] == ["cpu", "cuda", "rocm"]
-    for library in libraries:
+    found = platforms.libraries()
+    assert [library.name for library in found] == ["cpu", "cuda", "rocm"]
+    for library in found:
         assert library.path.name == f"libmultikv_{library.name}.so"
         assert library.path.exists() or not library.loaded
         assert library.loaded or library.reason
         assert bool(library.architectures) == library.path.exists()
-    assert libraries[0].loaded
-    assert sum(library.loaded for library in libraries[1:]) <= 1
+    assert found[0].loaded
+    assert sum(library.loaded for library in found[1:]) <= 1
 
 
 def test_platform():
@@ -130,6 +134,13 @@ def test_bad_check_indices_in_the_environment():
     assert import_error(MULTIKV_CHECK_INDICES="yes") == "MULTIKV_CHECK_INDICES: expected 0 or 1, got 'yes'"
 
 
+@pytest.mark.parametrize("variable", ["MULTIKV_PLATFORM", "MULTIKV_CPU_ISA", "MULTIKV_SWAP", "MULTIKV_CHECK_INDICES"])
+def test_an_empty_variable_counts_as_unset(variable):
+    code = "from multikv import platforms; print(platforms.report(), platforms.swap_strategy())"
+    assert output_of(code, **{variable: ""}) == output_of(code)
+    assert Settings.from_environment({variable: ""}) == Settings()
+
+
 def test_an_import_that_failed_fails_again():
     code = """
 for _ in range(2):
@@ -151,6 +162,12 @@ for _ in range(2):
         (["89"], (8, 0), False),
         (["90a"], (9, 0), True),
         (["100a"], (10, 3), False),
+        (["90a+PTX"], (9, 0), True),
+        (["90a+PTX"], (9, 1), False),
+        (["90a+PTX"], (12, 0), False),
+        (["100f"], (10, 3), True),
+        (["100f+PTX"], (10, 3), True),
+        (["100f+PTX"], (12, 0), False),
         (["80", "90+PTX"], (12, 0), True),
         (["120+PTX"], (10, 0), False),
         ([], (9, 0), False),
@@ -176,6 +193,44 @@ except ImportError as error:
 """
     expected = f"MULTIKV_PLATFORM={name}: libmultikv_{name}.so cannot be loaded: not built"
     assert output_of(code, MULTIKV_PLATFORM=name) == expected
+
+
+def test_a_source_tree_that_shadows_an_installed_package(tmp_path):
+    """A program that starts in a clone imports the clone, which has no libraries, and not what pip has installed."""
+    package, clone, installed = Path(platforms.__file__).parent, tmp_path / "clone", tmp_path / "installed"
+    shutil.copytree(package, clone / "multikv", ignore=shutil.ignore_patterns("__pycache__", "lib"))
+    others = shutil.ignore_patterns("__pycache__", "*_cuda.*", "*_rocm.*")
+    code = f"""
+import sys
+sys.path[:0] = [{str(clone)!r}, {str(installed)!r}]
+sys.path = [path for path in sys.path if path not in ("", {str(ROOT)!r})]
+sys.meta_path = [finder for finder in sys.meta_path if not finder.__module__.startswith("__editable__")]
+try:
+    import multikv
+except ImportError as error:
+    print(error)
+"""
+    not_built = "multikv: libmultikv_cpu.so cannot be loaded: not built"
+    assert output_of(code) == not_built
+    shutil.copytree(package, installed / "multikv", ignore=others)
+    assert output_of(code) == (
+        f"{not_built}; the source tree {clone} shadows the installed package {installed / 'multikv'}: "
+        "start Python in another directory, or build the source tree"
+    )
+
+
+def test_an_editable_installation_that_is_shadowed(tmp_path, monkeypatch):
+    """An editable installation by setuptools is found by a finder of its own."""
+    package, clone = Path(platforms.__file__).parent, tmp_path / "clone" / "multikv"
+    finder = SimpleNamespace(
+        __module__="__editable___multikv_1_finder",
+        find_spec=lambda name, path: ModuleSpec(name, None, origin=str(package / "__init__.py")),
+    )
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", [finder])
+    assert libraries.built_package_behind(clone) == package
+    monkeypatch.setattr(sys, "meta_path", [])
+    assert libraries.built_package_behind(clone) is None
 
 
 def test_two_copies_in_one_process(tmp_path):

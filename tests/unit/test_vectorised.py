@@ -13,7 +13,7 @@ from tests.support import vectorised
 from tests.support.arguments import copy_of
 from tests.support.calls import CALLS
 from tests.support.comparison import assert_same_bytes
-from tests.support.parameters import FLOATS, FORMATS, FP8_FORMATS
+from tests.support.parameters import FLOATS, FORMATS, FP8_FORMATS, INDEX_DTYPES
 from tests.support.tensors import random_bytes
 
 # Calls whose contents and shapes are drawn anew, beside those of the tables: op -> options that are drawn.
@@ -28,9 +28,25 @@ DRAWN = {
         "latent_size": (32,),
     },
     "gather_and_maybe_dequant_cache": {"dtype": FLOATS, "format": FORMATS, "starts": (None, (1, 60, 17, 3))},
+    "gather_kv_cache": {
+        "dtype": FLOATS,
+        "format": FORMATS,
+        "per_head": (False, True),
+        "packed": (False, True),
+        "value_x": (None, 4),
+        "nans": (True,),
+    },
     "cp_gather_cache": {"dtype": FLOATS, "entry": ((), (3,), (2, 5)), "spare_columns": (-2, 1)},
     "cp_gather_and_upconvert_fp8_kv_cache": {"host_rows": (None, 0, 50), "dtype": (torch.uint8, torch.float8_e4m3fn)},
     "indexer_k_quant_and_cache": {"dtype": FLOATS, "format": ("auto", "ue8m0", "mxfp8"), "quant_block_size": (8, 32)},
+    "compute_slot_mapping": {
+        "table_rows": (None, (4, 2, -1, 0, 1)),
+        "cp_world": (1, 3),
+        "cp_interleave": (1, 8),
+        "shuffled": (False, True),
+        "share_of_negatives": (0.0, 0.3),
+        "slot_dtype": INDEX_DTYPES,
+    },
 }
 
 
@@ -85,8 +101,8 @@ def test_drawn_calls(op):
         if (slots := call.get("slot_mapping")) is not None:
             _spoil(slots, seed)
         nan_outputs = [name for name, x in call.items() if isinstance(x, torch.Tensor) and x.dtype in FLOATS]
-        for e4m3_of_bytes in ("e4m3fn", "e4m3fnuz") if op != "cp_gather_cache" else ({},):
-            extra = {"e4m3_of_bytes": e4m3_of_bytes} if e4m3_of_bytes else {}
+        has_option = "e4m3_of_bytes" in inspect.signature(getattr(reference, op)).parameters
+        for extra in [{"e4m3_of_bytes": name} for name in ("e4m3fn", "e4m3fnuz")] if has_option else [{}]:
             assert_equal(op, call, nan_outputs if "gather" in op else (), **extra)
 
 

@@ -78,7 +78,7 @@ void run<kIsa>(const ConvertFp8Params& p, int64_t begin, int64_t end, Stores sto
   } else {
     const Dequantise dequantise = dequantise_for(p.element, p.dtype);
     convert_elements(p, begin, end, stores, [&](char* to, const char* from, int64_t count, Stores stores) {
-      dequantise(to, from, count, p.scale, stores, nullptr);
+      dequantise(to, from, {.count = count}, p.scale, stores);
     });
   }
 }

@@ -1,5 +1,5 @@
 #include "cpu/isa/cache/byte_rows.h"
-#include "cpu/isa/cache/gather_runs.h"
+#include "cpu/isa/cache/gather_heads.h"
 #include "cpu/isa/cache/strided.h"
 #include "cpu/isa/codec/dequantise.h"
 #include "params/gather_params.h"
@@ -12,26 +12,6 @@ void copy_entry(const StridedRows& entry, char* to, const char* from, Stores sto
   for (int64_t row = 0; row < entry.num_rows; ++row, offsets.next()) {
     copy(to + offsets.dst(), from + offsets.src(), entry.row_size, stores);
   }
-}
-
-void dequantise_runs(const GatherAndMaybeDequantCacheParams& p, int64_t begin, int64_t end, Stores stores) {
-  const EntryCache& cache = p.gather.cache;
-  const TokenRows& dst = p.gather.dst;
-  const Dequantise dequantise = dequantise_for(p.codec().element, p.dtype);
-  const float scale = *cache.scale;
-  const int64_t elements = p.entry_size;
-  const bool is_dense = cache.stride_slot_bytes == elements && dst.stride_token_bytes == elements * num_bytes(p.dtype);
-  for_each_run(p.gather.sequences, begin, end, [&](const GatherRun& run, const GatherRun* next) {
-    const char* from = cache.entry(run.at);
-    char* to = dst.row(run.row);
-    if (is_dense) {
-      dequantise(to, from, run.count * elements, scale, stores, next ? cache.entry(next->at) : nullptr);
-      return;
-    }
-    for (int64_t i = 0; i < run.count; ++i) {
-      dequantise(to + i * dst.stride_token_bytes, from + i * cache.stride_slot_bytes, elements, scale, stores, nullptr);
-    }
-  });
 }
 
 // Converts one fp8_ds_mla entry (core/cache_view.h) to bfloat16.
@@ -102,9 +82,21 @@ void run<kIsa>(const CpGatherCacheParams& p, int64_t begin, int64_t end, Stores 
 
 template <>
 void run<kIsa>(const GatherAndMaybeDequantCacheParams& p, int64_t begin, int64_t end, Stores stores) {
-  if (p.codec().is_float()) return run<kIsa>(p.gather, begin, end, stores);
   [[maybe_unused]] const IeeeSubnormals subnormals;
-  dequantise_runs(p, begin, end, stores);
+  HeadGatherer entries(p.entry, p.dtype, stores);
+  for_each_run(p.sequences, begin, end,
+               [&](const GatherRun& run, const GatherRun* next) { entries.gather(run, next); });
+  finish(stores);
+}
+
+template <>
+void run<kIsa>(const GatherKvCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+  [[maybe_unused]] const IeeeSubnormals subnormals;
+  HeadGatherer keys(p.key, p.dtype, stores), values(p.value, p.dtype, stores);
+  for_each_run(p.sequences, begin, end, [&](const GatherRun& run, const GatherRun* next) {
+    keys.gather(run, next);
+    values.gather(run, next);
+  });
   finish(stores);
 }
 

@@ -24,6 +24,8 @@ class FlashWriter {
                    .stride = cache_.scale_stride_head,
                    .num_scales = cache_.scale_stride_head == 0 ? 1 : p.num_heads,
                    .num_elements = p.slots.num_tokens * p.num_heads * write.head_size}),
+        is_in_token_order_(!is_one_row_ && quantise_ && stores == Stores::kStreaming && cache_.scale_stride_head == 0 &&
+                           (cache_.alignment_bits() | row_elements_).widest(kCacheLine) == kCacheLine),
         stores_(stores) {}
 
   void write(const TokenRun& run) const {
@@ -31,6 +33,10 @@ class FlashWriter {
     char* to = cache_.head(run.at, 0);
     if (is_dense_) {
       write_rows(to, from, {.count = run.count * row_elements_}, 0);
+      return;
+    }
+    if (is_in_token_order_) {
+      write_in_token_order(to, from, run.count);
       return;
     }
     const int64_t tokens_bytes = run.count * source_.stride_token_bytes;
@@ -48,6 +54,20 @@ class FlashWriter {
   }
 
  private:
+  void write_in_token_order(char* to, const char* from, int64_t num_tokens) const {
+    for (int64_t token = 0; token < num_tokens; ++token) {
+      write_rows(to, from,
+                 {.count = row_elements_,
+                  .num_rows = num_rows_,
+                  .to_stride = cache_.stride_head_bytes,
+                  .from_stride = source_.stride_head_bytes,
+                  .ahead = source_.stride_token_bytes},
+                 0);
+      from += source_.stride_token_bytes;
+      to += cache_.stride_slot_bytes;
+    }
+  }
+
   void write_rows(char* to, const char* from, const Matrix& rows, int64_t head) const {
     if (quantise_) {
       quantise_(to, from, rows, *cache_.scale_of(head), stores_);
@@ -65,6 +85,9 @@ class FlashWriter {
   const int64_t num_rows_, row_elements_;
   const bool is_dense_;  // rows of neighbouring tokens are contiguous as well
   const Quantiser quantise_;
+  // The heads of one token are written after another, so that the source is read in order. Each head's codes are whole
+  // cache lines, so that the order of the streaming stores does not matter.
+  const bool is_in_token_order_;
   const Stores stores_;
 };
 

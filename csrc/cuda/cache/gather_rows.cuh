@@ -6,70 +6,16 @@
 #include <concepts>
 
 #include "core/sequences.h"
+#include "cuda/cache/find_sequence.cuh"
 #include "cuda/core/divide.cuh"
 #include "cuda/core/grid.h"
-#include "cuda/core/indices.cuh"
 #include "cuda/core/pack.cuh"
 #include "cuda/launch.h"
 
 namespace multikv::gpu {
 
-__device__ inline int popcount(uint32_t mask) { return static_cast<int>(__popc(mask)); }
-
-// The sequence of a token (a row of the output), and the output row with which the sequence begins. `sequence` is -1
-// for a token before all sequences, and at least num_sequences for a token after all of them.
-struct SequenceStart {
-  int64_t sequence, begin;
-};
-
-// Finds a window: 32 neighbouring bounds (elements of cu_seq_lens) that include the last bound at or before token
-// `first`. Returns the index of the window's lowest bound. Each step of the search probes 32 bounds, one by each lane.
-// All lanes of the warp must call.
-__device__ __forceinline__ int64_t find_window(const Sequences& sequences, int64_t first, int lane) {
-  int64_t low = 0, high = sequences.num_bounds;
-  while (high - low > 31) {
-    const int64_t step = (high - low + 31) / 32;
-    const int64_t probe = low + (lane + 1) * step - 1;
-    low += popcount(ballot(probe < high && PrefetchedIndex(sequences.cu_seq_lens, probe).value() <= first)) * step;
-    high = low + step - 1 < high ? low + step - 1 : high;
-  }
-  return low > 0 ? low - 1 : 0;
-}
-
-// Finds the sequence of a token by a binary search of the bounds from index `next` on. All earlier bounds must be at
-// most `token`.
-__device__ __forceinline__ SequenceStart search_from(const Sequences& sequences, int64_t next, int64_t token) {
-  int64_t end = sequences.num_bounds;
-  while (next < end) {
-    const int64_t middle = (next + end) / 2;
-    if (PrefetchedIndex(sequences.cu_seq_lens, middle).value() <= token) next = middle + 1;
-    else end = middle;
-  }
-  return {next - 1, PrefetchedIndex(sequences.cu_seq_lens, next - 1).value()};
-}
-
-// Finds, for each lane of a warp, the last sequence that begins at or before the lane's token, `first` + lane. All
-// lanes must call.
-__device__ inline SequenceStart sequence_of(const Sequences& sequences, int64_t first, int num_tokens, int lane) {
-  const int64_t window = find_window(sequences, first, lane);
-  const bool is_bound = window + lane < sequences.num_bounds;
-  const int64_t bound = is_bound ? PrefetchedIndex(sequences.cu_seq_lens, window + lane).value() : 0;
-
-  const int64_t token = first + lane;
-  int count = popcount(ballot(is_bound && bound <= first));
-  if (count != popcount(ballot(is_bound && bound < first + num_tokens))) {  // the tokens belong to several sequences
-    // Each lane counts the window's bounds at or before its token by a binary search. The steps add up to 32.
-    count = 0;
-#pragma unroll
-    for (const int step : {16, 8, 4, 2, 1, 1}) {
-      const int next = count + step - 1;
-      if (shuffle(bound, next) <= token && window + next < sequences.num_bounds) count += step;
-    }
-  }
-  const int64_t begin = shuffle(bound, count > 0 ? count - 1 : 0);
-  // If all 32 bounds of the window are at or before the token, later bounds may be as well.
-  if (count == 32) return search_from(sequences, window + 32, token);
-  return {window + count - 1, begin};
+__device__ inline SequenceBounds bounds_of(const Sequences& sequences) {
+  return {sequences.cu_seq_lens, sequences.num_bounds};
 }
 
 // A block id that is loaded speculatively: before it is known that the token belongs to the only sequence.
@@ -107,15 +53,15 @@ __device__ __forceinline__ BlockOffset find_position(const Sequences& sequences,
   return {id, static_cast<int64_t>(position - column * sequences.blocks.block_size.value)};
 }
 
-// Finds the slot of each lane's token, `first` + lane. Its block is -1 if there is none, or if the lane is not one of
-// the first num_tokens. All lanes of the warp must call.
-__device__ inline BlockOffset look_up(const Sequences& sequences, int64_t first, int num_tokens, int lane) {
+// Finds the slot of each lane's token. Its block is -1 if there is none, or if the lane's index is tokens.count or
+// above. All lanes of the warp must call.
+__device__ inline BlockOffset look_up(const Sequences& sequences, const WarpTokens& tokens, int lane) {
   constexpr BlockOffset kNone = {-1, 0};
-  const int64_t token = first + lane;
+  const int64_t token = tokens.first + tokens.index;
   SpeculativeBlock speculative;
   const auto [sequence, begin] = sequences.num_sequences == 1 ? only_sequence_of(sequences, token, speculative)
-                                                              : sequence_of(sequences, first, num_tokens, lane);
-  if (lane >= num_tokens || sequence < 0 || sequence >= sequences.num_sequences) return kNone;
+                                                              : sequence_of(bounds_of(sequences), tokens, lane);
+  if (tokens.index >= tokens.count || sequence < 0 || sequence >= sequences.num_sequences) return kNone;
   if (begin < 0 || begin > token) return kNone;
   const int64_t start = sequences.seq_starts.is_given() ? PrefetchedIndex(sequences.seq_starts, sequence).value() : 0;
   if (start < 0) return kNone;
@@ -126,32 +72,99 @@ __device__ inline BlockOffset look_up(const Sequences& sequences, int64_t first,
 // What a gather moves for each token: an entry of the cache. An entry consists of vectors, and possibly of a rest that
 // is not moved as vectors.
 template <class Entry>
-concept GatherEntry = requires(const Entry& entry, BlockOffset at, typename Entry::Pointer from, int64_t i,
-                               const typename Entry::Value& value, const typename Entry::Rest& rest) {
-  // The bytes of a vector: the larger of its sizes in the cache and in the output.
-  { Entry::kVectorBytes } -> std::same_as<const int&>;
-  // The minimum number of resident thread blocks per multiprocessor, for __launch_bounds__.
-  { Entry::kBlocks } -> std::same_as<const int&>;
-  { entry.sequences() } -> std::same_as<const Sequences&>;
-  // The number of vectors in an entry.
-  { entry.vectors() } -> std::same_as<int64_t>;
-  // Returns where the entry of a slot lies. A Pointer that converts to false means that there is no entry; its token is
-  // skipped.
-  { entry.find(at) } -> std::same_as<typename Entry::Pointer>;
-  static_cast<bool>(from);
-  // Reads vector i.
-  { entry.read(from, i) } -> std::same_as<typename Entry::Value>;
-  // Writes a vector: write(token, vector, value).
-  entry.write(i, i, value);
-  // Read and write the rest of an entry. One thread moves the whole rest.
-  { entry.read_rest(from) } -> std::same_as<typename Entry::Rest>;
-  entry.write_rest(i, from, rest);
+concept GatherEntry =
+    requires(const Entry& entry, BlockOffset at, typename Entry::Pointer from, int64_t i,
+             const typename Entry::Place& place, const typename Entry::Value& value, const typename Entry::Rest& rest) {
+      // The bytes of a vector: the larger of its sizes in the cache and in the output.
+      { Entry::kVectorBytes } -> std::same_as<const int&>;
+      // The minimum number of resident thread blocks per multiprocessor, for __launch_bounds__.
+      { Entry::kBlocks } -> std::same_as<const int&>;
+      { entry.sequences() } -> std::same_as<const Sequences&>;
+      // The number of vectors in an entry.
+      { entry.vectors() } -> std::same_as<int64_t>;
+      // Returns where the entry of a slot lies. A Pointer that converts to false means that there is no entry; its
+      // token is skipped.
+      { entry.find(at) } -> std::same_as<typename Entry::Pointer>;
+      static_cast<bool>(from);
+      // Returns the place of vector i: what a thread computes only once, to move this vector of several tokens. An i of
+      // vectors() or above gives a place that is not used.
+      { entry.place(i) } -> std::same_as<typename Entry::Place>;
+      // Reads the vector at a place.
+      { entry.read(from, place) } -> std::same_as<typename Entry::Value>;
+      // Writes a vector: write(token, place, value).
+      entry.write(i, place, value);
+      // Read and write the rest of an entry. One thread moves the whole rest.
+      { entry.read_rest(from) } -> std::same_as<typename Entry::Rest>;
+      entry.write_rest(i, from, rest);
+    };
+
+// What a GatherEntry inherits whose places are indices of vectors.
+struct IndexedVectors {
+  using Place = int64_t;
+  __host__ __device__ static int64_t place(int64_t vector) { return vector; }
 };
+
+// What a GatherEntry inherits if it consists of vectors alone.
+struct NoRest : IndexedVectors {
+  static constexpr int kBlocks = 10;
+  using Pointer = const char*;
+  struct Rest {};
+  template <class From>
+  __device__ static Rest read_rest(const From&) {
+    return {};
+  }
+  template <class From>
+  __device__ static void write_rest(int64_t, const From&, Rest) {}
+};
+
+// Gathers few tokens by the shortest chain of loads: bounds, block table, entry. There is no shared memory and no
+// barrier: each warp looks up its own tokens, and each lane moves one vector.
+//
+//   threadIdx  x: vectors (2^lane_bits neighbouring lanes move vectors of one token), then tokens
+//   blockIdx   x: tokens   y: parts of 2^lane_bits vectors
+template <class Entry>
+__global__ void __launch_bounds__(kThreads) gather_few_kernel(const MULTIKV_GRID_CONSTANT Entry entry, int lane_bits) {
+  static_assert(GatherEntry<Entry>);
+  const int lane = threadIdx.x % 32;
+  const int64_t thread = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  const int64_t token = thread >> lane_bits, first = (thread - lane) >> lane_bits;
+  const int64_t remaining = entry.sequences().num_tokens - first;
+  if (remaining <= 0) return;
+  const int count = static_cast<int>(remaining < (32 >> lane_bits) ? remaining : 32 >> lane_bits);
+  const BlockOffset at = look_up(entry.sequences(), WarpTokens{first, count, lane >> lane_bits}, lane);
+  if (at.block < 0) return;
+  const auto from = entry.find(at);
+  if (!from) return;
+  const int64_t vector = static_cast<int64_t>(blockIdx.y << lane_bits) + (lane & ((1 << lane_bits) - 1));
+  const bool has_rest = vector == 0, has_vector = vector < entry.vectors();
+  typename Entry::Rest rest{};
+  if (has_rest) rest = entry.read_rest(from);
+  if (has_vector) {
+    const auto place = entry.place(vector);
+    entry.write(token, place, entry.read(from, place));
+  }
+  if (has_rest) entry.write_rest(token, from, rest);
+}
+
+// Launches gather_few_kernel and returns true if the tokens are few: if all warps are resident at once.
+template <class Entry>
+bool launch_few(const Entry& entry, const Context& context) {
+  constexpr int64_t kMaxWarps = 32;  // per multiprocessor
+  const int64_t vectors = entry.vectors();
+  int lane_bits = 0;
+  while ((1 << lane_bits) < vectors && lane_bits < 5) ++lane_bits;
+  const int64_t parts = std::max<int64_t>(ceil_div<int64_t>(vectors, 1 << lane_bits), 1);
+  const int64_t threads = entry.sequences().num_tokens << lane_bits;
+  if (ceil_div<int64_t>(threads, 32) > kMaxWarps * context.num_multiprocessors / parts) return false;
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(threads, kThreads)), static_cast<unsigned>(parts));
+  gather_few_kernel<<<grid, kThreads, 0, context.stream>>>(entry, lane_bits);
+  return true;
+}
 
 constexpr int kMaxChunk = 128;             // the most tokens of a thread block
 constexpr int64_t kChunkBytes = 9 * 1024;  // a chunk of so many bytes amortises its look-ups
 
-// A thread block gathers `chunk` tokens.
+// A thread block gathers one part of the entries of `chunk` tokens.
 //
 //   threadIdx  x: vectors            z: tokens
 //   blockIdx   x: chunks of tokens   y: parts of blockDim.x vectors, from part first_part on
@@ -172,16 +185,17 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
   Pointer own_entry{};
   if (begin < num_tokens) {
     const int count = num_tokens - begin < 32 ? num_tokens - begin : 32;
-    const BlockOffset at = look_up(entry.sequences(), first + begin, count, thread % 32);
+    const BlockOffset at = look_up(entry.sequences(), WarpTokens{first + begin, count, thread % 32}, thread % 32);
     if (at.block >= 0) own_entry = entry.find(at);
     entries[thread] = own_entry;
   }
+  const int64_t vector = (first_part + blockIdx.y) * blockDim.x + threadIdx.x;
+  const typename Entry::Place place = entry.place(vector);
   __syncthreads();
 
   const bool has_rest = own_entry && first_part + blockIdx.y == 0;
   typename Entry::Rest own_rest{};
   if (has_rest) own_rest = entry.read_rest(own_entry);
-  const int64_t vector = (first_part + blockIdx.y) * blockDim.x + threadIdx.x;
   const int step = static_cast<int>(blockDim.z), end = vector < entry.vectors() ? num_tokens : 0;
   for (int next = threadIdx.z; next < end; next += kUnroll * step) {
     typename Entry::Value values[kUnroll];
@@ -191,11 +205,11 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
       const int token = next + i * step;
       const Pointer from = token < num_tokens ? entries[token] : Pointer{};
       is_found[i] = static_cast<bool>(from);
-      if (is_found[i]) values[i] = entry.read(from, vector);
+      if (is_found[i]) values[i] = entry.read(from, place);
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      if (is_found[i]) entry.write(first + next + i * step, vector, values[i]);
+      if (is_found[i]) entry.write(first + next + i * step, place, values[i]);
     }
   }
   if (has_rest) entry.write_rest(first + thread, own_entry, own_rest);
@@ -203,12 +217,14 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kMaxThreads, Entry::kBlocks)
 
 template <class Entry>
 cudaError_t launch_gather(const Entry& entry, const Context& context) {
+  if (launch_few(entry, context)) return cudaGetLastError();
   const int64_t num_tokens = entry.sequences().num_tokens;
   const int64_t vectors = std::max<int64_t>(entry.vectors(), 1);
   // `spread` tokens a chunk give each multiprocessor about 8 thread blocks. `enough` tokens a chunk amortise the
-  // look-ups. The chunk is the smaller of the two.
+  // look-ups, which the thread blocks of each part of an entry repeat. The chunk is the smaller of the two.
+  const int64_t part_bytes = block_shape(vectors, 1, 1).threads.x * int64_t{Entry::kVectorBytes};
   const int64_t spread = ceil_div<int64_t>(num_tokens, 8 * context.num_multiprocessors);
-  const int64_t enough = std::clamp<int64_t>(kChunkBytes / (vectors * Entry::kVectorBytes), 1, kMaxChunk);
+  const int64_t enough = std::clamp<int64_t>(kChunkBytes / part_bytes, 1, kMaxChunk);
   int64_t chunk = std::min(spread, enough);
   BlockShape shape = block_shape(vectors, 1, chunk);
   // Rounds the chunk to a multiple of blockDim.z, so that all threads have the same number of tokens: down from

@@ -19,8 +19,9 @@ __device__ inline int64_t divide_index(int64_t x, const Divisor& divisor) {
 //   token    0 0 0 0   1 1 1 1   ...    7  7  7  7
 //   vector   0 1 2 3   0 1 2 3   ...    0  1  2  3
 //
-// Four lanes read contiguous vectors of a token, because memory is read in sectors of at least 32 bytes. The 8 lanes
-// with the same vector number write to contiguous memory of the cache if the slots of the 8 tokens are neighbours.
+// Four lanes read contiguous vectors of a token, because memory is read in sectors of at least 32 bytes. If the slots
+// of the 8 tokens are neighbours in a block, the groups that hold the same elements of the 8 keys are contiguous in the
+// cache. If a vector fills a group, the 8 lanes with the same vector number write 8 contiguous groups.
 template <VectorMove Move, int kElementBytes, int kTokens>
 __device__ inline void write_packed_keys(const ReshapeAndCacheParams& p, int64_t head, int64_t first) {
   constexpr int kNearVectors = 4, kVectorThreads = 16, kStep = kThreads / kVectorThreads, kUnroll = kTokens / kStep;

@@ -1,7 +1,7 @@
 // Writes values to the packed layout: [blocks, heads, block_size / vector_size, head_size, vector_size].
 //
-// The dimensions of a token are contiguous in the source, and the tokens of a dimension are contiguous in the cache. So
-// values are transposed in shared memory:
+// In the source, the dimensions of a token are contiguous. In the cache, vector_size tokens of a dimension are
+// contiguous. So values are transposed in shared memory:
 //
 //   source  token 0: d0 d1 d2 ...       cache  d0: token 0, token 1, ...
 //           token 1: d0 d1 d2 ...              d1: token 0, token 1, ...

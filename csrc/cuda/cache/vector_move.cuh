@@ -59,7 +59,7 @@ struct Quantise {
   __device__ static Scale scale(const float* scale) { return scale == nullptr ? 1.0f : *scale; }
   __device__ Quantise(Scale scale, Element element) : quotient(scale), element(element) {}
   __device__ Pack<kElements> operator()(const Source& source) const {
-    return quantise<kDtype, kElements>(source.words, element, [&](float x) { return divide<kDtype>(quotient, x); });
+    return quantise<kDtype, kElements>(source.words, element, [&](float x) { return divide(quotient, x); });
   }
 };
 static_assert(VectorMove<Quantise<Float::kFloat16, 8>>);

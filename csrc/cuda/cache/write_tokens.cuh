@@ -9,7 +9,7 @@ namespace multikv::gpu {
 
 constexpr int kMaxTokenStep = 64;  // the largest ChunkPart::token_step; CUDA's limit of blockDim.z
 
-// The addresses of one vector: that of token 0 in the source, and that of slot 0 in the cache.
+// Where one vector of an entry lies: `source` points to the vector of token 0, `cache` to the vector of slot 0.
 struct VectorPointers {
   const char* source;
   char* cache;
@@ -24,8 +24,8 @@ struct TokenDestination {
   Element element;
 };
 
-// One thread's part of a chunk, the tokens that a thread block writes. Token `first_token` exists; later tokens of the
-// chunk may not.
+// One thread's part of a chunk. A chunk consists of the tokens that one thread block writes. Token `first_token` of the
+// chunk exists; later tokens of the chunk may not.
 //
 //   tokens   first_token + token + k * token_step, for k < kUnroll
 //   vectors  vector + k * vector_step, as far as they are below num_vectors

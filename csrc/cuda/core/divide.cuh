@@ -16,6 +16,21 @@ __device__ inline uint64_t quotient_of(uint64_t x, const Divisor& divisor) {
   return estimate + (low - estimate * value >= value);
 }
 
+// A divisor below 2^32, for dividends below 2^32.
+struct Divisor32 {
+  uint32_t value;
+  uint32_t reciprocal;  // floor((2^32 - 1) / value)
+
+  static constexpr Divisor32 of(int64_t value) {
+    const auto narrow = static_cast<uint32_t>(value);
+    return {narrow, ~uint32_t{0} / narrow};
+  }
+  __device__ uint32_t divide(uint32_t x) const {
+    const uint32_t estimate = high_product(x, reciprocal);
+    return estimate + (x - estimate * value >= value);
+  }
+};
+
 // A divisor below 2^16, for dividends below 2^16.
 struct SmallDivisor {
   int value;

@@ -40,12 +40,9 @@ __device__ inline Pack<kCount> encode_with(Value value, Encode encode) {
   return out;
 }
 
-// Returns x divided by the scale that `quotient` was constructed from. kDtype is the type that x was converted from: a
-// 16-bit type needs one step of Quotient::divide(), float32 two.
-template <Float kDtype>
+// Returns x divided by the scale that `quotient` was constructed from.
 __device__ inline float divide(const Quotient& quotient, float x) {
-  constexpr int kSteps = kDtype == Float::kFloat32 ? 2 : 1;
-  return quotient.divide<kSteps>(x, [](float a, float b, float c) { return fmaf(a, b, c); });
+  return quotient.divide(x, [](float a, float b, float c) { return fmaf(a, b, c); });
 }
 
 // Encodes kCount elements of type kDtype as fp8, after by_scale(x) has divided each by its scale.

@@ -20,8 +20,8 @@ constexpr int kThreads = 128;
 constexpr int kMaxThreads = kThreads * 3 / 2;
 
 // The shape of a thread block: threadIdx.x runs over the vectors of a row, y over the rows of a token, z over tokens.
-// Threads loop over the vectors that exceed blockDim.x. The rows of a token are divided among `row_blocks` thread
-// blocks, at most blockDim.y rows each.
+// If a row has more than blockDim.x vectors, threads loop over them (in a gather, the grid covers them instead). The
+// rows of a token are divided among `row_blocks` thread blocks, at most blockDim.y rows each.
 struct BlockShape {
   dim3 threads;
   int64_t row_blocks;

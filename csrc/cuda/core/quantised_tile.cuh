@@ -87,7 +87,7 @@ __device__ inline void quantise_tile(const char* source, int64_t size, GroupLane
     // 254 - (127 + e), and 0x7f000000 is 254 in the exponent field.
     write([factor = __uint_as_float(0x7f000000u - __float_as_uint(scale))](float x) { return x * factor; });
   } else {
-    write([quotient = Quotient(scale)](float x) { return divide<kDtype>(quotient, x); });
+    write([quotient = Quotient(scale)](float x) { return divide(quotient, x); });
   }
 }
 

@@ -1,4 +1,5 @@
-#include "cuda/cache/gather_rows.cuh"
+#include "cuda/cache/gather_heads.cuh"
+#include "cuda/cache/gather_packed.cuh"
 #include "cuda/cache/slots.cuh"
 #include "cuda/core/fp8_convert.cuh"
 #include "params/gather_params.h"
@@ -6,16 +7,7 @@
 namespace multikv::gpu {
 namespace {
 
-// What a GatherEntry inherits if it consists of vectors alone.
-struct NoRest {
-  static constexpr int kBlocks = 10;
-  using Pointer = const char*;
-  struct Rest {};
-  __device__ static Rest read_rest(Pointer) { return {}; }
-  __device__ static void write_rest(int64_t, Pointer, Rest) {}
-};
-
-// What the gathers from an EntryCache to the rows of one tensor share.
+// What the copies from an EntryCache to the rows of one tensor share.
 struct EntryGather : NoRest {
   EntryCache cache;
   TokenRows dst;
@@ -71,25 +63,6 @@ struct CopyRows : EntryGather {
       row /= rows.size[d];
     }
     return bytes + row * strides[rows.num_dims - 1];
-  }
-};
-
-// Dequantises entries that are contiguous in the cache and in the output, kElements codes at a time.
-template <Float kDtype, int kElements>
-struct DequantiseDense : EntryGather {
-  static constexpr int kVectorBytes = kElements * static_cast<int>(num_bytes(kDtype));
-  struct Value {
-    Pack<kElements> codes;
-    float scale;
-  };
-
-  explicit DequantiseDense(const GatherAndMaybeDequantCacheParams& p) : EntryGather(p.gather, kElements) {}
-  __device__ Value read(Pointer from, int64_t vector) const {
-    return {Pack<kElements>::template read<true>(from + vector * kElements), *cache.scale};
-  }
-  __device__ void write(int64_t token, int64_t vector, const Value& value) const {
-    dequantise<kDtype, kElements>(value.codes.words, value.scale, cache.codec.element)
-        .template write<true>(dst.row(token) + vector * kVectorBytes);
   }
 };
 
@@ -169,15 +142,6 @@ AlignmentBits alignment_bits(const CpGatherCacheParams& p) {
          p.entry.dst_alignment_bits();
 }
 
-template <Float kDtype>
-cudaError_t launch_dequantise(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
-  constexpr int kElements = 8;
-  const AlignmentBits src = p.gather.cache.alignment_bits() | p.gather.entry.row_size;
-  const bool is_wide = p.gather.dst.alignment_bits().widest(16) == 16 && src.widest(kElements) == kElements;
-  return is_wide ? launch_gather(DequantiseDense<kDtype, kElements>(p), context)
-                 : launch_gather(DequantiseDense<kDtype, 1>(p), context);
-}
-
 }  // namespace
 
 template <>
@@ -196,8 +160,15 @@ cudaError_t launch(const CpGatherCacheParams& p, const Context& context) {
 
 template <>
 cudaError_t launch(const GatherAndMaybeDequantCacheParams& p, const Context& context) {
-  if (p.codec().is_float()) return launch(p.gather, context);
-  return with_dtype(p.dtype, [&]<Float kDtype>() { return launch_dequantise<kDtype>(p, context); });
+  return launch_heads(p.codec(), p.dtype, p.sequences, context, p.entry);
+}
+
+template <>
+cudaError_t launch(const GatherKvCacheParams& p, const Context& context) {
+  if (p.value.packs_slots) return launch_packed(p, context);
+  if (p.key.num_elements() == 0) return launch_heads(p.codec(), p.dtype, p.sequences, context, p.value);
+  if (p.value.num_elements() == 0) return launch_heads(p.codec(), p.dtype, p.sequences, context, p.key);
+  return launch_heads(p.codec(), p.dtype, p.sequences, context, p.key, p.value);
 }
 
 template <>

@@ -63,7 +63,7 @@ void launch_quantise(const IndexerKQuantAndCacheParams& p, const Context& contex
 
 // An entry of the indexer's cache, as a gather moves it: the codes are the vectors, the scales are the rest.
 template <int kWidth>
-struct IndexerEntry {
+struct IndexerEntry : IndexedVectors {
   static constexpr int kVectorBytes = kWidth, kBlocks = 8;
   struct Pointer {
     const char *codes, *scales;
@@ -103,7 +103,7 @@ cudaError_t launch(const IndexerKQuantAndCacheParams& p, const Context& context)
 template <>
 cudaError_t launch(const CpGatherIndexerKQuantCacheParams& p, const Context& context) {
   const bool is_wide = (p.cache.code_alignment_bits() | p.dst_k.alignment_bits()).widest(16) == 16;
-  return is_wide ? launch_gather(IndexerEntry<16>{p}, context) : launch_gather(IndexerEntry<1>{p}, context);
+  return is_wide ? launch_gather(IndexerEntry<16>{{}, p}, context) : launch_gather(IndexerEntry<1>{{}, p}, context);
 }
 
 }  // namespace multikv::gpu

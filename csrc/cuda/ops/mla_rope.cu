@@ -1,15 +1,20 @@
 #include "cuda/cache/mla_entry.cuh"
+#include "cuda/core/rope_angles.cuh"
 #include "params/mla_rope_params.h"
 
 namespace multikv::gpu {
 namespace {
 
-constexpr int kQueryHeads = 2;    // the number of query heads that a thread rotates
-constexpr int kLatentTokens = 8;  // the number of tokens of a thread block that writes latent vectors
+constexpr int kQueryHeads = 2;  // the number of query heads that a thread rotates
+
+// The threads of a thread block that write the vectors of one latent vector, and the tokens that a thread block writes
+// at a time.
+constexpr int kLatentThreads = 64, kLatentStep = kThreads / kLatentThreads;
 
 // The thread blocks that rotate queries, or those that rotate keys. A row is kQueryHeads query heads of a token, or the
 // token's key. Each row has `row_threads` threads, which loop over the pairs. In each step, a thread rotates kPairs
-// pairs: the elements of two vectors. A thread block has `rows` rows of each of `tokens` tokens:
+// pairs of each head of the row, or of the key: the elements of two vectors. A thread block has `rows` rows of each of
+// `tokens` tokens:
 //
 //   threadIdx.x = (token * rows + row) * row_threads + thread of the row
 //   block       = chunk of tokens * row_blocks + row block
@@ -28,12 +33,16 @@ struct RotatingBlocks {
   }
 };
 
-// The thread blocks of the grid, which are of three kinds:
+// The thread blocks of the grid, which are of three kinds. Those with the longest chain of dependent instructions come
+// first.
 //
-//   blockIdx.x  | rotate queries | rotate keys, and write them to the cache | write latent vectors to the cache |
+//   blockIdx.x  | write latent vectors to the cache | rotate keys, and write them to the cache | rotate queries |
 struct RopeShape {
-  RotatingBlocks queries, keys;
+  int64_t num_latent_blocks;
+  int latent_unroll;  // the number of tokens whose latent vectors a thread has in flight: 1 or kLatentUnroll
+  RotatingBlocks keys, queries;
 };
+constexpr int kLatentUnroll = 4;
 
 // Rotates kPairs pairs (x, y) of a head: x' = x * cos - y * sin, y' = y * cos + x * sin. As in eager PyTorch, each
 // product is rounded to the table's dtype and the sum to the input's; a 16-bit table has the input's dtype.
@@ -85,27 +94,6 @@ __device__ inline void write_key(const ConcatAndCacheMlaParams& p, char* entry, 
     const Quantise<kDtype, kElements> quantise(scale, p.codec().element);
     quantise(value).template write<true>(entry + p.latent_size + at);
   }
-}
-
-// The cosines and sines of kPairs neighbouring pairs.
-template <int kPairs>
-struct Angles {
-  float cosines[kPairs], sines[kPairs];
-};
-
-// Reads the cosines and sines of the pairs i, i + 1, ... from a row of the table, which has `half` of each.
-template <Float kTable, int kPairs>
-__device__ __forceinline__ Angles<kPairs> read_angles(const char* row, int64_t half, int64_t i) {
-  constexpr int64_t kTableBytes = num_bytes(kTable);
-  using Table = FloatPack<kTable, kPairs>;
-  const Table cosines = Table::read(row + i * kTableBytes), sines = Table::read(row + (half + i) * kTableBytes);
-  Angles<kPairs> angles;
-#pragma unroll
-  for (int k = 0; k < kPairs; ++k) {
-    angles.cosines[k] = element<kTable>(cosines.words, k);
-    angles.sines[k] = element<kTable>(sines.words, k);
-  }
-  return angles;
 }
 
 // The kNumHeads heads of a token that a thread rotates: first_head + k * head_step for k < kNumHeads, as far as they
@@ -191,18 +179,19 @@ struct SlotIfPosition {
 };
 
 // Writes the latent vectors of the tokens of a thread block.
-template <Float kDtype, bool kWide>
+template <Float kDtype, bool kWide, int kUnroll>
 __device__ inline void write_latent(const ConcatAndCacheMlaRopeFusedParams& p, int64_t block) {
   constexpr int kElementBytes = num_bytes(kDtype);
   const ConcatAndCacheMlaParams& write = p.write;
   const auto index_of = [&](int64_t token) -> SlotIfPosition {
     return {{p.positions, token}, {write.slots.mapping, token}, p.num_positions};
   };
-  const int64_t first = block * kLatentTokens;
+  constexpr int64_t kTokens = kUnroll * kLatentStep;
+  const int64_t first = block * kTokens;
   if (write.is_ds_mla()) {
     if constexpr (kDtype != Float::kFloat32) {
       constexpr int64_t kWarps = kThreads / 32;
-      for (int64_t token = first + threadIdx.x / 32; token < first + kLatentTokens; token += kWarps) {
+      for (int64_t token = first + threadIdx.x / 32; token < first + kTokens; token += kWarps) {
         const bool is_token = token < write.slots.num_tokens;
         const SlotIfPosition slot = index_of(is_token ? token : 0);
         write_ds_mla_latent<kDtype, kWide, true>(
@@ -211,13 +200,12 @@ __device__ inline void write_latent(const ConcatAndCacheMlaRopeFusedParams& p, i
     }
     return;
   }
-  constexpr int kVectorThreads = 64, kStep = kThreads / kVectorThreads, kUnroll = kLatentTokens / kStep;
   const ChunkPart part = {
       .first_token = first,
-      .token = static_cast<int>(threadIdx.x / kVectorThreads),
-      .token_step = kStep,
-      .vector = threadIdx.x % kVectorThreads,
-      .vector_step = kVectorThreads,
+      .token = static_cast<int>(threadIdx.x / kLatentThreads),
+      .token_step = kLatentStep,
+      .vector = threadIdx.x % kLatentThreads,
+      .vector_step = kLatentThreads,
   };
   if (write.codec().is_float()) {
     write_entries<Copy<kWide ? 16 : kElementBytes>, kUnroll, true>(write, 0, part, index_of);
@@ -228,25 +216,31 @@ __device__ inline void write_latent(const ConcatAndCacheMlaRopeFusedParams& p, i
 
 template <Float kDtype, Float kTable, bool kWide>
 __global__ void __launch_bounds__(kThreads)
-    concat_and_cache_mla_rope_fused_kernel(const MULTIKV_GRID_CONSTANT ConcatAndCacheMlaRopeFusedParams p,
-                                           const RopeShape shape) {
+    concat_and_cache_mla_rope_fused_kernel(const RopeShape shape,
+                                           const MULTIKV_GRID_CONSTANT ConcatAndCacheMlaRopeFusedParams p) {
   constexpr int kPairs = kWide ? 16 / num_bytes(kDtype) : 1;
   int64_t block = blockIdx.x;
-  if (block < shape.queries.num_blocks) return rotate_heads<kDtype, kTable, kPairs, false>(p, shape.queries, block);
-  block -= shape.queries.num_blocks;
-  if (block < shape.keys.num_blocks) return rotate_heads<kDtype, kTable, kPairs, true>(p, shape.keys, block);
-  write_latent<kDtype, kWide>(p, block - shape.keys.num_blocks);
+  if (block < shape.num_latent_blocks) {
+    if (shape.latent_unroll == 1) write_latent<kDtype, kWide, 1>(p, block);
+    else write_latent<kDtype, kWide, kLatentUnroll>(p, block);
+    return;
+  }
+  block -= shape.num_latent_blocks;
+  if (block < shape.keys.num_blocks) rotate_heads<kDtype, kTable, kPairs, true>(p, shape.keys, block);
+  else rotate_heads<kDtype, kTable, kPairs, false>(p, shape.queries, block - shape.keys.num_blocks);
 }
 
 template <Float kDtype, Float kTable, bool kWide>
 void launch_width(const ConcatAndCacheMlaRopeFusedParams& p, const Context& context) {
   constexpr int kPairs = kWide ? 16 / num_bytes(kDtype) : 1;
   const int64_t num_tokens = p.write.slots.num_tokens, vectors = p.write.rope_size / 2 / kPairs;
-  const RopeShape shape = {RotatingBlocks::of(vectors, ceil_div<int64_t>(p.num_heads, kQueryHeads), num_tokens),
-                           RotatingBlocks::of(vectors, 1, num_tokens)};
-  const int64_t latent_blocks = ceil_div<int64_t>(num_tokens, kLatentTokens);
-  const auto blocks = static_cast<unsigned>(shape.queries.num_blocks + shape.keys.num_blocks + latent_blocks);
-  concat_and_cache_mla_rope_fused_kernel<kDtype, kTable, kWide><<<blocks, kThreads, 0, context.stream>>>(p, shape);
+  // With few tokens, all thread blocks are resident at once, and one token for each thread gives the shortest chain.
+  const int unroll = num_tokens <= 4 * context.num_multiprocessors ? 1 : kLatentUnroll;
+  const RopeShape shape = {ceil_div<int64_t>(num_tokens, unroll * kLatentStep), unroll,
+                           RotatingBlocks::of(vectors, 1, num_tokens),
+                           RotatingBlocks::of(vectors, ceil_div<int64_t>(p.num_heads, kQueryHeads), num_tokens)};
+  const auto blocks = static_cast<unsigned>(shape.num_latent_blocks + shape.keys.num_blocks + shape.queries.num_blocks);
+  concat_and_cache_mla_rope_fused_kernel<kDtype, kTable, kWide><<<blocks, kThreads, 0, context.stream>>>(shape, p);
 }
 
 template <Float kDtype, Float kTable>

@@ -12,25 +12,30 @@
 namespace multikv::gpu {
 namespace {
 
-// The ranges of memory in which the addresses of one call lie. There are few ranges, and each is looked up only once.
+// The ranges of memory in which the sources (or the destinations) of one call lie. There are few ranges, and each is
+// looked up in the driver only once.
 class Ranges {
  public:
-  // Returns the range that holds an address, or nullptr if the driver does not know the address.
+  // Returns the range that holds an address, or nullptr if the driver does not know the address. The range is valid
+  // until the next call.
   const Memory* find(const void* address) {
     const auto at = reinterpret_cast<uintptr_t>(address);
-    if (last_ < ranges_.size() && ranges_[last_].begin <= at && at < ranges_[last_].end) return &ranges_[last_];
-    for (last_ = 0; last_ < ranges_.size(); ++last_) {
-      if (ranges_[last_].begin <= at && at < ranges_[last_].end) return &ranges_[last_];
-    }
-    const std::optional<Memory> memory = memory_at(address);
-    if (!memory) return nullptr;
-    ranges_.push_back(*memory);
-    return &ranges_.back();
+    return at - last_.begin < last_.end - last_.begin ? &last_ : find_other(at);
   }
 
  private:
+  const Memory* find_other(uintptr_t at) {
+    for (const Memory& range : ranges_) {
+      if (at - range.begin < range.end - range.begin) return &(last_ = range);
+    }
+    const std::optional<Memory> memory = memory_at(reinterpret_cast<const void*>(at));
+    if (!memory) return nullptr;
+    ranges_.push_back(*memory);
+    return &(last_ = *memory);
+  }
+
+  Memory last_{};  // the range that the last call found
   std::vector<Memory> ranges_;
-  size_t last_ = 0;
 };
 
 // Whether this process can read the byte at an address. process_vm_readv() returns EFAULT for memory that would fault;
@@ -60,7 +65,8 @@ struct CopySide {
   }
 };
 
-ResolvedSide resolve(Ranges& ranges, const CopySide& copy) {
+// Resolves a side that may lie in no range or in several.
+[[gnu::noinline]] ResolvedSide resolve_any(Ranges& ranges, const CopySide& copy) {
   const Memory* memory = ranges.find(copy.begin);
   if (memory == nullptr) {  // the address is of pageable host memory, or invalid
     copy.check_readable(copy.begin);
@@ -79,6 +85,15 @@ ResolvedSide resolve(Ranges& ranges, const CopySide& copy) {
   return side;
 }
 
+ResolvedSide resolve(Ranges& ranges, std::string_view argument, const void* address, int64_t num_bytes) {
+  const Memory* memory = ranges.find(address);
+  const auto begin = reinterpret_cast<uintptr_t>(address);
+  if (memory != nullptr && memory->end - begin >= static_cast<uintptr_t>(num_bytes)) {
+    return {begin + memory->gpu_delta, memory->device};
+  }
+  return resolve_any(ranges, {argument, static_cast<const char*>(address), num_bytes});
+}
+
 }  // namespace
 
 void* gpu_address_of_host(const void* address, int64_t num_bytes, std::optional<Memory>& memory) {
@@ -94,16 +109,16 @@ void* gpu_address_of_host(const void* address, int64_t num_bytes, std::optional<
 }
 
 ResolvedSwapBatch resolve_addresses(const SwapBlocksBatchParams& p) {
-  static thread_local std::vector<ResolvedCopy> resolved;
-  resolved.clear();
-  Ranges ranges;
+  static thread_local std::vector<ResolvedCopy> kept;
+  if (static_cast<int64_t>(kept.size()) < p.num_copies) kept.resize(p.num_copies);
+  ResolvedCopy* const resolved = kept.data();
+  Ranges sources, destinations;
   for (int64_t i = 0; i < p.num_copies; ++i) {
     const SwapCopy& copy = p.copies[i];
-    const ResolvedSide src = resolve(ranges, {"src_ptrs", static_cast<const char*>(copy.src), copy.num_bytes});
-    const ResolvedSide dst = resolve(ranges, {"dst_ptrs", static_cast<const char*>(copy.dst), copy.num_bytes});
-    resolved.push_back({src, dst});
+    resolved[i].src = resolve(sources, "src_ptrs", copy.src, copy.num_bytes);
+    resolved[i].dst = resolve(destinations, "dst_ptrs", copy.dst, copy.num_bytes);
   }
-  return {p, resolved.data()};
+  return {p, resolved};
 }
 
 }  // namespace multikv::gpu

@@ -32,8 +32,10 @@ struct ResolvedSwapBatch {
   const ResolvedCopy* resolved;  // [batch.num_copies]
 };
 
-// Looks up all addresses, and throws if there is no memory at one of them. The result points to data of the calling
-// thread, which the thread's next call overwrites.
+// Looks up all addresses. If the driver knows the memory at the start of a copy, the function throws unless the driver
+// knows all memory of the copy, with one device and one gpu_delta. If the driver does not know the start, the function
+// throws unless the first and the last byte of the copy are readable. The result points to data of the calling thread,
+// which the thread's next call overwrites.
 ResolvedSwapBatch resolve_addresses(const SwapBlocksBatchParams& p);
 
 }  // namespace multikv::gpu

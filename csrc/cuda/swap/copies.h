@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -47,8 +48,10 @@ inline cudaError_t is_capturing(cudaStream_t stream, bool& result) {
   return error;
 }
 
-// Submits copies in batches if the driver has batches and `may_batch` is set, else one by one. A thread may have only
-// one Copies at a time, because the arrays of the batch are thread-local.
+// Submits copies in batches if the driver has batches and `may_batch` is set, else one by one. An engine starts on a
+// batch when all of it is submitted, which takes the host half a microsecond per copy. So the first batch is small, and
+// the next ones, which are submitted while the engine copies, grow. A thread may have only one Copies at a time,
+// because the arrays of the batch are thread-local.
 class Copies {
  public:
   Copies(cudaStream_t stream, int device, bool may_batch, bool is_src_access_order_any = false)
@@ -59,7 +62,9 @@ class Copies {
     dst_[count_] = dst;
     src_[count_] = src;
     sizes_[count_++] = num_bytes;
-    return count_ == kMaxBatch ? submit() : cudaSuccess;
+    if (count_ < batch_size_) return cudaSuccess;
+    batch_size_ = std::min<size_t>(4 * batch_size_, kMaxBatch);
+    return submit();
   }
 
   // Submits the copies that add() has not submitted yet.
@@ -80,7 +85,7 @@ class Copies {
   cudaStream_t stream_;
   int device_;
   bool may_batch_, any_order_;
-  size_t count_ = 0;
+  size_t count_ = 0, batch_size_ = std::min(16, kMaxBatch);
   // Thread-local, because together the arrays are too large for the stack.
   static inline thread_local void* dst_[kMaxBatch];
   static inline thread_local const void* src_[kMaxBatch];

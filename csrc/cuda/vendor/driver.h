@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <atomic>
 #include <cstdint>
 #include <optional>
 
@@ -34,20 +35,49 @@ inline constexpr int kMaxParameterBytes = 4'000;
 inline bool has_large_parameters() { return false; }
 #endif
 
-// Returns a function of the driver, or nullptr. The driver is not linked, so that this library can be loaded on hosts
-// without a driver.
-inline void* driver_function(const char* name) {
-  static void* const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
-  return driver == nullptr ? nullptr : dlsym(driver, name);
-}
+// A function of the driver. The driver is not linked, so that this library can be loaded on hosts without a driver.
+// The process may load the driver after the first call of get(), so that only the answer of a loaded driver is kept.
+template <class Function>
+class DriverFunction {
+ public:
+  explicit constexpr DriverFunction(const char* name) : name_(name) {}
 
-// Whether this process has initialised the GPU. The query does not initialise it.
+  // Returns the function, or nullptr if the driver is not loaded or lacks the function.
+  Function* get() {
+    if (!is_known_.load(std::memory_order_acquire)) {
+      void* const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+      if (driver == nullptr) return nullptr;
+      function_.store(reinterpret_cast<Function*>(dlsym(driver, name_)), std::memory_order_relaxed);
+      is_known_.store(true, std::memory_order_release);
+    }
+    return function_.load(std::memory_order_relaxed);
+  }
+
+ private:
+  const char* name_;
+  std::atomic<Function*> function_{nullptr};
+  std::atomic<bool> is_known_{false};
+};
+
+// Whether this process has initialised a GPU. The query does not initialise it.
 inline bool has_context(int32_t device_index) {
-  static const auto get_state =
-      reinterpret_cast<CUresult (*)(CUdevice, unsigned*, int*)>(driver_function("cuDevicePrimaryCtxGetState"));
+  static constinit DriverFunction<CUresult(CUdevice, unsigned*, int*)> get_state{"cuDevicePrimaryCtxGetState"};
   unsigned flags = 0;
   int is_active = 0;
-  return get_state != nullptr && get_state(device_index, &flags, &is_active) == CUDA_SUCCESS && is_active;
+  const auto get = get_state.get();
+  return get != nullptr && get(device_index, &flags, &is_active) == CUDA_SUCCESS && is_active;
+}
+
+// Whether this process has initialised any GPU. On a host without a driver, or with all GPUs hidden, it has not.
+inline bool has_any_context() {
+  static constinit DriverFunction<CUresult(int*)> get_count{"cuDeviceGetCount"};
+  int count = 0;
+  const auto get = get_count.get();
+  if (get == nullptr || get(&count) != CUDA_SUCCESS) return false;
+  for (int device = 0; device < count; ++device) {
+    if (has_context(device)) return true;
+  }
+  return false;
 }
 
 // A range of memory that the driver knows.
@@ -59,8 +89,8 @@ struct Memory {
 
 // Returns the range of memory that holds an address; nothing if no GPU can access the address.
 inline std::optional<Memory> memory_at(const void* address) {
-  using Getter = CUresult (*)(unsigned, CUpointer_attribute*, void**, CUdeviceptr);
-  static const auto get = reinterpret_cast<Getter>(driver_function("cuPointerGetAttributes"));
+  using Getter = CUresult(unsigned, CUpointer_attribute*, void**, CUdeviceptr);
+  static constinit DriverFunction<Getter> get_attributes{"cuPointerGetAttributes"};
   CUpointer_attribute names[] = {CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_POINTER,
                                  CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, CU_POINTER_ATTRIBUTE_RANGE_SIZE,
                                  CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL};
@@ -70,6 +100,7 @@ inline std::optional<Memory> memory_at(const void* address) {
   int device = -1;
   void* values[] = {&type, &gpu_address, &begin, &size, &device};
   const auto at = reinterpret_cast<uintptr_t>(address);
+  const auto get = get_attributes.get();
   if (get == nullptr || get(5, names, values, at) != CUDA_SUCCESS || type == 0 || gpu_address == 0 || size == 0)
     return {};
   // RANGE_START_ADDR may be an address of the host or of the GPU.
@@ -81,34 +112,35 @@ inline std::optional<Memory> memory_at(const void* address) {
 // The most copies of a batch. A driver has failed on tens of thousands of copies at once.
 inline constexpr int kMaxBatch = 1024;
 
+// CUmemcpyAttributes, which headers before CUDA 12.8 lack.
+struct BatchAttributes {
+  struct Location {
+    int type, id;
+  };
+  int src_access_order;
+  Location src, dst;
+  unsigned flags;
+};
+using CopyBatch = int(void**, const void**, size_t*, size_t, BatchAttributes*, size_t*, size_t, size_t*, cudaStream_t);
+
 // Returns cuMemcpyBatchAsync with its signature of CUDA 12.8, or nullptr if the driver is older. Drivers of CUDA 13
 // still export it, and export a newer signature as cuMemcpyBatchAsync_v2.
-inline void* batch_function() {
-  static void* const function = driver_function("cuMemcpyBatchAsync");
-  return function;
+inline CopyBatch* batch_function() {
+  static constinit DriverFunction<CopyBatch> function{"cuMemcpyBatchAsync"};
+  return function.get();
 }
 inline bool is_legacy_default(cudaStream_t stream) { return stream == nullptr || stream == cudaStreamLegacy; }
 inline cudaStream_t thread_stream() { return cudaStreamPerThread; }  // the calling thread's own default stream
 inline bool has_batches() { return batch_function() != nullptr; }
 
 // Submits many copies by one call. The driver refuses the call on the legacy default stream, and loses the copies on a
-// stream that is being captured. Attributes is CUmemcpyAttributes, which headers before CUDA 12.8 lack.
+// stream that is being captured.
 inline cudaError_t copy_batch(void** dst, const void** src, size_t* sizes, size_t count, bool is_src_access_order_any,
                               cudaStream_t stream) {
-  struct Location {
-    int type, id;
-  };
-  struct Attributes {
-    int src_access_order;
-    Location src, dst;
-    unsigned flags;
-  };
-  using Function = int (*)(void**, const void**, size_t*, size_t, Attributes*, size_t*, size_t, size_t*, cudaStream_t);
   constexpr int kOrderStream = 1, kOrderAny = 3;  // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM and _ANY
-  Attributes attributes{is_src_access_order_any ? kOrderAny : kOrderStream, {}, {}, 0};
+  BatchAttributes attributes{is_src_access_order_any ? kOrderAny : kOrderStream, {}, {}, 0};
   size_t first = 0, failed = 0;  // the attributes hold for the copies from `first` on
-  const int result =
-      reinterpret_cast<Function>(batch_function())(dst, src, sizes, count, &attributes, &first, 1, &failed, stream);
+  const int result = batch_function()(dst, src, sizes, count, &attributes, &first, 1, &failed, stream);
   return static_cast<cudaError_t>(result);  // the runtime numbers errors as the driver does
 }
 

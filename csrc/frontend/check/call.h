@@ -44,7 +44,8 @@ class Call {
   [[noreturn]] void fail_index(std::string_view argument, std::string_view subscript, std::string_view expected,
                                int64_t got) const;
 
-  // Every tensor of a call gets one of the next three checks before any other, because a None has no properties.
+  // A None has no properties, so one of the next three checks comes before anything else that uses a tensor. Only
+  // check_tensor() in frontend/ops/swap.cpp rejects None itself.
 
   // Fails if the tensor is None, or is not on the device of the call. The first tensor checked determines the device.
   void check_device(std::string_view argument, const Tensor& tensor);

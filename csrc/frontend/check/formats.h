@@ -25,7 +25,7 @@ const CacheFormat& cache_format(const Call& call, const FormatName& kv_cache_dty
 Codec cache_codec(const Call& call, const CacheFormat& format, std::string_view argument, const Tensor& cache,
                   Float dtype, std::string_view of = "the input");
 
-// The functions below are the parts of cache_codec(), for ops that need only one of them.
+// Each of the next five functions checks or determines a part of a codec, for ops that cannot use cache_codec().
 
 // Fails unless a floating-point format is `auto` or the name of `dtype`.
 void check_float_format(const Call& call, const CacheFormat& format, Float dtype, std::string_view of);

@@ -44,7 +44,12 @@ HostIndices::HostIndices(const Call& call, const Indices& indices, int64_t rows,
 bool checks_indices(const Call& call) { return call.backend().checks_indices(call.device_index()); }
 
 Indices indices_of(Call& call, std::string_view argument, const Tensor& tensor, int64_t dim) {
-  check_device_and_dim(call, argument, tensor, dim);
+  call.check_device(argument, tensor);
+  return indices_on_any_device(call, argument, tensor, dim);
+}
+
+Indices indices_on_any_device(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim) {
+  check_dim(call, argument, tensor, dim);
   if (tensor.dtype() != Dtype::kInt32 && tensor.dtype() != Dtype::kInt64) {
     call.fail(argument, "dtype int32 or int64", dtype_text(tensor));
   }

@@ -13,6 +13,8 @@ namespace multikv {
 
 // Checks that a tensor is int32 or int64 and has `dim` dimensions, and returns its indices.
 Indices indices_of(Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
+// The same for a tensor whose device the caller has checked, because it need not be the device of the call.
+Indices indices_on_any_device(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
 
 // Checks slot_mapping [tokens], or [layers, tokens] if `dim` is 2. The values are not checked yet.
 Slots make_slots(Call& call, const Tensor& slot_mapping, int64_t dim = 1);
@@ -36,6 +38,8 @@ int64_t first_outside(const Indices& indices, int64_t count, int64_t low, int64_
 class HostIndices {
  public:
   HostIndices(const Call& call, const Indices& indices, int64_t rows, int64_t columns);
+  // For indices that are in the memory of the host.
+  explicit HostIndices(const Indices& indices) : view_(indices) {}
 
   const Indices& view() const { return view_; }
   bool is_given() const { return view_.is_given(); }

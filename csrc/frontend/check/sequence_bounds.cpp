@@ -45,21 +45,6 @@ void for_each_needed_block(const Sequences& sequences, const HostSequences& host
   }
 }
 
-void check_bounds(const Call& call, const Sequences& sequences, const BoundsRule& rule, const HostIndices& bounds) {
-  int64_t previous = 0;
-  for (int64_t i = 0; i < sequences.num_bounds; ++i) {
-    if (bounds[i] < previous) {
-      const std::string_view reason = i == 0 ? "" : " (bounds must not decrease)";
-      call.fail_index(rule.argument, text(i), join({"a bound of at least ", text(previous), reason}), bounds[i]);
-    }
-    if (!rule.may_exceed_output && bounds[i] > sequences.num_tokens) {
-      call.fail_index(rule.argument, text(i),
-                      join({"a bound of at most ", text(sequences.num_tokens), " (rows of the output)"}), bounds[i]);
-    }
-    previous = bounds[i];
-  }
-}
-
 void check_starts(const Call& call, const Sequences& sequences, const HostIndices& starts) {
   if (!starts.is_given()) return;
   for (int64_t s = 0; s < sequences.num_sequences; ++s) {
@@ -113,14 +98,30 @@ Sequences make_sequences(Call& call, const Blocks& blocks, const Tensor& block_t
 }
 
 void check_batch_size(const Call& call, const Sequences& sequences, int64_t batch_size) {
-  if (batch_size == sequences.num_sequences) return;
-  call.fail("batch_size", text(sequences.num_sequences) + " (rows of block_table)", text(batch_size));
+  if (batch_size == sequences.num_sequences || batch_size == -1) return;
+  call.fail("batch_size", text(sequences.num_sequences) + " (rows of block_table), or -1", text(batch_size));
 }
 
 void set_cu_seq_lens(Call& call, Sequences& sequences, const Tensor& cu_seq_lens) {
   sequences.cu_seq_lens = indices_of(call, "cu_seq_lens", cu_seq_lens, 1);
   sequences.num_bounds = sequences.num_sequences + 1;
   check_size(call, "cu_seq_lens", cu_seq_lens, 0, sequences.num_bounds, "batch_size + 1");
+}
+
+void check_bounds(const Call& call, const HostIndices& bounds, int64_t num_bounds, int64_t num_rows,
+                  const BoundsRule& rule) {
+  int64_t previous = 0;
+  for (int64_t i = 0; i < num_bounds; ++i) {
+    if (bounds[i] < previous) {
+      const std::string_view reason = i == 0 ? "" : " (bounds must not decrease)";
+      call.fail_index(rule.argument, text(i), join({"a bound of at least ", text(previous), reason}), bounds[i]);
+    }
+    if (!rule.may_exceed_output && bounds[i] > num_rows) {
+      call.fail_index(rule.argument, text(i), join({"a bound of at most ", text(num_rows), " (", rule.rows, ")"}),
+                      bounds[i]);
+    }
+    previous = bounds[i];
+  }
 }
 
 void check_sequences(Call& call, const Sequences& sequences, const BoundsRule& rule, const RowIds* row_ids) {
@@ -130,7 +131,7 @@ void check_sequences(Call& call, const Sequences& sequences, const BoundsRule& r
   if (!checks_indices(call)) return;
 
   const HostSequences host(call, sequences);
-  check_bounds(call, sequences, rule, host.bounds);
+  check_bounds(call, host.bounds, sequences.num_bounds, sequences.num_tokens, rule);
   check_starts(call, sequences, host.starts);
   check_blocks(call, sequences, host);
   if (row_ids != nullptr) check_row_ids(call, sequences, host, *row_ids);

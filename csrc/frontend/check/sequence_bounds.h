@@ -8,7 +8,7 @@ namespace multikv {
 
 // Checks block_table and seq_starts, but not yet their values. The caller sets cu_seq_lens, num_bounds and num_tokens.
 Sequences make_sequences(Call& call, const Blocks& blocks, const Tensor& block_table, const OptionalTensor& seq_starts);
-// Fails unless the argument batch_size is the number of sequences.
+// Fails unless the argument batch_size is the number of sequences, or -1, which stands for it.
 void check_batch_size(const Call& call, const Sequences& sequences, int64_t batch_size);
 // Checks cu_seq_lens [num_sequences + 1], but not yet its values.
 void set_cu_seq_lens(Call& call, Sequences& sequences, const Tensor& cu_seq_lens);
@@ -17,7 +17,12 @@ void set_cu_seq_lens(Call& call, Sequences& sequences, const Tensor& cu_seq_lens
 struct BoundsRule {
   std::string_view argument = "cu_seq_lens";  // the name of the bounds
   bool may_exceed_output = false;             // whether bounds may exceed the number of rows of the output
+  std::string_view rows = "rows of the output";
 };
+
+// Fails unless the bounds are not negative, do not decrease, and are at most num_rows, unless they may exceed it.
+void check_bounds(const Call& call, const HostIndices& bounds, int64_t num_bounds, int64_t num_rows,
+                  const BoundsRule& rule);
 
 // The location of the entry of each logical slot: slot device_row_ids[slot] of src_cache or, if that is negative, row
 // host_row_ids[slot] of host_cache. If both are negative there is no entry, and the output row is left as it is.
@@ -26,8 +31,10 @@ struct RowIds {
   int64_t num_host_rows, num_device_rows;
 };
 
-// Fails unless the bounds are not negative and do not decrease, the starts are not negative, and the blocks and rows
-// that the output needs exist. If there are no rows to write, the call has nothing to do.
+// Fails unless the bounds are not negative, do not decrease and do not exceed the output (see BoundsRule), the starts
+// are not negative, and the blocks and rows that the output needs exist. Output rows whose block would lie beyond the
+// last column of block_table are not checked, because the gathers skip them. If there are no rows to write, the call
+// has nothing to do.
 void check_sequences(Call& call, const Sequences& sequences, const BoundsRule& rule = {},
                      const RowIds* row_ids = nullptr);
 

@@ -1,8 +1,20 @@
 #include "frontend/check/shapes.h"
 
+#include <algorithm>
+
 namespace multikv {
 
 namespace {
+
+// Fails if the storage ends before the tensor does.
+void check_storage(const Call& call, std::string_view argument, const Tensor& tensor) {
+  const int64_t needed = tensor.needed_bytes();
+  if (needed == 0) return;
+  const int64_t available = tensor.storage_bytes();
+  if (available >= needed) return;
+  call.fail(argument, join({"a storage with ", text(needed), " bytes from the first element on"}),
+            count_text(std::max<int64_t>(available, 0), "byte"));
+}
 
 char* checked_address(const Call& call, std::string_view argument, const Tensor& tensor, const void* address) {
   const auto remainder = reinterpret_cast<uintptr_t>(address) % tensor.element_bytes();
@@ -64,10 +76,12 @@ void check_writable(const Call& call, std::string_view argument, const Tensor& t
 }
 
 char* data(const Call& call, std::string_view argument, const Tensor& tensor) {
+  check_storage(call, argument, tensor);
   return checked_address(call, argument, tensor, tensor.data());
 }
 
 char* mutable_data(const Call& call, std::string_view argument, const MutableTensor& tensor) {
+  check_storage(call, argument, tensor);
   return checked_address(call, argument, tensor, tensor.mutable_data());
 }
 

@@ -1,5 +1,5 @@
-// The pairs of blocks that a swap copies, and a radix sort of them. The sort and the checks after it take time linear
-// in the number of pairs, so that a call with thousands of pairs takes microseconds.
+// The pairs of blocks that a swap copies, and a radix sort of them. The sort takes time linear in the number of pairs,
+// and so do the checks after it unless tensors share memory. So a call with thousands of pairs takes microseconds.
 #pragma once
 
 #include <algorithm>

@@ -91,45 +91,6 @@ CpGatherCacheParams make_cp_gather_cache_params(Call& call, const Tensor& src_ca
   return p;
 }
 
-GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_params(
-    Call& call, const Tensor& src_cache, const MutableTensor& dst, const Tensor& block_table, const Tensor& cu_seq_lens,
-    const Tensor& token_to_seq, int64_t num_tokens, const FormatName& kv_cache_dtype, const Tensor& scale,
-    const OptionalTensor& seq_starts) {
-  GatherAndMaybeDequantCacheParams p{};
-  auto& [cache, dst_rows, entry, sequences] = p.gather;
-  check_device_and_dim(call, "src_cache", src_cache, 3);
-  check_device_and_dim(call, "dst", dst, 2);
-  p.dtype = float_dtype(call, "dst", dst);
-  check_at_least(call, "num_tokens", num_tokens, 0);
-  check_min_size(call, "dst", dst, 0, num_tokens, "num_tokens");
-  check_size(call, "dst", dst, 1, src_cache.size(2), "entry size of src_cache");
-  check_inner_stride(call, "src_cache", src_cache);
-  check_writable(call, "dst", dst);
-  cache = entry_cache(call, "src_cache", src_cache);
-  dst_rows = token_rows(dst);
-  sequences = make_sequences(call, cache.blocks, block_table, seq_starts);
-  set_cu_seq_lens(call, sequences, cu_seq_lens);
-  sequences.num_tokens = num_tokens;
-  // The values of token_to_seq are not read, because cu_seq_lens determines them.
-  static_cast<void>(indices_of(call, "token_to_seq", token_to_seq, 1));
-  check_min_size(call, "token_to_seq", token_to_seq, 0, num_tokens, "num_tokens");
-
-  const CacheFormat& format = cache_format(call, kv_cache_dtype, FormatFamily::kCache);
-  cache.codec = cache_codec(call, format, "src_cache", src_cache, p.dtype, "dst");
-  if (!cache.codec.is_float()) cache.scale = scale_data(call, "scale", scale);
-  p.entry_size = src_cache.size(2);
-  entry.row_size = size_bytes(src_cache, 2);
-  entry.num_rows = 1;
-  check_sequences(call, sequences, {.may_exceed_output = true});
-  if (call.nothing_to_do() || p.entry_size == 0) {
-    call.set_nothing_to_do();
-    return p;
-  }
-  cache.data = data(call, "src_cache", src_cache);
-  dst_rows.data = mutable_data(call, "dst", dst);
-  return p;
-}
-
 CpGatherAndUpconvertFp8KvCacheParams make_cp_gather_and_upconvert_fp8_kv_cache_params(
     Call& call, const Tensor& src_cache, const MutableTensor& dst, const Tensor& block_table,
     const Tensor& workspace_starts, int64_t batch_size, const OptionalTensor& seq_starts,

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <functional>
 #include <limits>
 
 #include "frontend/check/formats.h"
@@ -47,6 +48,34 @@ void check_ds_mla(const Call& call, ConcatAndCacheMlaParams& p, const MlaWriteAr
   check_size(call, "kv_cache", kv_cache, 2, DsMlaEntry::kBytes / element_bytes,
              is_wide ? "656 bytes of an fp8_ds_mla entry" : "bytes of an fp8_ds_mla entry");
   p.cache.codec = with_element(format.codec, element);
+}
+
+// Fails if entries of one layer's cache in concat_and_cache_mla_grouped would overlap. The strides and the entry size
+// are in elements. Any order of the dimensions is legal: blocks may also lie nearer to each other than the slots of a
+// block. A stride between blocks is not checked if there is only one block, nor that between slots if a block has one
+// slot. If the number of blocks is unknown (-1), only the first two blocks are checked against each other.
+void check_no_overlap(const Call& call, int64_t entry_size, int64_t block_size, int64_t block_stride,
+                      int64_t entry_stride, int64_t num_blocks) {
+  const bool has_blocks = num_blocks < 0 || num_blocks > 1, has_slots = block_size > 1;
+  const auto check = [&](std::string_view argument, int64_t stride, int64_t least, std::string_view of) {
+    if (stride < least) call.fail(argument, join({"at least ", text(least), " (", of, ")"}), text(stride));
+  };
+  constexpr std::string_view kEntry = "elements of an entry; entries must not overlap";
+  if (has_slots) check("entry_stride", entry_stride, entry_size, kEntry);
+  if (!has_blocks) return;
+  check("block_stride", block_stride, entry_size, kEntry);
+  if (!has_slots) return;
+  // The larger stride must step over all that lies within it: `steps` entries at the smaller stride, and a last entry.
+  // The division avoids an overflow of the product.
+  const bool is_block_major = block_stride >= entry_stride;
+  const auto [larger, smaller] = std::minmax(block_stride, entry_stride, std::greater<>());
+  const int64_t steps = is_block_major ? block_size - 1 : std::max<int64_t>(num_blocks, 2) - 1;
+  if ((larger - entry_size) / steps >= smaller) return;
+  call.fail(is_block_major ? "block_stride" : "entry_stride",
+            join({"at least ", text(steps), " * ", text(smaller), " + ", text(entry_size),
+                  is_block_major ? " (elements of a block" : " (elements of a slot of all blocks",
+                  "; entries must not overlap)"}),
+            text(larger));
 }
 
 // The view of one layer's cache in concat_and_cache_mla_grouped. The strides are in elements. num_blocks is -1 if the
@@ -147,6 +176,8 @@ ConcatAndCacheMlaGroupedParams make_concat_and_cache_mla_grouped_params(
   check_at_least(call, "block_stride", block_stride, 0);
   check_at_least(call, "entry_stride", entry_stride, 0);
   if (num_blocks < -1) call.fail("num_blocks", "at least 0, or -1 (unbounded)", text(num_blocks));
+  check_no_overlap(call, wrapping_sum(p.first.latent_size, p.first.rope_size), block_size, block_stride, entry_stride,
+                   num_blocks);
   const Codec codec = check_grouped_format(call, p, kv_cache_dtype, kv_scales);
   p.first.cache = grouped_cache(block_size, block_stride, entry_stride, num_blocks, codec);
 

@@ -17,8 +17,8 @@ struct MlaWriteArguments {
   bool skip_scale = false;
 };
 
-// Checks a write of MLA entries, but not the values of the slots, and returns its params without the addresses of
-// tensors, except that of the scale. The caller has checked the devices and dimensions of kv_c and k_pe.
+// Checks a write of MLA entries, but not the values of the slots, and returns its params without the addresses of kv_c,
+// k_pe and kv_cache. The caller has checked the devices and dimensions of kv_c and k_pe.
 ConcatAndCacheMlaParams make_mla_write(Call& call, const MlaWriteArguments& arguments);
 
 }  // namespace multikv

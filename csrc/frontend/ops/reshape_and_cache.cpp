@@ -1,5 +1,6 @@
 #include "frontend/check/formats.h"
 #include "frontend/check/indices.h"
+#include "frontend/check/packed_caches.h"
 #include "frontend/check/shapes.h"
 #include "params/reshape_and_cache_params.h"
 
@@ -90,35 +91,6 @@ void set_flash_cache(const Call& call, FlashWrite& write, std::string_view sourc
   write.head_size = source.size(2);
 }
 
-// Checks a cache [blocks, heads, head_size / vector_size, block_size, vector_size].
-void set_packed_keys(const Call& call, ReshapeAndCacheParams& p, const Tensor& key_cache) {
-  PackedKeyCache& view = p.key.cache;
-  check_size(call, "key_cache", key_cache, 1, p.num_heads, "heads of key");
-  view.vector_size = vector_size_of(call, "key_cache", key_cache, p.head_size, "head size of key");
-  view.stride_head_bytes = stride_bytes(key_cache, 1);
-  view.stride_vector_bytes = stride_bytes(key_cache, 2);
-  view.stride_row_bytes = stride_bytes(key_cache, 3);
-}
-
-// Checks a cache [blocks, heads, head_size, block_size], or if `interleaved` a cache [blocks, heads,
-// block_size / vector_size, head_size, vector_size]. Without interleaving, one vector holds all slots of a block.
-void set_packed_values(const Call& call, ReshapeAndCacheParams& p, const Tensor& value_cache, bool interleaved) {
-  PackedValueCache& view = p.value.cache;
-  const int64_t block_size = view.blocks.block_size.signed_value();
-  check_size(call, "value_cache", value_cache, 1, p.num_heads, "heads of key");
-  view.stride_head_bytes = stride_bytes(value_cache, 1);
-  if (interleaved) {
-    view.vector_size = vector_size_of(call, "value_cache", value_cache, block_size, "block size of key_cache");
-    view.stride_vector_bytes = stride_bytes(value_cache, 2);
-    view.stride_row_bytes = stride_bytes(value_cache, 3);
-  } else {
-    check_size(call, "value_cache", value_cache, 3, block_size, "block size of key_cache");
-    view.vector_size = view.blocks.block_size;
-    view.stride_row_bytes = stride_bytes(value_cache, 2);
-  }
-  check_size(call, "value_cache", value_cache, interleaved ? 3 : 2, p.head_size, "head size of key");
-}
-
 }  // namespace
 
 ReshapeAndCacheFlashParams make_reshape_and_cache_flash_params(Call& call, const Tensor& key, const Tensor& value,
@@ -153,8 +125,8 @@ ReshapeAndCacheParams make_reshape_and_cache_params(Call& call, const Tensor& ke
   check_device_and_dim(call, "key_cache", key_cache, 5);
   check_device_and_dim(call, "value_cache", value_cache, interleaved_v ? 5 : 4);
   set_caches(call, p, caches, kv_cache_dtype, {k_scale, v_scale});
-  set_packed_keys(call, p, key_cache);
-  set_packed_values(call, p, value_cache, interleaved_v);
+  set_packed_keys(call, p.key.cache, key_cache, {p.num_heads, p.head_size});
+  set_packed_values(call, p.value.cache, value_cache, {p.num_heads, p.head_size});
   if (p.num_heads == 0 || p.head_size == 0) call.set_nothing_to_do();
   set_addresses(call, p, key, value, caches);
   return p;

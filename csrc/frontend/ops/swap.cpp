@@ -1,3 +1,4 @@
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -107,20 +108,31 @@ const int64_t* numbers(const Call& call, std::string_view argument, const Tensor
   return reinterpret_cast<const int64_t*>(data(call, argument, tensor));
 }
 
-// Checks copy i of swap_blocks_batch. The caller has skipped copies of 0 bytes.
-void check_copy(const Call& call, int64_t i, int64_t src, int64_t dst, int64_t num_bytes) {
-  const auto check = [&](std::string_view argument, bool is_good, std::string_view expected, int64_t got) {
-    if (!is_good) call.fail(join({argument, "[", text(i), "]"}), expected, text(got));
-  };
-  check("sizes", num_bytes > 0, "a number of bytes of at least 0", num_bytes);
-  check("src_ptrs", src != 0, "a non-null address", src);
-  check("dst_ptrs", dst != 0, "a non-null address", dst);
-}
+// A copy of swap_blocks_batch, before it is checked. `before` is the size of all copies before it.
+struct CopyNumbers {
+  int64_t src, dst, num_bytes, before;
+
+  bool is_good() const { return num_bytes > 0 && src != 0 && dst != 0 && num_bytes <= kMost - before; }
+  [[noreturn]] void fail(const Call& call, int64_t i) const {
+    const auto fail_at = [&](std::string_view argument, std::string_view expected, std::string_view got) {
+      call.fail(join({argument, "[", text(i), "]"}), expected, got);
+    };
+    if (num_bytes < 0) fail_at("sizes", "a number of bytes of at least 0", text(num_bytes));
+    if (src == 0) fail_at("src_ptrs", "a non-null address", text(src));
+    if (dst == 0) fail_at("dst_ptrs", "a non-null address", text(dst));
+    call.fail(join({"sizes[", text(i), "]"}), join({"a sum of sizes of at most ", text(kMost), " bytes"}),
+              join({text(num_bytes), " after ", text(before), " bytes"}));
+  }
+
+ private:
+  static constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+};
 
 // Returns whether `copy` ends at the addresses src and dst, so that a copy that begins there can be merged into it.
 bool is_continued_by(const SwapCopy& copy, int64_t src, int64_t dst) {
-  return reinterpret_cast<int64_t>(copy.src) + copy.num_bytes == src &&
-         reinterpret_cast<int64_t>(copy.dst) + copy.num_bytes == dst;
+  const auto num_bytes = static_cast<uintptr_t>(copy.num_bytes);
+  return reinterpret_cast<uintptr_t>(copy.src) + num_bytes == static_cast<uintptr_t>(src) &&
+         reinterpret_cast<uintptr_t>(copy.dst) + num_bytes == static_cast<uintptr_t>(dst);
 }
 
 }  // namespace
@@ -150,21 +162,24 @@ SwapBlocksBatchParams make_swap_blocks_batch_params(Call& call, const Tensor& sr
   const int64_t count = src_ptrs.size(0);
   check_size(call, "dst_ptrs", dst_ptrs, 0, count, "size of src_ptrs");
   check_size(call, "sizes", sizes, 0, count, "size of src_ptrs");
-  static thread_local std::vector<SwapCopy> copies;  // lives until the thread's next call
-  copies.clear();
+  static thread_local std::vector<SwapCopy> kept;  // lives until the thread's next call
+  if (static_cast<int64_t>(kept.size()) < count) kept.resize(count);
+  SwapCopy* const begin = kept.data();
+  SwapCopy* end = begin;
   int64_t sum = 0;
   for (int64_t i = 0; i < count; ++i) {
     if (bytes[i] == 0) continue;
-    check_copy(call, i, src[i], dst[i], bytes[i]);
-    if (!copies.empty() && is_continued_by(copies.back(), src[i], dst[i])) {
-      copies.back().num_bytes += bytes[i];
+    const CopyNumbers copy{src[i], dst[i], bytes[i], sum};
+    if (!copy.is_good()) copy.fail(call, i);
+    if (end != begin && is_continued_by(end[-1], src[i], dst[i])) {
+      end[-1].num_bytes += bytes[i];
     } else {
-      copies.push_back({reinterpret_cast<const void*>(src[i]), reinterpret_cast<void*>(dst[i]), bytes[i], sum});
+      *end++ = {reinterpret_cast<const void*>(src[i]), reinterpret_cast<void*>(dst[i]), bytes[i], sum};
     }
     sum += bytes[i];
   }
-  if (copies.empty()) call.set_nothing_to_do();
-  return {copies.data(), static_cast<int64_t>(copies.size()), sum, is_src_access_order_any};
+  if (end == begin) call.set_nothing_to_do();
+  return {begin, end - begin, sum, is_src_access_order_any};
 }
 
 }  // namespace multikv

@@ -8,6 +8,7 @@
 
 #include <concepts>
 #include <optional>
+#include <type_traits>
 
 #include "frontend/torch/format_name.h"
 #include "frontend/torch/list.h"
@@ -41,7 +42,7 @@ struct ToImpl<std::optional<Item>> {
   }
 };
 
-// Each item of a stable list is an owning handle. The tensor that is made from it takes the ownership.
+// Each tensor of a stable list is an owning handle. The Tensor that is made from it takes the ownership.
 template <class Item>
 struct ToImpl<multikv::ListOf<Item>> {
   static multikv::ListOf<Item> call(StableIValue value, uint64_t, bool) {
@@ -53,14 +54,16 @@ struct ToImpl<multikv::ListOf<Item>> {
     for (size_t i = 0; i < size; ++i) {
       StableIValue item{};
       torch_list_get_item(handle, i, &item);
-      list.items.emplace_back(to<AtenTensorHandle>(item));
+      if constexpr (std::is_same_v<Item, int64_t>) list.items.push_back(to<int64_t>(item));
+      else list.items.emplace_back(to<AtenTensorHandle>(item));
     }
     torch_delete_list(handle);
     return list;
   }
 };
 
-// FormatName has its own conversion, because torch 2.13's conversion of a str to std::string leaks the string's handle.
+// FormatName has its own conversion, because torch 2.13's conversion of a str to std::string allocates a std::string
+// that it never frees.
 template <>
 struct ToImpl<multikv::FormatName> {
   static multikv::FormatName call(StableIValue value, uint64_t, bool) {

@@ -4,6 +4,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
+#include <string_view>
 
 namespace multikv {
 
@@ -12,7 +13,7 @@ namespace {
 struct NamedDtype {
   int32_t (*number)();
   const char* name;
-  Dtype dtype = Dtype::kOther;
+  Dtype dtype = Dtype::kOther;  // kOther: no op accepts the dtype
 };
 
 // The number of a dtype is the value of its ScalarType. Torch 2.11 has no aoti_torch_dtype_<name>() for the dtypes that
@@ -47,6 +48,17 @@ constexpr NamedDtype kDtypes[] = {
     {number_of<torch::headeronly::ScalarType::Float4_e2m1fn_x2>, "float4_e2m1fn_x2"},
 };
 
+// Returns the name of a dtype. kOther stands for many dtypes and has no name of its own.
+constexpr const char* name_of(Dtype dtype) {
+  if (dtype == Dtype::kOther) return "another dtype";
+  for (const NamedDtype& row : kDtypes) {
+    if (row.dtype == dtype) return row.name;
+  }
+  return "";
+}
+static_assert(std::string_view(name_of(Dtype::kOther)) == "another dtype");
+static_assert(std::string_view(name_of(Dtype::kFloat8E5M2FNUZ)) == "float8_e5m2fnuz");
+
 // A table from torch's numbers to Dtype. It is made once, when the library is loaded.
 class DtypesByNumber {
  public:
@@ -78,11 +90,6 @@ std::string dtype_name(int32_t number) {
   return "torch dtype " + std::to_string(number);
 }
 
-std::string dtype_name(Dtype dtype) {
-  for (const NamedDtype& row : kDtypes) {
-    if (row.dtype == dtype) return row.name;
-  }
-  return {};
-}
+std::string dtype_name(Dtype dtype) { return name_of(dtype); }
 
 }  // namespace multikv

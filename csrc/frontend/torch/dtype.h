@@ -44,7 +44,7 @@ constexpr Dtype dtype_of(Float dtype) { return dtype_of(element_of(dtype)); }
 // Converts the number by which torch's C interface identifies a dtype.
 Dtype dtype_of_number(int32_t number);
 
-// Return the name that the dtype has in Python: "bfloat16". The dtype must not be kOther.
+// Return the name that the dtype has in Python: "bfloat16"; for kOther "another dtype".
 std::string dtype_name(int32_t number);
 std::string dtype_name(Dtype dtype);
 

@@ -1,4 +1,4 @@
-// Lists of tensors, as arguments of ops.
+// Lists of tensors and of numbers, as arguments of ops.
 #pragma once
 
 #include <vector>
@@ -18,5 +18,7 @@ struct ListOf {
 // `Tensor[]` and `Tensor(a!)[]` in the schema.
 using TensorList = ListOf<Tensor>;
 using MutableTensorList = ListOf<MutableTensor>;
+// `int[]` in the schema.
+using IntList = ListOf<int64_t>;
 
 }  // namespace multikv

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "frontend/check/arguments.h"
+#include "frontend/check/autograd.h"
 #include "frontend/check/call.h"
 #include "frontend/torch/boxing.h"
 #include "frontend/torch/schema_check.h"
@@ -25,7 +26,9 @@ struct Kernel<Backend, schema, make_params> {
   static void call(Args... args) {
     const ArgumentsOf<schema, std::remove_cvref_t<Args>...> arguments(args...);
     Call call{op_name(schema), Backend::traits(), arguments};
+    check_not_recorded(call, arguments);
     const Params params = make_params(call, args...);
+    bump_versions(arguments);
     if (!call.nothing_to_do()) Backend::run(params, call);
   }
 };

@@ -33,6 +33,8 @@ inline constexpr std::string_view schema_type<const MutableTensorList&> = "Tenso
 template <>
 inline constexpr std::string_view schema_type<const FormatName&> = "str";
 template <>
+inline constexpr std::string_view schema_type<const IntList&> = "int[]";
+template <>
 inline constexpr std::string_view schema_type<int64_t> = "int";
 template <>
 inline constexpr std::string_view schema_type<std::optional<int64_t>> = "int?";

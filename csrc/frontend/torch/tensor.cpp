@@ -53,6 +53,23 @@ bool Tensor::is_contiguous() const {
   return is_contiguous;
 }
 
+int64_t Tensor::needed_bytes() const {
+  uint64_t elements = 1;  // unsigned: the sizes of an empty tensor may overflow before a 0 comes
+  for (int64_t i = 0; i < dim_; ++i) {
+    if (sizes_[i] == 0) return 0;
+    elements += static_cast<uint64_t>(sizes_[i] - 1) * static_cast<uint64_t>(strides_[i]);
+  }
+  return static_cast<int64_t>(elements * element_bytes_);
+}
+
+int64_t Tensor::storage_bytes() const {
+  int64_t num_bytes = 0;
+  int64_t offset = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(handle_, &num_bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(handle_, &offset));
+  return num_bytes - offset * element_bytes_;
+}
+
 const void* Tensor::data() const {
   const void* data = nullptr;
   TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(handle_, &data));

@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "frontend/torch/autograd.h"
 #include "frontend/torch/dtype.h"
 
 namespace multikv {
@@ -37,6 +38,10 @@ class Tensor {
   int32_t dtype_number() const { return dtype_number_; }
   int64_t element_bytes() const { return element_bytes_; }
   Device device() const { return device_; }
+  // Returns the number of bytes from the first element to the end of the last one, and the number of bytes that the
+  // storage has from the first element on. Storages can shrink under a tensor.
+  int64_t needed_bytes() const;
+  int64_t storage_bytes() const;
   // Returns the address for reading. A copy-on-write tensor stays shared.
   const void* data() const;
 
@@ -57,6 +62,9 @@ class Tensor {
 class MutableTensor : public Tensor {
  public:
   using Tensor::Tensor;
+  // See frontend/torch/autograd.h.
+  bool is_recorded() const { return multikv::is_recorded(handle_); }
+  void bump_version() const { multikv::bump_version(handle_); }
   // Returns the address for writing. Torch copies a copy-on-write tensor first.
   void* mutable_data() const;
 };

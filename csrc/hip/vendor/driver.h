@@ -17,7 +17,8 @@ inline constexpr const char* kVendor = "HIP";
 inline constexpr const char* kTorchLibrary = "libtorch_hip.so";
 
 // The e4m3 type of the elements of a uint8 cache: e4m3fnuz on gfx940 to gfx942, whose fp8 instructions are for the fnuz
-// types. If the name of the architecture cannot be read, the next call of the runtime by the op reports the error.
+// types, else e4m3fn. If the name of the architecture cannot be read, this call returns e4m3fn, and the next call reads
+// the name again.
 inline Element e4m3_of_bytes(int32_t device_index) {
   constexpr int kMaxDevices = 128;
   enum class Known : uint8_t { kNothing, kE4M3FN, kE4M3FNUZ };
@@ -40,11 +41,24 @@ inline Element e4m3_of_bytes(int32_t device_index) {
 inline constexpr int kMaxParameterBytes = 4'000;
 inline bool has_large_parameters() { return false; }
 
-// Whether this process has initialised the GPU. The query does not initialise it.
+// Whether this process has initialised a GPU. The query does not initialise it.
 inline bool has_context(int32_t device_index) {
   unsigned flags = 0;
   int is_active = 0;
   return hipDevicePrimaryCtxGetState(device_index, &flags, &is_active) == hipSuccess && is_active;
+}
+
+// Whether this process has initialised any GPU. On a host without a driver, or with all GPUs hidden, it has not.
+inline bool has_any_context() {
+  int count = 0;
+  if (hipGetDeviceCount(&count) != hipSuccess) {
+    static_cast<void>(hipGetLastError());  // clears the error, which the next launch would report otherwise
+    return false;
+  }
+  for (int device = 0; device < count; ++device) {
+    if (has_context(device)) return true;
+  }
+  return false;
 }
 
 // A range of memory that the runtime knows.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .values import SPARE_BLOCKS
 from .workload import Workload
 
 
@@ -37,6 +38,7 @@ class Case:
 
     @classmethod
     def of_blocks(cls, make: Callable[..., Workload], name: str, num_blocks: int, **options: Any) -> Case:
-        """Makes a case of an op that copies blocks between tensors of num_blocks blocks."""
-        small, large = {"num_blocks": 8, "block_bytes": 4096}, {"num_blocks": num_blocks, "block_bytes": 32768}
-        return cls(name, make, small | options, large | options)
+        """Makes a case of an op that copies num_blocks blocks of 32 KiB between tensors that have a few blocks more."""
+        small = {"num_blocks": 5 + SPARE_BLOCKS, "block_bytes": 4096}
+        large = {"num_blocks": num_blocks + SPARE_BLOCKS, "block_bytes": 32768}
+        return cls(f"{name} x 32 KiB", make, small | options, large | options)

@@ -11,7 +11,12 @@ from . import values
 from .case import Case
 from .workload import Workload
 
-__all__ = ["cp_gather_and_upconvert_fp8_kv_cache", "cp_gather_cache", "gather_and_maybe_dequant_cache"]
+__all__ = [
+    "cp_gather_and_upconvert_fp8_kv_cache",
+    "cp_gather_cache",
+    "gather_and_maybe_dequant_cache",
+    "gather_kv_cache",
+]
 
 
 def cp_gather_cache(
@@ -55,6 +60,41 @@ def gather_and_maybe_dequant_cache(
         (src_cache, dst, block_table, cu_seq_lens, token_to_seq, len(dst), kv_cache_dtype, scale),
         written=(1,),
         num_bytes=dst.numel() * (src_cache.element_size() + dst.element_size()),
+    )
+
+
+def gather_kv_cache(
+    device: torch.device,
+    batch_size: int,
+    length: int,
+    kv_cache_dtype: str = "bfloat16",
+    layout: str = "NHD",
+    num_heads: int = 8,
+    head_size: int = 128,
+    block_size: int = 16,
+) -> Workload:
+    """Gathers to bfloat16. The layout is NHD, HND or packed. The codes of fp8 caches are finite."""
+    num_blocks, block_table, cu_seq_lens = values.sequences(batch_size, length, block_size, device)
+    dtype = values.CACHE_DTYPES[kv_cache_dtype]
+    make = values.bits if kv_cache_dtype == "bfloat16" else values.finite_fp8
+    key_cache, value_cache = (make((num_blocks, block_size, num_heads, head_size), dtype, device) for _ in range(2))
+    if layout == "HND":
+        key_cache, value_cache = (
+            cache.view(num_blocks, num_heads, block_size, head_size).transpose(1, 2)
+            for cache in (key_cache, value_cache)
+        )
+    elif layout == "packed":
+        x = 16 // dtype.itemsize
+        key_cache = key_cache.view(num_blocks, num_heads, head_size // x, block_size, x)
+        value_cache = value_cache.view(num_blocks, num_heads, head_size, block_size)
+    shape = (batch_size * length, num_heads, head_size)
+    key, value = (values.bits(shape, torch.bfloat16, device) for _ in range(2))
+    k_scale, v_scale = values.scales(device, 0.037), values.scales(device, 0.053)
+    return Workload(
+        "gather_kv_cache",
+        (key_cache, value_cache, key, value, block_table, cu_seq_lens, kv_cache_dtype, k_scale, v_scale),
+        written=(2, 3),
+        num_bytes=2 * key.numel() * (dtype.itemsize + key.element_size()),
     )
 
 
@@ -112,6 +152,9 @@ CASES = [
     Case.of_sequences(cp_gather_cache, "bfloat16"),
     Case.of_sequences(gather_and_maybe_dequant_cache, "bfloat16"),
     Case.of_sequences(gather_and_maybe_dequant_cache, "fp8_e4m3", kv_cache_dtype="fp8_e4m3"),
+    Case.of_sequences(gather_kv_cache, "NHD bfloat16"),
+    Case.of_sequences(gather_kv_cache, "HND fp8_e4m3", layout="HND", kv_cache_dtype="fp8_e4m3"),
+    Case.of_sequences(gather_kv_cache, "packed bfloat16", layout="packed"),
     Case.of_sequences(cp_gather_and_upconvert_fp8_kv_cache, "fp8_ds_mla"),
     Case.of_sequences(cp_gather_and_upconvert_fp8_kv_cache, "1/64 on the host", host_share=1 / 64),
 ]

@@ -29,7 +29,7 @@ def concat_and_cache_mla_rope_fused(
     first = torch.randint(1, _NUM_POSITIONS, (1,), device=device)
     positions = (first + torch.arange(num_tokens, device=device)) % _NUM_POSITIONS
     slots, kv_cache = slots_and_cache(num_tokens, kv_cache_dtype, latent_size + rope_size, block_size, device)
-    table, scale = _cos_sin(rope_size, device), values.scales(device, 0.037)
+    table, scale = cos_sin(rope_size, device), values.scales(device, 0.037)
     num_bytes = (
         values.num_bytes(kv_c) + 2 * values.num_bytes(k_pe, q_pe) + num_tokens * values.num_bytes(kv_cache[0, 0])
     )
@@ -41,11 +41,11 @@ def concat_and_cache_mla_rope_fused(
     )
 
 
-def _cos_sin(rope_size: int, device: torch.device) -> Tensor:
+def cos_sin(rope_size: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Returns a model's table: cosines, then sines, of position * 10000^(-2i / rope_size)."""
     frequencies = 1e4 ** -(torch.arange(0, rope_size, 2, device=device) / rope_size)
     angles = torch.arange(_NUM_POSITIONS, device=device)[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], 1).to(torch.bfloat16)
+    return torch.cat([angles.cos(), angles.sin()], 1).to(dtype)
 
 
 CASES = [

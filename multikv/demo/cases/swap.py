@@ -45,7 +45,7 @@ def swap_blocks_layers(
 
 
 CASES = [
-    Case.of_blocks(swap_blocks, "to the host, 256 x 32 KiB", 256, direction="d2h"),
-    Case.of_blocks(swap_blocks, "from the host, 256 x 32 KiB", 256, direction="h2d"),
-    Case.of_blocks(swap_blocks_layers, "to the host, 8 x 64 x 32 KiB", 64, direction="d2h", num_layers=8),
+    Case.of_blocks(swap_blocks, "to the host, 256", 256, direction="d2h"),
+    Case.of_blocks(swap_blocks, "from the host, 256", 256, direction="h2d"),
+    Case.of_blocks(swap_blocks_layers, "to the host, 8 x 64", 64, direction="d2h", num_layers=8),
 ]

@@ -55,7 +55,10 @@ class Workload:
         return functools.partial(getattr(namespace, self.op), *self.arguments)
 
     def copy(self, device: torch.device | str | None = None) -> "Workload":
-        """Returns a workload with the same values in other memory. Strides are kept unless they leave gaps."""
+        """Returns a workload with the same values in other memory.
+
+        Strides are kept unless they leave gaps or give several elements the same address.
+        """
         arguments = [_copied(a, device) for a in self.arguments]
         by_address = {i: tuple(_copied(a, device) for a in tensors) for i, tensors in self.by_address.items()}
         for i, tensors in by_address.items():

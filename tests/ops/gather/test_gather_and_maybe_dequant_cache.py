@@ -93,6 +93,44 @@ def test_layouts(device, format, cache):
             check(OP, dequant_arguments(device, format=format, entry=entry, **ends))
 
 
+HEADS = {
+    "NHD": {},
+    "HND": {"order": (0, 2, 1, 3)},
+    "padded": {"padding": (0, 1, 2, 3)},
+    "heads_outermost": {"order": (2, 0, 1, 3)},
+    "unaligned": {"offset": 1},
+}
+
+
+@pytest.mark.parametrize("cache", HEADS)
+@pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
+def test_caches_with_heads(device, format, cache):
+    dsts = (
+        {"flat_dst": True},
+        {"flat_dst": True, "dst_options": {"padding": (0, 5)}},
+        {"dst_options": {"padding": (0, 1, 8)}},
+        {"dst_options": {"order": (1, 0, 2)}},
+        {},
+    )
+    for entry in ((4, 32), (1, 64), (3, 7), (2, 1)):
+        for dst in dsts:
+            per_head = dst == {} or "dst_options" in dst
+            options = {"entry": entry, "per_head": per_head, "src_options": HEADS[cache], **dst}
+            check(OP, dequant_arguments(device, format=format, **options))
+
+
+def test_a_view_of_heads_is_not_copied(any_device):
+    """The cache is too large for a copy: its blocks are views of few bytes."""
+    call = dequant_arguments(any_device, format="auto", entry=(4, 32), src_options={"order": (0, 2, 1, 3)})
+    call["src_cache"] = call["src_cache"][:1].expand(1 << 40, 16, 4, 32)
+    call["block_table"].random_(0, 2**31 - 1)
+    expected = copy_of(call)
+    expected["src_cache"], expected["block_table"] = expected["src_cache"][:1], expected["block_table"] * 0
+    reference.gather_and_maybe_dequant_cache(**expected)
+    run(OP, call)
+    assert torch.equal(call["dst"].cpu().view(torch.int16), expected["dst"].view(torch.int16))
+
+
 @pytest.mark.parametrize("block_padding", [1, 7, 16, 100])
 @pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
 def test_padded_blocks(device, format, block_padding):
@@ -223,6 +261,16 @@ def test_float_names(device, name):
 def test_fp8_names(device, name, dtype):
     call = dequant_arguments(device, format=name) | {"src_cache": embed((9, 16, 576), dtype, device)}
     check(OP, call, nan_outputs=("dst",), e4m3_of_bytes=e4m3_of_bytes(device))
+
+
+@pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
+def test_sizes_of_the_tensors(device, format):
+    for lengths in ((5, 0, 16, 33), (1,), ()):
+        check(OP, dequant_arguments(device, format=format, entry=64, lengths=lengths, any_size=True))
+
+
+def test_no_scale_for_float_formats(device):
+    check(OP, dequant_arguments(device, format="auto", no_scale=True))
 
 
 def test_scale_without_dimensions(device):

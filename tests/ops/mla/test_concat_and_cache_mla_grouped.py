@@ -90,6 +90,19 @@ def test_cache_strides(device, layer_padding, slot_padding, block_padding):
         check_grouped(device, format=format, **paddings)
 
 
+def test_cache_orders(device):
+    """Blocks may lie nearer to each other than the slots of a block. The stride of a single block or slot is free."""
+    entry = 576
+    for changes, options in (
+        ({"block_stride": entry, "entry_stride": 3 * entry}, {"blocks": 3}),
+        ({"block_stride": 0}, {"blocks": 1}),
+        ({"entry_stride": 0}, {"block_size": 1, "blocks": 10}),
+    ):
+        for format in ("auto", "fp8_e4m3fn"):
+            call = grouped_arguments(device, format=format, **options) | changes
+            check(OP, call)
+
+
 @pytest.mark.parametrize("sizes", [(1, 0), (0, 1), (17, 0), (17, 3), (256, 32), (511, 65), (5000, 64)], ids=short)
 @pytest.mark.parametrize("format", ["auto", "fp8_e5m2"])
 def test_sizes(device, format, sizes):

@@ -66,6 +66,28 @@ def test_memory_of_all_kinds(gpu, src, dst, strategy, swap_strategy):
         assert torch.equal(target.cpu(), expected)
 
 
+@pytest.mark.parametrize("strategy", ["auto", "copy_engine", "kernel"])
+def test_directions_and_sizes_in_one_call(gpu, strategy, swap_strategy):
+    """The kernel has a launch for each direction and size, in whatever order the copies come."""
+    swap_strategy(strategy)
+    count, block = 90, 1024
+    sources = {name: place(name, count * block, gpu) for name in ("device", "pinned")}
+    targets = {name: place(name, count * block, gpu) for name in ("device", "pinned")}
+    expected = {name: x.cpu().clone() for name, x in targets.items()}
+    routes = [("device", "pinned"), ("pinned", "device"), ("device", "device")]
+    copies = []
+    for i in torch.randperm(count).tolist():
+        (src, dst), size = routes[i % 3], (block, 512, 77)[i // 3 % 3]
+        begin, end = i * block, (count - 1 - i) * block
+        expected[dst][end : end + size] = sources[src][begin : begin + size].cpu()
+        copies.append((sources[src].data_ptr() + begin, targets[dst].data_ptr() + end, size))
+    torch.cuda.synchronize()
+    multikv.swap_blocks_batch(*(numbers(*column) for column in zip(*copies, strict=True)))
+    torch.cuda.synchronize()
+    for name, x in targets.items():
+        assert torch.equal(x.cpu(), expected[name])
+
+
 def test_takes_its_turn_in_the_stream(gpu):
     """The call does not wait for the copies, and its arguments may be freed as soon as it returns."""
     source, target = (torch.zeros(1 << 20, dtype=torch.uint8, device=gpu) for _ in range(2))
@@ -189,6 +211,25 @@ print(torch.equal(a, b), torch.cuda.is_initialized())
 """
     run = run_program("-c", script)
     assert run.stdout.split() == ["True", "False"], run.stdout + run.stderr
+
+
+def test_a_context_that_is_made_after_the_first_call(gpu):
+    """The first call finds no driver in the process, and later calls look again."""
+    script = """
+import torch, multikv
+def copy(a, b):
+    multikv.swap_blocks_batch(*(torch.tensor([n]) for n in (a.data_ptr(), b.data_ptr(), a.nbytes)))
+for device in ("cpu", "cuda"):
+    a, b = torch.arange(100, device=device), torch.zeros(100, dtype=torch.int64, device=device)
+    copy(a, b)
+    print(torch.equal(a, b))
+host = torch.zeros(100, dtype=torch.int64).pin_memory()
+copy(a, host)
+torch.cuda.synchronize()
+print(torch.equal(a.cpu(), host))
+"""
+    run = run_program("-c", script)
+    assert run.stdout.split() == ["True"] * 3, run.stdout + run.stderr
 
 
 def test_copies_are_what_the_reference_copies(device):

@@ -6,10 +6,25 @@ GPU_CALLS are more of them, in which a tensor on a GPU meets one that is not.
 
 from __future__ import annotations
 
-from tests.support.calls import attention, convert, gather, indexer, mla, reshape_and_cache, swap
+from tests.support.calls import (
+    attention,
+    blocks,
+    convert,
+    gather,
+    gather_kv,
+    indexer,
+    mla,
+    moves,
+    reshape_and_cache,
+    rotate,
+    slots,
+    swap,
+)
 from tests.support.calls.call import Call
 
-_FAMILIES = (reshape_and_cache, mla, convert, gather, indexer, attention, swap)
+_FAMILIES = (reshape_and_cache, mla, convert, gather, gather_kv, indexer, swap, blocks, moves, slots, rotate, attention)
 CALLS = {name: Call(*call) for family in _FAMILIES for name, call in family.CALLS.items()}
-GPU_CALLS = {name: Call(*call) for name, call in swap.GPU_CALLS.items()}
+GPU_CALLS = {name: Call(*call) for family in (swap, blocks, moves) for name, call in family.GPU_CALLS.items()}
 ONE_OF_EACH = {call.op: call for call in reversed(CALLS.values())}  # the first of each op
+# On a GPU these calls are errors unless tensors are in pinned memory.
+PINNED_ONLY = ("upconvert-host", *moves.PINNED_ONLY)

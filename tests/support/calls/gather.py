@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -87,18 +88,19 @@ def gather_arguments(
     blocks: int = 9,
     block_size: int = 16,
     surplus_rows: int = 3,
+    any_size: bool = False,
     src_options: dict[str, object] | None = None,
     dst_options: dict[str, object] | None = None,
     **options: object,
 ) -> Arguments:
-    """A good call; `options` are those of make_sequences."""
+    """A good call; `options` are those of make_sequences. With `any_size`, the op takes sizes from the tensors."""
     s = make_sequences(device, blocks=blocks, block_size=block_size, **options)
     return {
         "src_cache": embed((blocks, block_size, *entry), dtype, device, **(src_options or {})),
         "dst": embed((s.num_rows + surplus_rows, *entry), dtype, device, **(dst_options or {})),
         "block_table": s.block_table,
         "cu_seq_lens": s.bounds,
-        "batch_size": s.block_table.shape[0],
+        "batch_size": -1 if any_size else s.block_table.shape[0],
         "seq_starts": s.seq_starts,
     }
 
@@ -117,24 +119,32 @@ def dequant_arguments(
     format: str = "fp8_e4m3fn",
     float8: bool = False,
     dtype: torch.dtype = torch.bfloat16,
-    entry: int = 576,
+    entry: int | Sequence[int] = 576,
+    flat_dst: bool = False,
+    per_head: bool = False,
     nans: bool = False,
     blocks: int = 9,
     block_size: int = 16,
     extra_tokens: int = 0,
     surplus_rows: int = 3,
     right_sequences: bool = False,
+    any_size: bool = False,
+    no_scale: bool = False,
     src_options: dict[str, object] | None = None,
     dst_options: dict[str, object] | None = None,
     **options: object,
 ) -> Arguments:
-    """num_tokens is `extra_tokens` more than the sequences have. token_to_seq is nonsense, unless it shall be right."""
+    """num_tokens is `extra_tokens` more than the sequences have. token_to_seq is nonsense, unless it shall be right.
+
+    An entry is a size, or [heads, head_size]. With `any_size`, num_tokens is that of dst, and token_to_seq is None.
+    """
+    entry_shape = (entry,) if isinstance(entry, int) else tuple(entry)
     lengths = list(options.pop("lengths", (5, 0, 16, 33)))
     num_tokens = max(0, options.get("first_row", 0) + sum(lengths) + extra_tokens)
     at = {"blocks": blocks, "block_size": block_size, "rows_wanted": num_tokens}
     s = make_sequences(device, lengths=lengths, **at, **options)
     src_dtype = cache_dtype(format, dtype, float8=float8)
-    src_cache = embed((blocks, block_size, entry), src_dtype, device, **(src_options or {}))
+    src_cache = embed((blocks, block_size, *entry_shape), src_dtype, device, **(src_options or {}))
     fp8_format = reference.fp8_format(format, torch.uint8)
     if fp8_format is not None and not nans:
         without_nans(src_cache, fp8_format)
@@ -144,15 +154,17 @@ def dequant_arguments(
         owners = torch.nn.functional.pad(owners, (before, after), value=-1)
     else:
         owners = torch.tensor([0, 1, len(lengths), *BAD_BLOCKS])[torch.randint(7, (num_tokens + surplus_rows,))]
+    dst_shape = (math.prod(entry_shape),) if flat_dst else entry_shape
+    scale = torch.rand(entry_shape[0]) + 0.25 if per_head else torch.tensor([0.37])
     return {
         "src_cache": src_cache,
-        "dst": embed((num_tokens + surplus_rows, entry), dtype, device, **(dst_options or {})),
+        "dst": embed((num_tokens + surplus_rows, *dst_shape), dtype, device, **(dst_options or {})),
         "block_table": s.block_table,
         "cu_seq_lens": s.bounds,
-        "token_to_seq": owners.to(s.bounds),
-        "num_tokens": num_tokens,
+        "token_to_seq": None if any_size else owners.to(s.bounds),
+        "num_tokens": -1 if any_size else num_tokens,
         "kv_cache_dtype": format,
-        "scale": torch.tensor([0.37], device=device),
+        "scale": None if no_scale else scale.to(device),
         "seq_starts": s.seq_starts,
     }
 
@@ -199,6 +211,7 @@ def upconvert_arguments(
     device_blocks: int = 3,
     last_bound: bool = False,
     surplus_rows: int = 3,
+    any_size: bool = False,
     src_options: dict[str, object] | None = None,
     dst_options: dict[str, object] | None = None,
     host_options: dict[str, object] | None = None,
@@ -230,7 +243,7 @@ def upconvert_arguments(
         "dst": embed((s.num_rows + surplus_rows, 576), torch.bfloat16, device, **(dst_options or {})),
         "block_table": s.block_table,
         "workspace_starts": starts if last_bound else starts[:-1],
-        "batch_size": len(lengths),
+        "batch_size": -1 if any_size else len(lengths),
         "seq_starts": s.seq_starts,
         "host_cache": host_cache,
         "host_row_ids": host_ids,
@@ -252,19 +265,26 @@ LARGER_STARTS = {
     "larger": LARGER["larger"] | {"starts": (5, 9, 100, 0, 31, 16)},
 }
 NANS = {"nans": True}
+ANY_SIZE = {"any_size": True}
+HEADS = {"entry": (4, 32), "src_options": {"order": (0, 2, 1, 3)}, "per_head": True}
 
 CALLS = {
     "gather": Call(GATHER, gather_arguments, {}, **LARGER),
     "gather-starts": Call(GATHER, gather_arguments, WIDE, **LARGER_STARTS, uses_all=True),
+    "gather-any_size": Call(GATHER, gather_arguments, ANY_SIZE, **LARGER),
     "gather-no_sequences": Call(GATHER, gather_arguments, {"lengths": ()}),
     "dequant": Call(DEQUANT, dequant_arguments, {}, **LARGER),
     "dequant-starts": Call(DEQUANT, dequant_arguments, WIDE | {"extra_tokens": 2}, **LARGER_STARTS, uses_all=True),
     "dequant-nans": Call(DEQUANT, dequant_arguments, NANS | {"format": "fp8_e5m2"}, nan_outputs=("dst",), **LARGER),
     "dequant-auto": Call(DEQUANT, dequant_arguments, STARTS | {"format": "auto"}, **LARGER_STARTS),
+    "dequant-heads": Call(DEQUANT, dequant_arguments, HEADS, **LARGER),
+    "dequant-any_size": Call(DEQUANT, dequant_arguments, ANY_SIZE, **LARGER),
+    "dequant-no_scale": Call(DEQUANT, dequant_arguments, {"format": "auto", "no_scale": True}, **LARGER),
     "dequant-no_sequences": Call(DEQUANT, dequant_arguments, {"lengths": ()}),
     "upconvert": Call(UPCONVERT, upconvert_arguments, {}, **LARGER),
     "upconvert-starts": Call(UPCONVERT, upconvert_arguments, WIDE, **LARGER_STARTS),
     "upconvert-nans": Call(UPCONVERT, upconvert_arguments, NANS, nan_outputs=("dst",), **LARGER),
     "upconvert-host": Call(UPCONVERT, upconvert_arguments, STARTS | {"host_rows": 50}, **LARGER_STARTS, uses_all=True),
+    "upconvert-any_size": Call(UPCONVERT, upconvert_arguments, ANY_SIZE, **LARGER),
     "upconvert-no_sequences": Call(UPCONVERT, upconvert_arguments, {"lengths": ()}),
 }

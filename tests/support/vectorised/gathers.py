@@ -14,10 +14,11 @@ __all__ = [
     "cp_gather_cache",
     "cp_gather_indexer_k_quant_cache",
     "gather_and_maybe_dequant_cache",
+    "gather_kv_cache",
 ]
 
 
-def _check_bounds(argument: str, bounds: Tensor, num_rows: float) -> None:
+def check_bounds(argument: str, bounds: Tensor, num_rows: float) -> None:
     before = torch.cat([bounds.new_zeros(1), bounds[:-1]])
     bad = ((bounds < before) | (bounds > num_rows)).nonzero().flatten().tolist()
     if bad:
@@ -68,9 +69,22 @@ def cp_gather_cache(
     bad_indices: str = "raise",
 ) -> None:
     bounds = cu_seq_lens.cpu().long()
-    _check_bounds("cu_seq_lens", bounds, dst.shape[0])
+    check_bounds("cu_seq_lens", bounds, dst.shape[0])
     rows, *places = _sequence_rows(block_table, bounds, seq_starts, *src_cache.shape[:2], bad_indices)
     put(dst, (rows,), _taken(src_cache, *places))
+
+
+def _bounds_below(num_tokens: int, output: Tensor, cu_seq_lens: Tensor) -> Tensor:
+    bounds = cu_seq_lens.cpu().long()
+    check_bounds("cu_seq_lens", bounds, math.inf)
+    return bounds.clamp(max=len(output) if num_tokens == -1 else num_tokens)
+
+
+def _put_heads(dst: Tensor, rows: Tensor, entries: Tensor, scale: Tensor | None, format: str | None) -> None:
+    if format is not None:
+        per_head = scale.reshape(-1, 1) if entries.dim() == 3 else scale
+        entries = bits(dequantise(entries, per_head, format).to(dst.dtype))
+    put(dst, (rows,), entries.reshape(len(rows), *dst.shape[1:]))
 
 
 def gather_and_maybe_dequant_cache(
@@ -78,24 +92,53 @@ def gather_and_maybe_dequant_cache(
     dst: Tensor,
     block_table: Tensor,
     cu_seq_lens: Tensor,
-    token_to_seq: Tensor,
+    token_to_seq: Tensor | None,
     num_tokens: int,
     kv_cache_dtype: str,
-    scale: Tensor,
+    scale: Tensor | None,
     seq_starts: Tensor | None = None,
     *,
     bad_indices: str = "raise",
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
-    bounds = cu_seq_lens.cpu().long()
-    _check_bounds("cu_seq_lens", bounds, math.inf)
-    bounds = bounds.clamp(max=num_tokens)
+    bounds = _bounds_below(num_tokens, dst, cu_seq_lens)
     rows, *places = _sequence_rows(block_table, bounds, seq_starts, *src_cache.shape[:2], bad_indices)
-    entries = _taken(src_cache, *places)
     format = format_of(kv_cache_dtype, src_cache.dtype, e4m3_of_bytes)
-    if format is not None:
-        entries = bits(dequantise(entries, scale, format).to(dst.dtype))
-    put(dst, (rows,), entries)
+    _put_heads(dst, rows, _taken(src_cache, *places), scale, format)
+
+
+def gather_kv_cache(
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_table: Tensor,
+    cu_seq_lens: Tensor,
+    kv_cache_dtype: str,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    seq_starts: Tensor | None = None,
+    num_tokens: int = -1,
+    k_global_scale: Tensor | None = None,
+    v_global_scale: Tensor | None = None,
+    *,
+    bad_indices: str = "raise",
+    e4m3_of_bytes: str = "e4m3fn",
+) -> None:
+    if key_cache.dim() == 5:  # as views [N, B, H, D/x, x] and [N, B, H, D] or [N, B/x, x, H, D]
+        key_cache = key_cache.permute(0, 3, 1, 2, 4)
+        value_cache = value_cache.permute(0, 3, 1, 2) if value_cache.dim() == 4 else value_cache.permute(0, 2, 4, 1, 3)
+    bounds = _bounds_below(num_tokens, key, cu_seq_lens)
+    rows, blocks, offsets = _sequence_rows(block_table, bounds, seq_starts, *key_cache.shape[:2], bad_indices)
+    format = format_of(kv_cache_dtype, key_cache.dtype, e4m3_of_bytes)
+    _put_heads(key, rows, _taken(key_cache, blocks, offsets).reshape(len(rows), *key.shape[1:]), k_scale, format)
+    if value_cache.dim() == 5:
+        x = value_cache.shape[2]
+        at = (blocks, offsets // x, offsets % x)
+        values = bits(value_cache)[tuple(i.to(value_cache.device) for i in at)].cpu()
+    else:
+        values = _taken(value_cache, blocks, offsets)
+    _put_heads(value, rows, values, v_scale, format)
 
 
 def cp_gather_and_upconvert_fp8_kv_cache(
@@ -113,8 +156,8 @@ def cp_gather_and_upconvert_fp8_kv_cache(
     e4m3_of_bytes: str = "e4m3fn",
 ) -> None:
     num_blocks, block_size = src_cache.shape[:2]
-    bounds = torch.cat([workspace_starts[:batch_size].cpu().long(), torch.tensor([dst.shape[0]])])
-    _check_bounds("workspace_starts", bounds, dst.shape[0])
+    bounds = torch.cat([workspace_starts[: len(block_table)].cpu().long(), torch.tensor([dst.shape[0]])])
+    check_bounds("workspace_starts", bounds, dst.shape[0])
     num_logical = num_blocks if device_row_ids is None else len(device_row_ids) // block_size
     rows, blocks, offsets = _sequence_rows(block_table, bounds, seq_starts, num_logical, block_size, bad_indices)
     if device_row_ids is not None:
@@ -152,7 +195,7 @@ def cp_gather_indexer_k_quant_cache(
     bad_indices: str = "raise",
 ) -> None:
     bounds = cu_seq_lens.cpu().long()
-    _check_bounds("cu_seq_lens", bounds, dst_k.shape[0])
+    check_bounds("cu_seq_lens", bounds, dst_k.shape[0])
     rows, *places = _sequence_rows(block_table, bounds, None, *kv_cache.shape[:2], bad_indices)
     parts = values_and_scales(kv_cache, dst_k.shape[1])
     for target, part in zip((dst_k, dst_scale.view(torch.uint8)), parts, strict=True):

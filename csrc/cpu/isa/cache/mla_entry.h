@@ -11,6 +11,18 @@ namespace {
 
 using WriteDsMlaEntry = void (*)(char* to, const char* kv_c, const char* k_pe);
 
+// Prefetches the tile that lies kBytesAhead bytes after `from`. amax reads tiles too fast to wait for memory once for
+// each. Prefetches were measured with AVX2 only.
+template <FloatOf16Bits Input>
+[[gnu::always_inline]] inline void prefetch_tile_ahead(const Input* from) {
+  constexpr int64_t kBytesAhead = 2048, kTileBytes = DsMlaEntry::kTileSize * sizeof(Input);
+  if constexpr (kIsa == Isa::kAvx2) {
+    for (int64_t i = 0; i < kTileBytes; i += kCacheLine) {
+      prefetch(reinterpret_cast<const char*>(from) + kBytesAhead + i);
+    }
+  }
+}
+
 // Writes one fp8_ds_mla entry (core/cache_view.h). If k_pe is nullptr, the rotary key of the entry is zeros.
 template <Element kElement, FloatOf16Bits Input>
 void write_ds_mla_entry(char* to, const char* kv_c, const char* k_pe) {
@@ -21,6 +33,7 @@ void write_ds_mla_entry(char* to, const char* kv_c, const char* k_pe) {
     scales[i] = ds_mla_tile_scale(tile_amax(from + i * kTileSize, kTileSize), kElement);
   }
   for (int i = 0; i < kNumTiles; ++i) {
+    prefetch_tile_ahead(from + i * kTileSize);
     quantise_tile<kElement, true>(reinterpret_cast<uint8_t*>(to) + i * kTileSize, from + i * kTileSize, kTileSize,
                                   scales[i]);
   }

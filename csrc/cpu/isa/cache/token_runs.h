@@ -8,11 +8,14 @@
 namespace multikv::cpu {
 namespace {
 
+// Returns x / divisor.
+constexpr auto kQuotient = [](uint64_t x, const Divisor& divisor) {
+  return divisor.divide(
+      x, [](uint64_t a, uint64_t b) { return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64); });
+};
+
 inline BlockOffset split_slot(const Blocks& blocks, int64_t slot) {
-  constexpr auto kHighProduct = [](uint64_t a, uint64_t b) {
-    return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
-  };
-  const auto block = static_cast<int64_t>(blocks.block_size.divide(static_cast<uint64_t>(slot), kHighProduct));
+  const auto block = static_cast<int64_t>(kQuotient(static_cast<uint64_t>(slot), blocks.block_size));
   return {block, slot - block * blocks.block_size.signed_value()};
 }
 

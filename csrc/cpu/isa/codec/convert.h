@@ -17,8 +17,7 @@ struct Divider {
   Quotient quotient;
   explicit Divider(float scale) : quotient(scale) {}
   float operator()(float x) const {
-    constexpr int kSteps = std::same_as<Input, float> ? 2 : 1;
-    return quotient.divide<kSteps>(x, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); });
+    return quotient.divide(x, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); });
   }
 #else
   float scale;
@@ -27,8 +26,8 @@ struct Divider {
 #endif
 };
 
-// The functions below convert this many elements at a time. They make several passes over them, each of which is a loop
-// that the compiler vectorises.
+// quantise_in_chunks() and dequantise_in_chunks() convert this many elements at a time. They make several passes over a
+// chunk, each of which is a loop that the compiler vectorises.
 constexpr int64_t kChunk = 256;
 
 // Does what quantise() does. It takes every scale, and needs no vector operations.
@@ -52,7 +51,7 @@ void quantise(uint8_t* to, const Input* from, int64_t count, float scale, Stores
 #ifdef MULTIKV_HAS_SIMD
   if (encoder_takes(scale)) {
     if constexpr (std::same_as<Input, float>) {
-      convert_with(Encoder<kElement, float, 2>(scale), to, from, count, stores);
+      convert_with(Encoder<kElement, float, 1>(scale), to, from, count, stores);
     } else if (estimate_suffices<kSignificantBits<Input>>(scale)) {
       convert_with(Encoder<kElement, Input, 0>(scale), to, from, count, stores);
     } else {
@@ -79,19 +78,34 @@ void dequantise_in_chunks(Output* to, const uint8_t* from, int64_t count, float 
   }
 }
 
-// to[i] = narrow<Output>(float32(from[i]) * scale). `next`: see copy().
-template <Element kElement, FloatElement Output>
-void dequantise(Output* to, const uint8_t* from, int64_t count, float scale, Stores stores,
-                [[maybe_unused]] const char* next = nullptr) {
+// Calls with(dequantise_row). dequantise_row(to, from, count, stores, next) dequantises contiguous elements: to[i] =
+// narrow<Output>(float32(from[i]) * scale). `next`: see copy(). Rows with one scale share a dequantise_row, because its
+// tables take longer to make than a short row takes to dequantise.
+template <Element kElement, FloatElement Output, class With>
+void with_dequantiser(float scale, const With& with) {
 #ifdef MULTIKV_HAS_SIMD
+  const auto with_decoder = [&](const auto& decode) {
+    with([&](Output* to, const uint8_t* from, int64_t count, Stores stores, const char* next) {
+      convert_with(decode, to, from, count, stores, next);
+    });
+  };
   if constexpr (std::same_as<Output, BFloat16> && is_e4m3(kElement)) {
     using Decode = BFloat16Decoder<kElement>;
-    if (Decode::takes(scale)) return convert_with(Decode(scale), to, from, count, stores, next);
+    if (Decode::takes(scale)) return with_decoder(Decode(scale));
   }
   using Decode = Decoder<kElement, Output>;
-  if (Decode::takes(scale)) return convert_with(Decode(scale), to, from, count, stores, next);
+  if (Decode::takes(scale)) return with_decoder(Decode(scale));
 #endif
-  dequantise_in_chunks<kElement>(to, from, count, scale, stores);
+  with([scale](Output* to, const uint8_t* from, int64_t count, Stores stores, const char*) {
+    dequantise_in_chunks<kElement>(to, from, count, scale, stores);
+  });
+}
+
+// Dequantises contiguous elements.
+template <Element kElement, FloatElement Output>
+void dequantise(Output* to, const uint8_t* from, int64_t count, float scale, Stores stores) {
+  with_dequantiser<kElement, Output>(
+      scale, [&](const auto& dequantise_row) { dequantise_row(to, from, count, stores, nullptr); });
 }
 
 }  // namespace

@@ -45,11 +45,11 @@ inline bool estimate_suffices(float scale) {
 // Encodes sizeof(Bytes) elements at a time.
 //
 // Each element is divided by the scale: an estimate x * (1 / scale), followed by kSteps corrective steps as in
-// core/quotient.h. 16-bit elements need one step and float32 needs two; none is needed where estimate_suffices()
-// returns true, or the scale is a power of two. Magnitudes are clamped to the largest fp8 number times the scale first,
-// so that nothing overflows. An underflow happens only for elements whose code is zero.
+// core/quotient.h. One step suffices; none is needed where estimate_suffices() returns true, or the scale is a power of
+// two. Magnitudes are clamped to the largest fp8 number times the scale first, so that nothing overflows. An underflow
+// happens only for elements whose code is zero.
 template <Element kElement, FloatElement Input, int kSteps>
-  requires(is_fp8(kElement))
+  requires(is_fp8(kElement) && (kSteps == 0 || kSteps == 1))
 class Encoder {
  public:
   explicit Encoder(float scale)
@@ -99,8 +99,7 @@ class Encoder {
   [[gnu::always_inline]] Bytes encode_ints(Bytes magnitudes) const {
     const Floats x = smaller_or_second(limit_, as_floats(magnitudes));
     Floats quotient = product(x, reciprocal_);
-    if constexpr (kSteps >= 1) quotient = fma(negated_fma(quotient, divisor_, x), reciprocal_, quotient);
-    if constexpr (kSteps >= 2) quotient = fma(negated_fma(quotient, divisor_, x), reciprocal_, quotient);
+    if constexpr (kSteps == 1) quotient = fma(negated_fma(quotient, divisor_, x), reciprocal_, quotient);
     return round_(quotient);
   }
 

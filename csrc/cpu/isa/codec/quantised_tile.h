@@ -29,7 +29,8 @@ template <int kBits> Bytes shift_words_right(Bytes x) { return _mm256_srli_epi16
 //   bfloat16     s eeeeeeee mmmmmmm
 //   code         s     eeee mmm
 //
-// The codes of NaN, of infinities and of elements with subnormal codes are wrong; has_wrong_codes() finds them.
+// The codes of NaN, of infinities and of subnormal magnitudes (see largest_zero_) are wrong; has_wrong_codes() finds
+// them.
 template <Element kElement>
   requires(is_e4m3(kElement))
 class NormalEncoder {
@@ -51,8 +52,8 @@ class NormalEncoder {
   }
 
   bool has_wrong_codes() const {
-    // There are num_subnormal magnitudes with subnormal codes. By adding to_smallest_, encode_words() turns them into
-    // the words -0x8000 to -0x8000 + num_subnormal - 1.
+    // There are num_subnormal subnormal magnitudes (see largest_zero_). By adding to_smallest_, encode_words() turns
+    // them into the words -0x8000 to -0x8000 + num_subnormal - 1.
     const int num_subnormal = ((smallest_normal_ - largest_zero_) << 7) - 1;
     return has_word_below(smallest_, num_subnormal - 0x8000) || has_negative_byte(all_codes_);
   }
@@ -69,22 +70,22 @@ class NormalEncoder {
   }
 
   // Biased exponents. The bfloat16 with exponent largest_zero_ and mantissa 0 is the largest magnitude whose code is
-  // zero. Magnitudes above it, with exponents below smallest_normal_, have subnormal codes, or round up to the smallest
-  // normal code.
+  // zero. Magnitudes above it, with exponents below smallest_normal_, are called subnormal here: they have subnormal
+  // codes, or round up to the smallest normal code.
   const int smallest_normal_, largest_zero_ = smallest_normal_ - kLayout.mantissa_bits - 1;
   // The magnitude with exponent smallest_normal_ - 1 and mantissa 0. encode_words() raises smaller magnitudes to it.
   // rounding_ subtracts it, so that the exponent smallest_normal_ becomes the exponent 1 of the code.
   const Bytes below_normal_ = all_words((smallest_normal_ - 1) << 7);
   const Bytes rounding_ = all_words((1 << (kDropped - 1)) - 1 - ((smallest_normal_ - 1) << 7));
-  // Adding this word to a magnitude turns the magnitudes with subnormal codes into the smallest words: -0x8000,
-  // -0x7fff, and so on. For magnitudes whose code is zero the sum wraps around to a positive word.
+  // Adding this word to a magnitude turns the subnormal magnitudes into the smallest words: -0x8000, -0x7fff, and so
+  // on. For magnitudes whose code is zero the sum wraps around to a positive word.
   const Bytes to_smallest_ = all_words(-0x8000 - (largest_zero_ << 7) - 1);
   Bytes smallest_ = all_words(0x7fff);  // the smallest sum of a magnitude and to_smallest_
   Bytes all_codes_ = all_words(0);      // the bitwise or of all codes
 };
 
-// Returns false if an element is not finite or has a subnormal code, which few tiles have, or if NormalEncoder does not
-// take the scale or the count. Then some codes are wrong or not written.
+// Returns false if NormalEncoder gives an element a wrong code, which happens in few tiles, or if it does not take the
+// scale or the count. Then some codes are wrong or not written.
 template <Element kElement>
 [[gnu::always_inline]] inline bool encode_normal(uint8_t* to, const BFloat16* from, int64_t count, float scale) {
   constexpr int64_t kStep = sizeof(Bytes);
@@ -96,13 +97,12 @@ template <Element kElement>
 
 #endif
 
-// Quantises the tiles for which quantise_tile() has no inlined code.
+// Quantises the tiles that the inlined code of quantise_tile() does not handle.
 template <Element kElement, bool kIsPowerOfTwo, FloatElement Input>
 [[gnu::noinline]] void quantise_any_tile(uint8_t* to, const Input* from, int64_t count, float scale) {
 #ifdef MULTIKV_HAS_SIMD
-  // The reciprocal of a power of two is exact, so that multiplying by it needs no correction. Otherwise 16-bit elements
-  // (2 bytes) need one step, and float32 (4 bytes) needs two (see Encoder).
-  constexpr int kSteps = kIsPowerOfTwo ? 0 : sizeof(Input) / 2;
+  // The reciprocal of a power of two is exact, so that multiplying by it needs no correction.
+  constexpr int kSteps = kIsPowerOfTwo ? 0 : 1;
   if (encoder_takes(scale)) {
     return convert_with(Encoder<kElement, Input, kSteps>(scale), to, from, count, Stores::kOrdinary);
   }

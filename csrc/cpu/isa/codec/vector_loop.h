@@ -19,7 +19,7 @@ concept VectorConverter = requires(const Convert& convert, const Input* from) {
 // Converts count >= sizeof(Bytes) elements, sizeof(Bytes) in each step. `next`: see copy().
 template <class Output, class Input, VectorConverter<Output, Input> Convert>
 void convert_in_steps(const Convert& convert, Output* to, const Input* from, int64_t count, Stores stores,
-                      const char* next) {
+                      const void* next) {
   constexpr int64_t kStep = sizeof(Bytes), kInputBytes = sizeof(Input), kOutputBytes = sizeof(Output);
   constexpr int kVectors = sizeof(Output);
   const NextInput next_input(from, next);
@@ -52,7 +52,7 @@ void convert_in_steps(const Convert& convert, Output* to, const Input* from, int
 // Converts any number of elements. If there are fewer than sizeof(Bytes), they are converted in a buffer.
 template <class Output, class Input, VectorConverter<Output, Input> Convert>
 void convert_with(const Convert& convert, Output* to, const Input* from, int64_t count, Stores stores,
-                  const char* next = nullptr) {
+                  const void* next = nullptr) {
   constexpr int64_t kStep = sizeof(Bytes);
   if (count >= kStep) {
     convert_in_steps(convert, to, from, count, stores, next);

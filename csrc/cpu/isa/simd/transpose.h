@@ -21,15 +21,17 @@ constexpr int kNumSegments = sizeof(Bytes) / kSegmentBytes;
 //          b0 b1 b2 b3 | b4 b5 b6 b7 ..          a1 b1 c1 d1 | a5 b5 c5 d5 ..
 //          c0 c1 c2 c3 | c4 c5 c6 c7 ..          a2 b2 c2 d2 | a6 b6 c6 d6 ..
 //          d0 d1 d2 d3 | d4 d5 d6 d7 ..          a3 b3 c3 d3 | a7 b7 c7 d7 ..
-template <class Unit>
-  requires(sizeof(Unit) <= kSegmentBytes && kSegmentBytes % sizeof(Unit) == 0)
+//
+// A vector has kVectorBytes bytes: as many as a register, or one segment.
+template <class Unit, int kVectorBytes = sizeof(Bytes)>
+  requires(sizeof(Unit) <= kSegmentBytes && kSegmentBytes % sizeof(Unit) == 0 && kVectorBytes % kSegmentBytes == 0)
 struct Segments {
   static constexpr int kBytes = sizeof(Unit);
   static constexpr int kPerSegment = kSegmentBytes / kBytes;
   // The element type of Vector. A unit of 16 bytes is two scalars; such units are never interleaved.
   using Scalar = std::conditional_t<kBytes == kSegmentBytes, uint64_t, Unit>;
-  static constexpr int kNumScalars = sizeof(Bytes) / sizeof(Scalar);
-  typedef Scalar Vector __attribute__((vector_size(sizeof(Bytes))));
+  static constexpr int kNumScalars = kVectorBytes / sizeof(Scalar);
+  typedef Scalar Vector __attribute__((vector_size(kVectorBytes)));
 
   // In each segment, the units of the first (or last) half of a's segment alternate with those of b's.
   template <bool kLast, int... kIndex>

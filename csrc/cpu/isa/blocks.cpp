@@ -1,0 +1,156 @@
+#include "cpu/isa/cache/planes.h"
+#include "cpu/isa/cache/strided.h"
+#include "cpu/isa/simd/copy.h"
+#include "cpu/isa/simd/word_hash.h"
+#include "params/blocks_params.h"
+
+namespace multikv::cpu {
+namespace {
+
+// A pair of blocks, of which either is negative if the pair is to be skipped.
+struct Pair {
+  int64_t src, dst;
+
+  bool is_copied() const { return src >= 0 && dst >= 0 && src != dst; }
+};
+
+void copy_block(const BlockLayout& layout, char* to, const char* from, Stores stores, const char* next) {
+  const StridedRows& rows = layout.rows;
+  if (rows.num_dims == 0) return copy(to, from, rows.row_size, stores, next);
+  RowWalker offsets(rows, 0);
+  for (int64_t row = 0; row < rows.num_rows; ++row, offsets.next()) {
+    copy(to + offsets.dst(), from + offsets.src(), rows.row_size, stores);
+  }
+}
+
+void copy_blocks(const CopyBlocksLayersParams& p, const BlockLayout& layout, char* plane, EntryRange pairs,
+                 Stores stores) {
+  const Indices& mapping = p.block_mapping.indices;
+  const auto pair_at = [&](int64_t i) { return Pair{mapping.at(i, 0), mapping.at(i, 1)}; };
+  for (int64_t i = pairs.begin; i < pairs.end; ++i) {
+    const Pair pair = pair_at(i);
+    if (!pair.is_copied()) continue;
+    const int64_t next = i + 1 < pairs.end ? pair_at(i + 1).src : -1;
+    copy_block(layout, plane + pair.dst * layout.stride_block_bytes, plane + pair.src * layout.stride_block_bytes,
+               stores, next < 0 ? nullptr : plane + next * layout.stride_block_bytes);
+  }
+}
+
+// Sets num_bytes bytes to 0. See copy() for `stores`.
+void zero(char* to, int64_t num_bytes, Stores stores) {
+  constexpr int64_t kWidth = sizeof(Bytes);
+  if (stores == Stores::kOrdinary || num_bytes < kWidth || !is_worth_streaming(to, num_bytes)) {
+    std::memset(to, 0, num_bytes);
+    return;
+  }
+  const Bytes zeros{};
+  store(to, zeros);
+  int64_t i = -reinterpret_cast<intptr_t>(to) & (kWidth - 1);
+  for (; i + kWidth <= num_bytes; i += kWidth) stream(to + i, zeros);
+  if (i < num_bytes) store(to + num_bytes - kWidth, zeros);
+}
+
+// Sets the bytes of a block from byte `begin` of its rows on to 0.
+void zero_block(const BlockLayout& layout, char* block, int64_t begin, Stores stores) {
+  const int64_t num_bytes = layout.rows.num_elements();
+  PieceWalker pieces(layout.rows, begin);
+  while (begin < num_bytes) {
+    const auto piece = pieces.next(num_bytes);
+    zero(block + piece.dst, piece.count, stores);
+    begin += piece.count;
+  }
+}
+
+// Hashes messages that consist of short rows. Their bytes are collected in a buffer, because words do not end where
+// rows end.
+void hash_short_rows(WordHash& hash, const StridedRows& rows, const char* block, int64_t num_bytes) {
+  constexpr int64_t kMost = 4096;
+  alignas(64) char buffer[kMost];
+  PieceWalker pieces(rows, 0);
+  while (num_bytes > 0) {
+    const int64_t count = num_bytes < kMost ? num_bytes : kMost;
+    for (int64_t i = 0; i < count;) {
+      const auto piece = pieces.next(count - i);
+      std::memcpy(buffer + i, block + piece.src, piece.count);
+      i += piece.count;
+    }
+    hash.add(buffer, count, 0);
+    num_bytes -= count;
+  }
+}
+
+// `next` is the block that is hashed after this one; nullptr: it is not known.
+uint64_t hash_block(const BlockLayout& layout, const char* block, int64_t num_bytes, const char* next) {
+  constexpr int64_t kAhead = 2048;  // in a contiguous block
+  WordHash hash;
+  const StridedRows& rows = layout.rows;
+  if (num_bytes == 0) return hash.finish(0);
+  if (rows.num_dims == 0) {
+    hash.add(block, num_bytes, kAhead);
+  } else if (rows.row_size % 8 == 0) {
+    // The rows of the next block are prefetched, because the hardware does not recognise the pattern of short rows.
+    const int64_t ahead = next == nullptr ? 0 : next - block;
+    PieceWalker pieces(rows, 0);
+    for (int64_t left = num_bytes; left > 0;) {
+      const auto piece = pieces.next(left);
+      hash.add(block + piece.src, piece.count, ahead);
+      left -= piece.count;
+    }
+  } else {
+    hash_short_rows(hash, rows, block, num_bytes);
+  }
+  return hash.finish(num_bytes);
+}
+
+void hash_blocks(const ChecksumBlocksParams& p, const BlockLayout& layout, const Plane& plane, EntryRange entries) {
+  const Indices& blocks = p.block_ids.indices;
+  for (int64_t i = entries.begin; i < entries.end; ++i) {
+    const int64_t block = blocks.at(i), next = i + 1 < entries.end ? blocks.at(i + 1) : -1;
+    if (block < 0) continue;
+    const int64_t num_bytes =
+        p.num_tokens.is_given() ? p.num_tokens.at(i) * layout.token_bytes : layout.rows.num_elements();
+    const uint64_t hash = hash_block(layout, plane.data + block * layout.stride_block_bytes, num_bytes,
+                                     next < 0 ? nullptr : plane.data + next * layout.stride_block_bytes);
+    std::memcpy(p.out + i * p.out_stride_block_bytes + plane.index * 8, &hash, sizeof hash);
+  }
+}
+
+void zero_blocks(const ZeroBlocksParams& p, const BlockLayout& layout, char* plane, EntryRange entries, Stores stores) {
+  const int64_t num_tokens = layout.rows.num_elements() / layout.token_bytes;
+  for (int64_t i = entries.begin; i < entries.end; ++i) {
+    const int64_t block = p.block_ids.indices.at(i);
+    const int64_t first = p.first_token.is_given() ? p.first_token.at(i) : 0;
+    if (block < 0 || first >= num_tokens) continue;
+    zero_block(layout, plane + block * layout.stride_block_bytes, first * layout.token_bytes, stores);
+  }
+}
+
+}  // namespace
+
+template <>
+void run<kIsa>(const CopyBlocksLayersParams& p, int64_t begin, int64_t end, Stores stores) {
+  for_each_plane(p.planes, p.block_mapping.size, begin, end,
+                 [&](const BlockLayout& layout, const Plane& plane, EntryRange pairs) {
+                   copy_blocks(p, layout, plane.data, pairs, stores);
+                 });
+  finish(stores);
+}
+
+template <>
+void run<kIsa>(const ZeroBlocksParams& p, int64_t begin, int64_t end, Stores stores) {
+  for_each_plane(p.planes, p.block_ids.size, begin, end,
+                 [&](const BlockLayout& layout, const Plane& plane, EntryRange entries) {
+                   zero_blocks(p, layout, plane.data, entries, stores);
+                 });
+  finish(stores);
+}
+
+template <>
+void run<kIsa>(const ChecksumBlocksParams& p, int64_t begin, int64_t end, Stores) {
+  for_each_plane(p.planes, p.block_ids.size, begin, end,
+                 [&](const BlockLayout& layout, const Plane& plane, EntryRange entries) {
+                   hash_blocks(p, layout, plane, entries);
+                 });
+}
+
+}  // namespace multikv::cpu

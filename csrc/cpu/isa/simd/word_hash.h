@@ -1,0 +1,112 @@
+// The hash of checksum_blocks: the sum of mix(word ^ number of the word * kStep) over the 8-byte words of a message.
+#pragma once
+
+#include "cpu/isa/simd/prefetch.h"
+
+namespace multikv::cpu {
+namespace {
+
+constexpr uint64_t kStep = 0x9e3779b97f4a7c15, kFactor1 = 0xbf58476d1ce4e5b9, kFactor2 = 0x94d049bb133111eb;
+
+// The last steps of the random number generator splitmix64.
+inline uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * kFactor1;
+  x = (x ^ (x >> 27)) * kFactor2;
+  return x ^ (x >> 31);
+}
+
+#if defined(__AVX512BW__)
+#define MULTIKV_HASHES_VECTORS
+inline __m512i mix(__m512i x) {
+  const auto all = [](uint64_t value) { return _mm512_set1_epi64(static_cast<int64_t>(value)); };
+  x = _mm512_mullo_epi64(_mm512_xor_si512(x, _mm512_srli_epi64(x, 30)), all(kFactor1));
+  x = _mm512_mullo_epi64(_mm512_xor_si512(x, _mm512_srli_epi64(x, 27)), all(kFactor2));
+  return _mm512_xor_si512(x, _mm512_srli_epi64(x, 31));
+}
+inline __m512i add_words64(__m512i a, __m512i b) { return _mm512_add_epi64(a, b); }
+inline __m512i xor_words64(__m512i a, __m512i b) { return _mm512_xor_si512(a, b); }
+inline __m512i all_words64(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
+constexpr int kScalars = 0;  // words that scalar instructions hash beside each vector
+#elif defined(__AVX2__)
+#define MULTIKV_HASHES_VECTORS
+// The lower halves of 64-bit products, of which AVX2 has only those of 32-bit numbers.
+inline __m256i product64(__m256i x, uint64_t factor) {
+  const __m256i low = _mm256_set1_epi64x(static_cast<int64_t>(factor));
+  const __m256i high = _mm256_set1_epi64x(static_cast<int64_t>(factor >> 32));
+  const __m256i crossed = _mm256_add_epi64(_mm256_mul_epu32(_mm256_srli_epi64(x, 32), low), _mm256_mul_epu32(x, high));
+  return _mm256_add_epi64(_mm256_mul_epu32(x, low), _mm256_slli_epi64(crossed, 32));
+}
+inline __m256i mix(__m256i x) {
+  x = product64(_mm256_xor_si256(x, _mm256_srli_epi64(x, 30)), kFactor1);
+  x = product64(_mm256_xor_si256(x, _mm256_srli_epi64(x, 27)), kFactor2);
+  return _mm256_xor_si256(x, _mm256_srli_epi64(x, 31));
+}
+inline __m256i add_words64(__m256i a, __m256i b) { return _mm256_add_epi64(a, b); }
+inline __m256i xor_words64(__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }
+inline __m256i all_words64(uint64_t x) { return _mm256_set1_epi64x(static_cast<int64_t>(x)); }
+constexpr int kScalars = 2;
+#endif
+
+inline uint64_t load_word64(const char* from) {
+  uint64_t word;
+  std::memcpy(&word, from, sizeof word);
+  return word;
+}
+
+// Sums up the words of a message, which is given piece by piece.
+class WordHash {
+ public:
+  // Adds num_bytes bytes. Only the last piece may have an incomplete word. `ahead` is the distance in bytes from the
+  // loads to what is prefetched. A round is at most a cache line, so that one prefetch for each is enough.
+  void add(const char* from, int64_t num_bytes, [[maybe_unused]] int64_t ahead) {
+    int64_t i = 0;
+#ifdef MULTIKV_HASHES_VECTORS
+    for (; i + kRoundBytes <= num_bytes; i += kRoundBytes) add_round(from + i, ahead);
+#endif
+    for (; i + 8 <= num_bytes; i += 8) sum_ += mix(load_word64(from + i) ^ (number_ += kStep));
+    if (i == num_bytes) return;
+    uint64_t word = 0;
+    std::memcpy(&word, from + i, num_bytes - i);
+    sum_ += mix(word ^ (number_ += kStep));
+  }
+  uint64_t finish(int64_t num_bytes) const {
+    uint64_t sum = sum_;
+#ifdef MULTIKV_HASHES_VECTORS
+    uint64_t lanes[kLanes];
+    store(lanes, sums_);
+    for (const uint64_t lane : lanes) sum += lane;
+#endif
+    return mix(sum ^ static_cast<uint64_t>(num_bytes));
+  }
+
+ private:
+#ifdef MULTIKV_HASHES_VECTORS
+  static constexpr int kLanes = sizeof(Bytes) / 8, kRound = kLanes + kScalars;
+  static constexpr int64_t kRoundBytes = kRound * 8;
+
+  // Adds the words of a round: a vector hashes kLanes words, while scalar instructions, which use other units of the
+  // core, hash the next kScalars words.
+  [[gnu::always_inline]] void add_round(const char* from, int64_t ahead) {
+    prefetch(from + ahead);
+    const Bytes numbers = add_words64(all_words64(number_), lane_steps());
+    sums_ = add_words64(sums_, mix(xor_words64(load(from), numbers)));
+#pragma GCC unroll 2
+    for (int k = kLanes; k < kRound; ++k) sum_ += mix(load_word64(from + k * 8) ^ (number_ + (k + 1) * kStep));
+    number_ += kRound * kStep;
+  }
+
+  // Returns kStep, 2 * kStep, ...
+  static Bytes lane_steps() {
+    uint64_t steps[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) steps[lane] = (lane + 1) * kStep;
+    return load(steps);
+  }
+
+  Bytes sums_ = all_words64(0);
+#endif
+  uint64_t sum_ = 0;
+  uint64_t number_ = 0;  // the number of the last word * kStep
+};
+
+}  // namespace
+}  // namespace multikv::cpu

@@ -1,0 +1,71 @@
+#include <concepts>
+
+#include "cpu/isa/cache/token_runs.h"
+#include "cpu/isa/simd/vec.h"
+#include "params/slots_params.h"
+
+namespace multikv::cpu {
+namespace {
+
+// Tokens of one sequence that are neighbours, begin .. end - 1; `row` is the sequence's row of the block tables, or
+// negative if it has no blocks.
+struct TokenRange {
+  int64_t row, begin, end;
+};
+
+// Calls body(TokenRange) for the tokens [begin, end), those of no sequence included.
+template <std::invocable<TokenRange> Body>
+void for_each_sequence(const ComputeSlotMappingParams& p, int64_t begin, int64_t end, const Body& body) {
+  // The number of bounds at or before `begin`, by a binary search. The token belongs to the sequence before this bound.
+  int64_t next = 0, high = p.num_sequences + 1;
+  while (next < high) {
+    const int64_t middle = (next + high) / 2;
+    if (p.cu_query_lens.at(middle) <= begin) next = middle + 1;
+    else high = middle;
+  }
+  for (int64_t token = begin; token < end; ++next) {
+    const int64_t bound = next <= p.num_sequences ? p.cu_query_lens.at(next) : end;
+    const int64_t stop = bound < end ? bound : end;
+    if (stop <= token) continue;
+    const bool is_sequence = next > 0 && next <= p.num_sequences;
+    body(TokenRange{is_sequence ? p.table_row(next - 1) : -1, token, stop});
+    token = stop;
+  }
+}
+
+// Writes one slot and those that follow it, or -1 again and again.
+template <std::integral Slot>
+void fill(Slot* slots, int64_t count, int64_t first) {
+  const Slot step = first < 0 ? 0 : 1;
+  if (count == 1) {  // most calls of a batch that decodes; the vectorised loop costs more
+    *slots = static_cast<Slot>(first);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) slots[i] = static_cast<Slot>(first) + step * static_cast<Slot>(i);
+}
+
+// Writes the slots of tokens of one sequence.
+template <std::integral Slot>
+void write_slots(const ComputeSlotMappingParams& p, const SlotGroup& group, const TokenRange& tokens) {
+  Slot* const slots = static_cast<Slot*>(group.slots);
+  if (tokens.row < 0) return fill(slots + tokens.begin, tokens.end - tokens.begin, -1);
+  const Indices table = group.block_table.row(tokens.row);
+  group.for_each_run(p.positions, tokens.begin, tokens.end, p.ranks, kQuotient, [&](const TokenPositions& run) {
+    const int64_t block = run.offset < 0 ? -1 : table.at(run.column);
+    fill(slots + run.token, run.count, block < 0 ? -1 : block * group.block_size.signed_value() + run.offset);
+  });
+}
+
+}  // namespace
+
+template <>
+void run<kIsa>(const ComputeSlotMappingParams& p, int64_t begin, int64_t end, Stores) {
+  for_each_sequence(p, begin, end, [&](const TokenRange& tokens) {
+    for (int64_t g = 0; g < p.num_groups; ++g) {
+      if (p.has_int64_slots) write_slots<int64_t>(p, p.groups[g], tokens);
+      else write_slots<int32_t>(p, p.groups[g], tokens);
+    }
+  });
+}
+
+}  // namespace multikv::cpu

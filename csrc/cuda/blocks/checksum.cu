@@ -1,0 +1,173 @@
+// checksum_blocks.
+#include "cuda/cache/block_vectors.cuh"
+#include "cuda/core/grid.h"
+#include "cuda/core/indices.cuh"
+#include "cuda/core/pack.cuh"
+
+namespace multikv::gpu {
+namespace {
+
+struct ChecksumHead {
+  using Item = Plane;
+  struct Entry {
+    int64_t block, num_tokens;  // num_tokens is -1 for whole blocks if the argument num_tokens is not given
+  };
+
+  BlockVectors blocks;
+  bool are_entries_in_parameters;
+  bool are_tokens_given;
+  Indices block_ids, num_tokens;
+  int64_t block_size, token_bytes, block_bytes;
+  char* out;
+  int64_t out_stride_block_bytes;
+
+  __device__ Entry load(int64_t i) const {
+    const PrefetchedIndex block(block_ids, i);
+    if (!are_tokens_given) return {block.value(), -1};
+    const PrefetchedIndex tokens(num_tokens, i);
+    return {block.value(), tokens.value()};
+  }
+  __device__ bool is_skipped(const Entry& entry) const {
+    return !is_valid(entry.block, blocks) ||
+           (are_tokens_given && (entry.num_tokens < 0 || entry.num_tokens > block_size));
+  }
+  __device__ int64_t num_bytes(const Entry& entry) const {
+    return are_tokens_given ? entry.num_tokens * token_bytes : block_bytes;
+  }
+};
+
+constexpr uint64_t kStep = 0x9e3779b97f4a7c15;
+
+// The last steps of the random number generator splitmix64.
+__device__ uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+// Returns mix() of the words of a vector, of which the first has the number `number` / kStep + 1.
+__device__ uint64_t mixed(const Pack<16>& vector, uint64_t number) {
+  const uint64_t first = vector.words[0] | static_cast<uint64_t>(vector.words[1]) << 32;
+  const uint64_t second = vector.words[2] | static_cast<uint64_t>(vector.words[3]) << 32;
+  return mix(first ^ (number + kStep)) + mix(second ^ (number + 2 * kStep));
+}
+__device__ uint64_t mixed(const Pack<8>& vector, uint64_t number) {
+  return mix((vector.words[0] | static_cast<uint64_t>(vector.words[1]) << 32) ^ (number + kStep));
+}
+
+// Returns the thread's part of the sum over a block whose bytes are whole vectors of 8 or 16 bytes.
+template <int kWidth, bool kStrided>
+__device__ uint64_t sum_of_vectors(const BlockVectors& blocks, const char* block, int64_t num_bytes) {
+  constexpr int kUnroll = 4, kWords = kWidth / 8;
+  const int64_t num_vectors = num_bytes / kWidth;
+  const int threads = static_cast<int>(blockDim.x);
+  uint64_t sum = 0, number = threadIdx.x * (kWords * kStep);
+  const uint64_t step = threads * (kWords * kStep);
+  int64_t vector = threadIdx.x;
+  for (; vector + (kUnroll - 1) * threads < num_vectors; vector += kUnroll * threads) {
+    Pack<kWidth> values[kUnroll];
+#pragma unroll
+    for (int k = 0; k < kUnroll; ++k) {
+      values[k] =
+          Pack<kWidth>::template read<true>(block + blocks.offset_bytes<kWidth, kStrided>(vector + k * threads));
+    }
+#pragma unroll
+    for (int k = 0; k < kUnroll; ++k, number += step) sum += mixed(values[k], number);
+  }
+#pragma unroll 1
+  for (; vector < num_vectors; vector += threads, number += step) {
+    sum += mixed(Pack<kWidth>::read(block + blocks.offset_bytes<kWidth, kStrided>(vector)), number);
+  }
+  return sum;
+}
+
+// Returns the part of the sum for a block whose bytes need not be whole words, and may have any alignment.
+template <bool kStrided>
+__device__ uint64_t sum_of_bytes(const BlockVectors& blocks, const char* block, int64_t num_bytes) {
+  uint64_t sum = 0;
+  for (int64_t word = threadIdx.x; 8 * word < num_bytes; word += blockDim.x) {
+    uint64_t bits = 0;
+    for (int i = 0; i < 8 && 8 * word + i < num_bytes; ++i) {
+      const char byte = block[blocks.offset_bytes<1, kStrided>(8 * word + i)];
+      bits |= static_cast<uint64_t>(static_cast<uint8_t>(byte)) << (8 * i);
+    }
+    sum += mix(bits ^ ((word + 1) * kStep));
+  }
+  return sum;
+}
+
+constexpr int kMostChecksumThreads = 256;
+
+// Returns the sum of `value` over all threads of the thread block to thread 0.
+__device__ uint64_t sum_of_threads(uint64_t value) {
+  __shared__ uint64_t sums[kMostChecksumThreads / 32];
+  const int lane = threadIdx.x & 31;
+  for (int mask = 16; mask > 0; mask /= 2) value += shuffle(value, lane ^ mask);
+  if (lane == 0) sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  uint64_t sum = 0;
+  for (int i = 0; threadIdx.x == 0 && i < static_cast<int>(blockDim.x) / 32; ++i) sum += sums[i];
+  return sum;
+}
+
+// A thread block hashes a block of one plane: blockIdx.x is the entry, blockIdx.y the plane.
+template <int kWidth, bool kStrided, int kBytes>
+__global__ void __launch_bounds__(kMostChecksumThreads)
+    checksum_blocks_kernel(const MULTIKV_GRID_CONSTANT PlanesLaunch<ChecksumHead, kBytes> launch) {
+  const ChecksumHead& h = launch.head;
+  const int64_t i = launch.first_entry + blockIdx.x;
+  const auto entry = h.are_entries_in_parameters ? launch.entries()[blockIdx.x] : h.load(i);
+  if (h.is_skipped(entry)) return;
+  const Plane plane = launch.items()[blockIdx.y];
+  const char* block = plane.data + entry.block * h.blocks.stride_block_bytes;
+  const int64_t num_bytes = h.num_bytes(entry);
+  uint64_t part;
+  if constexpr (kWidth >= 8) part = sum_of_vectors<kWidth, kStrided>(h.blocks, block, num_bytes);
+  else part = sum_of_bytes<kStrided>(h.blocks, block, num_bytes);
+  const uint64_t sum = sum_of_threads(part);
+  if (threadIdx.x != 0) return;
+  auto* out = reinterpret_cast<uint64_t*>(h.out + i * h.out_stride_block_bytes) + plane.index;
+  *out = mix(sum ^ static_cast<uint64_t>(num_bytes));
+}
+
+template <int kWidth, int kBytes>
+void launch_checksum(const PlanesLaunch<ChecksumHead, kBytes>& launch, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(launch.num_entries), static_cast<unsigned>(launch.num_items));
+  const int64_t most = ceil_div<int64_t>(launch.head.block_bytes, std::max(kWidth, 8));
+  const int threads = static_cast<int>(std::clamp<int64_t>(ceil_div<int64_t>(most, 32) * 32, 32, kMostChecksumThreads));
+  if (launch.head.blocks.num_dims == 0) checksum_blocks_kernel<kWidth, false><<<grid, threads, 0, stream>>>(launch);
+  else checksum_blocks_kernel<kWidth, true><<<grid, threads, 0, stream>>>(launch);
+}
+
+}  // namespace
+
+template <>
+cudaError_t launch(const ChecksumBlocksParams& p, const Context& context) {
+  const auto entry_of = [&](int64_t i) {
+    return ChecksumHead::Entry{p.block_ids.indices.at(i), p.num_tokens.is_given() ? p.num_tokens.at(i) : -1};
+  };
+  for (int64_t g = 0; g < p.planes.num_groups; ++g) {
+    const PlaneGroup<BlockLayout>& group = p.planes.groups[g];
+    const BlockLayout& layout = group.layout;
+    const int widest = widest_vector(group), width = widest >= 8 ? widest : 1;
+    const ChecksumHead head{BlockVectors::of(p, layout, width),
+                            p.are_lists_on_host,
+                            p.num_tokens.is_given(),
+                            p.block_ids.indices,
+                            p.num_tokens,
+                            p.block_size,
+                            layout.token_bytes,
+                            layout.rows.num_elements(),
+                            p.out,
+                            p.out_stride_block_bytes};
+    const auto launch = [&]<int kBytes>(const PlanesLaunch<ChecksumHead, kBytes>& parameters) {
+      if (width == 16) launch_checksum<16>(parameters, context.stream);
+      else if (width == 8) launch_checksum<8>(parameters, context.stream);
+      else launch_checksum<1>(parameters, context.stream);
+    };
+    MULTIKV_RETURN_IF_FAILED(launch_group(head, group, p.block_ids.size, entry_of, launch));
+  }
+  return cudaSuccess;
+}
+
+}  // namespace multikv::gpu

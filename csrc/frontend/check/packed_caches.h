@@ -1,0 +1,24 @@
+// Checks of caches in the packed layouts of the first PagedAttention (PackedCache in core/cache_view.h).
+#pragma once
+
+#include "core/cache_view.h"
+#include "frontend/check/call.h"
+
+namespace multikv {
+
+// The heads of the tensor `key` that a packed cache belongs to.
+struct Heads {
+  int64_t num_heads, head_size;
+};
+
+// Both functions check the shape of a cache, and set the strides within a block and the vector size. The caller has set
+// `blocks` of the view.
+
+// Checks a cache [blocks, heads, head_size / vector_size, block_size, vector_size].
+void set_packed_keys(const Call& call, PackedCache& view, const Tensor& key_cache, const Heads& heads);
+// Checks a cache [blocks, heads, head_size, block_size], or if it has five dimensions a cache [blocks, heads,
+// block_size / vector_size, head_size, vector_size]. Without a dimension of vectors, one vector holds all slots of a
+// block.
+void set_packed_values(const Call& call, PackedCache& view, const Tensor& value_cache, const Heads& heads);
+
+}  // namespace multikv
