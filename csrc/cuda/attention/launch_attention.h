@@ -18,12 +18,12 @@ cudaError_t launch_matrix_attention(const AttentionProblem& p, const Context& co
 // Kernels without matrix instructions: all formats and sizes, on all GPUs.
 cudaError_t launch_portable_attention(const AttentionProblem& p, const Context& context);
 
-// The shared memory of a device, in bytes.
+// The most shared memory of a multiprocessor and of a thread block.
 struct SharedMemory {
   int multiprocessor_bytes, block_bytes;
 };
 
-// Runs once(device) at the first call for a device, and returns its result again later.
+// Devices whose attributes are remembered.
 inline constexpr int kMaxDevices = 128;
 
 inline SharedMemory shared_memory(int32_t device_index) {
@@ -47,7 +47,8 @@ cudaError_t allow_shared_memory(int32_t device_index, int bytes) {
   static std::atomic<int> allowed[kMaxDevices];
   auto& most = allowed[device_index % kMaxDevices];
   if (most.load(std::memory_order_relaxed) >= bytes) return cudaSuccess;
-  MULTIKV_RETURN_IF_FAILED(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  MULTIKV_RETURN_IF_FAILED(
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   most.store(bytes, std::memory_order_relaxed);
   return cudaSuccess;
 }

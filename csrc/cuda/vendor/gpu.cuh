@@ -43,14 +43,10 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
 }
 
 // Loads and stores of memory that other thread blocks of the launch write and read: they bypass the L1 cache.
-template <class T>
-__device__ inline T load_coherent(const T* from) {
-  return __ldcg(from);
-}
-template <class T>
-__device__ inline void store_coherent(T* to, T value) {
-  __stcg(to, value);
-}
+__device__ inline float load_coherent(const float* from) { return __ldcg(from); }
+__device__ inline float2 load_coherent(const float2* from) { return __ldcg(from); }
+__device__ inline void store_coherent(float* to, float value) { __stcg(to, value); }
+__device__ inline void store_coherent(float2* to, float2 value) { __stcg(to, value); }
 
 // Returns the value of another lane of the warp: of `lane`, or of the caller's own lane ^ mask. All lanes must call.
 template <class T>

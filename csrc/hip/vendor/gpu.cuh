@@ -41,13 +41,14 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
 }
 
 // Loads and stores of memory that other thread blocks of the launch write and read: they bypass the L1 cache.
-template <class T>
-__device__ inline T load_coherent(const T* from) {
-  return __builtin_bit_cast(T, __builtin_nontemporal_load(reinterpret_cast<const Words<T>*>(from)));
+__device__ inline float load_coherent(const float* from) { return __builtin_nontemporal_load(from); }
+__device__ inline float2 load_coherent(const float2* from) {
+  return {load_coherent(&from->x), load_coherent(&from->y)};
 }
-template <class T>
-__device__ inline void store_coherent(T* to, T value) {
-  __builtin_nontemporal_store(__builtin_bit_cast(Words<T>, value), reinterpret_cast<Words<T>*>(to));
+__device__ inline void store_coherent(float* to, float value) { __builtin_nontemporal_store(value, to); }
+__device__ inline void store_coherent(float2* to, float2 value) {
+  store_coherent(&to->x, value.x);
+  store_coherent(&to->y, value.y);
 }
 
 // Returns the value of another lane of the warp: of `lane`, or of the caller's own lane ^ mask. All lanes must call.
