@@ -133,9 +133,9 @@ __device__ inline void copy_tile_elements(char* tile, const CacheSource& cache, 
 
 // Loads tiles. A stage is the memory of one step: the tile of keys, then the tile of values. A call of turn() starts
 // the copies of one step, writes the offsets of the step after it, and loads the block ids of the step after that one.
-// Shape::kThreads must be 2 * kStep or more: each of the first 2 * kStep threads computes the offset of one key or one
+// kThreads must be 2 * kStep or more: each of the first 2 * kStep threads computes the offset of one key or one
 // value.
-template <class Store, int kHeadSize, class Shape>
+template <class Store, int kHeadSize, class Shape, int kThreads>
 class TileLoader {
  public:
   static constexpr int kRowBytes = kHeadSize * Store::kBytes, kTileBytes = kStep * kRowBytes;
@@ -183,7 +183,7 @@ class TileLoader {
   __device__ void clear_padding() {
     if (p_.key_size == kHeadSize && p_.value_size == kHeadSize) return;
     auto* words = reinterpret_cast<uint4*>(stages_);
-    for (int i = threadIdx.x; i < num_stages_ * kStageBytes / 16; i += Shape::kThreads) words[i] = uint4{};
+    for (int i = threadIdx.x; i < num_stages_ * kStageBytes / 16; i += kThreads) words[i] = uint4{};
   }
 
   // Issues the load of the block id of this thread's key.
@@ -227,12 +227,12 @@ class TileLoader {
       char* tile = stages_ + stage_ * kStageBytes + is_value * kTileBytes;
       const int64_t* offsets = state_.offsets[step_ % 2][is_value];
       if (cache.has_vectors) {
-        copy_tile_vectors<kRowBytes, Shape::kThreads>(shared_address(tile), cache, offsets, size * Store::kBytes,
+        copy_tile_vectors<kRowBytes, kThreads>(shared_address(tile), cache, offsets, size * Store::kBytes,
                                                       Store::kBytes);
       } else if constexpr (Store::kBytes == 1) {
-        copy_tile_elements<kRowBytes, Shape::kThreads, uint8_t>(tile, cache, offsets, size);
+        copy_tile_elements<kRowBytes, kThreads, uint8_t>(tile, cache, offsets, size);
       } else {
-        copy_tile_elements<kRowBytes, Shape::kThreads, uint16_t>(tile, cache, offsets, size);
+        copy_tile_elements<kRowBytes, kThreads, uint16_t>(tile, cache, offsets, size);
       }
     };
     copy_tile(p_.key, 0, p_.key_size);

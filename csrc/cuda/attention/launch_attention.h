@@ -18,6 +18,9 @@ cudaError_t launch_matrix_attention(const AttentionProblem& p, const Context& co
 // Kernels without matrix instructions: all formats and sizes, on all GPUs.
 cudaError_t launch_portable_attention(const AttentionProblem& p, const Context& context);
 
+// Joins the partial results that launch_matrix_attention's kernels have left in p.workspace (join.cu).
+cudaError_t launch_join(const AttentionProblem& p, int64_t num_workers, const Context& context);
+
 // The most shared memory of a multiprocessor and of a thread block.
 struct SharedMemory {
   int multiprocessor_bytes, block_bytes;
@@ -51,16 +54,6 @@ cudaError_t allow_shared_memory(int32_t device_index, int bytes) {
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   most.store(bytes, std::memory_order_relaxed);
   return cudaSuccess;
-}
-
-// 48 bits that no other launch uses whose workspace may still hold them: the launches of a process are numbered from a
-// place that address space randomisation chooses, and the numbers are mixed.
-inline uint64_t next_nonce() {
-  static std::atomic<uint64_t> count{reinterpret_cast<uintptr_t>(&count) << 16};
-  uint64_t x = count.fetch_add(0x9e3779b97f4a7c15, std::memory_order_relaxed);
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
-  x = (x ^ x >> 27) * 0x94d049bb133111eb;
-  return (x ^ x >> 31) >> 16 | 1;
 }
 
 }  // namespace multikv::gpu

@@ -7,53 +7,52 @@
 
 namespace multikv::gpu {
 
-// Thread blocks and stages of a launch.
-struct SplitShape {
-  int stages;
-  int shared_bytes;
-  int blocks_per_multiprocessor;
+// The shape of a launch of the split kernel.
+struct SplitLaunch {
+  int warps, blocks_per_multiprocessor;
 };
 
-// Fits two thread blocks into a multiprocessor's shared memory, or one if two had less than kFewStages stages.
-inline SplitShape split_shape(const SharedMemory& memory, int fixed_bytes, int stage_bytes) {
-  constexpr int kFewStages = 3, kReservedBytes = 1024;  // the system reserves 1 KiB for each thread block
-  for (int blocks = 2; blocks > 0; --blocks) {
-    const int bytes = std::min(memory.multiprocessor_bytes / blocks - kReservedBytes, memory.block_bytes);
-    const int stages = std::min(kMaxStages, (bytes - fixed_bytes) / stage_bytes);
-    if (stages >= kFewStages || (blocks == 1 && stages >= 2))
-      return {stages, fixed_bytes + stages * stage_bytes, blocks};
+// Chooses the number of warps of a thread block so that most warps fit into a multiprocessor.
+inline constexpr int kStaticSplitBytes = 1024;  // of find_starts
+inline SplitLaunch split_launch(const SharedMemory& memory, int warp_bytes) {
+  constexpr int kReservedBytes = 1024, kMaxResidentWarps = 8;  // the system reserves 1 KiB for each thread block
+  SplitLaunch best = {0, 0};
+  for (int warps = kSplitWarps; warps > 0; --warps) {
+    const int bytes = warps * warp_bytes + kStaticSplitBytes;
+    if (bytes > memory.block_bytes) continue;
+    const int blocks = std::min(memory.multiprocessor_bytes / (bytes + kReservedBytes), kMaxResidentWarps / warps);
+    if (warps * blocks > best.warps * best.blocks_per_multiprocessor) best = {warps, blocks};
   }
-  return {};
+  return best;
 }
 
-template <class Store, int kHeadSize, int kTiles>
+template <class Store, int kHeadSize>
 cudaError_t launch_split(AttentionProblem p, const Context& context) {
-  constexpr int kRows = 16 * kTiles;
-  using Loader = TileLoader<Store, kHeadSize, SplitTileShape<kTiles>>;
-  constexpr int kFixedBytes = (sizeof(SplitShared<kHeadSize, kTiles>) + 127) / 128 * 128;
-  const auto kernel = split_attention_kernel<Store, kHeadSize, kTiles>;
-  const SplitShape shape = split_shape(shared_memory(context.device_index), kFixedBytes, Loader::kStageBytes);
-  if (shape.stages == 0) return cudaErrorNotSupported;
-  MULTIKV_RETURN_IF_FAILED((
-      allow_shared_memory<split_attention_kernel<Store, kHeadSize, kTiles>>(context.device_index, shape.shared_bytes)));
+  constexpr int kRows = SplitTileShape::kRows, kWarpBytes = sizeof(SplitWarp<Store, kHeadSize>);
+  const auto kernel = split_attention_kernel<Store, kHeadSize>;
+  const SplitLaunch shape = split_launch(shared_memory(context.device_index), kWarpBytes);
+  if (shape.warps == 0) return cudaErrorNotSupported;
+  const int shared_bytes = shape.warps * kWarpBytes;
+  MULTIKV_RETURN_IF_FAILED(
+      (allow_shared_memory<split_attention_kernel<Store, kHeadSize>>(context.device_index, shared_bytes)));
 
   const int64_t rows = std::min(p.group.signed_value() * p.sequences.max_query_len, p.max_rows);
   const int64_t tiles = p.sequences.num_sequences * p.num_kv_heads * ceil_div<int64_t>(rows, kRows);
   const int64_t granules = ceil_div<int64_t>(std::max<int64_t>(p.sequences.max_seq_len, 1), kGranule);
   p.slot_rows = std::min<int64_t>(rows, kRows);
-  p.num_slots = p.workspace.num_bytes / Partials::bytes_per_slot(p.slot_rows, p.value_size);
-  p.nonce = next_nonce();
+  p.num_slots = granules > 1 ? p.workspace.num_bytes / Partials::bytes_per_slot(p.slot_rows, p.value_size) : 0;
   const int64_t most = int64_t{context.num_multiprocessors} * shape.blocks_per_multiprocessor;
   const int64_t units = p.num_slots > 0 ? tiles * granules : tiles;
-  const auto blocks = static_cast<unsigned>(std::min(most, units));
-  kernel<<<blocks, kSplitThreads, shape.shared_bytes, context.stream>>>(p, shape.stages);
-  return cudaGetLastError();
+  const auto blocks = static_cast<unsigned>(std::min(most, ceil_div<int64_t>(units, shape.warps)));
+  kernel<<<blocks, 32 * shape.warps, shared_bytes, context.stream>>>(p);
+  MULTIKV_RETURN_IF_FAILED(cudaGetLastError());
+  return p.num_slots > 0 ? launch_join(p, int64_t{blocks} * shape.warps, context) : cudaSuccess;
 }
 
 // Launches the prefill kernel. Returns cudaErrorNotSupported if the device has too little shared memory.
 template <class Store, int kHeadSize>
 cudaError_t launch_prefill(AttentionProblem p, const Context& context) {
-  using Loader = TileLoader<Store, kHeadSize, PrefillTileShape>;
+  using Loader = TileLoader<Store, kHeadSize, PrefillTileShape, kPrefillThreads>;
   constexpr int kFixedBytes = (sizeof(PrefillShared<kHeadSize>) + 127) / 128 * 128, kStages = 3;
   const int bytes = shared_memory(context.device_index).block_bytes - kFixedBytes;
   const int stages = std::min(kStages, bytes / Loader::kStageBytes);
@@ -82,10 +81,10 @@ cudaError_t launch_rows(AttentionProblem p, const Context& context) {
     p.min_rows = 0;
     if (error == cudaSuccess) {
       p.max_rows = kMaxSplitRows;
-      return launch_split<Store, kHeadSize, 1>(p, context);
+      return launch_split<Store, kHeadSize>(p, context);
     }
   }
-  return rows <= 16 ? launch_split<Store, kHeadSize, 1>(p, context) : launch_split<Store, kHeadSize, 2>(p, context);
+  return launch_split<Store, kHeadSize>(p, context);
 }
 
 template <class Store>
@@ -94,7 +93,7 @@ cudaError_t launch_matrix(const AttentionProblem& p, const Context& context) {
     const int size = std::max(p.key_size, p.value_size);
     if (size <= 64) return launch_rows<Store, 64>(p, context);
     if (size <= 128) return launch_rows<Store, 128>(p, context);
-    return launch_split<Store, 256, 1>(p, context);  // two tiles, or 16 rows of a warp, do not fit into registers
+    return launch_split<Store, 256>(p, context);
   }
   return cudaErrorNotSupported;
 }

@@ -64,6 +64,9 @@ struct Scoring {
     return {__fmul_rn(options.softcap, kLog2E), options.alibi_slopes != nullptr};
   }
 
+  // Whether a score is a product times the row's coefficient.
+  __device__ bool is_plain() const { return softcap <= 0.0f && !has_slopes; }
+
   // What products are multiplied by.
   __device__ static float coefficient(const AttentionOptions& options, float key_scale) {
     const float scale = __fmul_rn(options.scale, key_scale);

@@ -7,7 +7,7 @@
 namespace multikv::gpu {
 
 inline constexpr int kPrefillWarps = 8, kPrefillThreads = 32 * kPrefillWarps, kPrefillRows = 16 * kPrefillWarps;
-using PrefillTileShape = TileShape<kPrefillRows, kPrefillThreads, true>;
+using PrefillTileShape = TileShape<kPrefillRows, true>;
 
 template <int kHeadSize>
 struct PrefillShared {
@@ -21,7 +21,7 @@ struct PrefillShared {
 template <class Store, int kHeadSize>
 class PrefillAttention {
   using Shared = PrefillShared<kHeadSize>;
-  using Loader = TileLoader<Store, kHeadSize, PrefillTileShape>;
+  using Loader = TileLoader<Store, kHeadSize, PrefillTileShape, kPrefillThreads>;
   static constexpr int kProducts = kHeadSize / 8;
 
  public:
@@ -54,9 +54,7 @@ class PrefillAttention {
   __device__ int row_of(int high) const { return 16 * warp_ + lane_ / 4 + 8 * high; }
 
   __device__ void begin(const Segment& segment) {
-    for (int row = 16 * warp_; row < 16 * warp_ + 16; ++row) {
-      load_row<Store, kHeadSize>(p_, segment, row, shared_.queries, shared_.rows);
-    }
+    load_rows<Store, kHeadSize>(p_, segment, 16 * warp_, shared_.queries, shared_.rows + 16 * warp_);
     sync_warp();
 #pragma unroll
     for (int i = 0; i < kHeadSize / 16; ++i) {
@@ -69,6 +67,7 @@ class PrefillAttention {
       visible_ = visible_to(p_, segment.sequence, first, RowOwner(p_, segment, 16 * warp_ + rows - 1).sequence_token);
     }
     total_state_[0] = total_state_[1] = {0.0f, 0.0f};
+#pragma unroll 4
     for (int i = 0; i < kHeadSize / 2; ++i) shared_.totals[i][threadIdx.x] = 0.0f;
   }
 
@@ -94,17 +93,16 @@ class PrefillAttention {
     ++step_;
   }
 
-  __device__ bool is_valid(int step_key) const {
-    return (shared_.loader.valid[step_ % kFlagSteps][step_key / 32] >> step_key % 32 & 1) != 0;
-  }
-
   template <bool kIsPartial>
   __device__ void attend(uint32_t stage, int key) {
     StepScores scores;
-    compute_scores<kIsPartial>(scores, stage, key);
+    multiply_scores(scores, stage);
     float corrections[2];
 #pragma unroll
     for (int high = 0; high < 2; ++high) {
+      const TileRow& row = shared_.rows[row_of(high)];
+      score_row(scores, high, scoring_, row, key);
+      if constexpr (kIsPartial) hide_keys(scores, high, row, shared_.loader.valid[step_ % kFlagSteps], key);
       corrections[high] =
           sums_[high].template add<Store>([&](int i) -> float& { return scores[i / 2][2 * high + i % 2]; });
     }
@@ -117,25 +115,24 @@ class PrefillAttention {
     StepOperands weights[1];
 #pragma unroll
     for (int i = 0; i < kStep / 16; ++i) weights_operand<Store>(weights[0][i], scores, i);
+    bool special = false;
 #pragma unroll
     for (int product = 0; product < kProducts; product += 2) {
-      if (product * 8 >= p_.value_size) break;
-      const bool special = multiply_values<Store, Loader::kRowBytes, kIsPartial>(
+      const bool found = multiply_values<Store, Loader::kRowBytes, kIsPartial>(
           o_, product, weights, stage + Loader::kTileBytes, product * 8);
-      if constexpr (kIsPartial) {
-        if (ballot(special) != 0) add_specials(product, key, weights[0]);
-      }
+      special = special || found;
+    }
+    if constexpr (kIsPartial) {
+      if (ballot(special) != 0) add_specials(key, weights[0]);
     }
   }
 
-  template <bool kIsPartial>
-  __device__ void compute_scores(StepScores& scores, uint32_t keys, int key) {
+  __device__ void multiply_scores(StepScores& scores, uint32_t keys) {
 #pragma unroll
     for (int block = 0; block < kStep / 8; block += 2) {
       float products[1][2][4] = {};
 #pragma unroll
       for (int pair = 0; pair < kHeadSize / 32; ++pair) {
-        if (32 * pair >= p_.key_size) break;
         multiply_keys<Store, Loader::kRowBytes>(products, keys, 8 * block, pair, [&](uint32_t(&out)[4], int, int i) {
 #pragma unroll
           for (int word = 0; word < 4; ++word) out[word] = queries_[i][word];
@@ -144,46 +141,23 @@ class PrefillAttention {
 #pragma unroll
       for (int i = 0; i < 8; ++i) scores[block + i / 4][i % 4] = products[0][i / 4][i % 4];
     }
-#pragma unroll
-    for (int high = 0; high < 2; ++high) {
-      const TileRow& row = shared_.rows[row_of(high)];
-#pragma unroll
-      for (int i = 0; i < kStep / 4; ++i) {
-        const int step_key = i / 2 * 8 + lane_ % 4 * 2 + i % 2;
-        float& score = scores[i / 2][2 * high + i % 2];
-        if (kIsPartial && !(is_valid(step_key) && row.visible.sees(key + step_key))) score = kNoScore;
-        else score = scoring_(score, row.coefficient, row.slope, key + step_key - row.visible.position);
-      }
-    }
   }
 
-  // Adds the infinities and NaN of two products' columns to the rows that see them.
-  __device__ void add_specials(int product, int key, const StepOperands& weights) {
+  // Adds the infinities and NaN of a step's values to the rows that see them.
+  __device__ void add_specials(int key, const StepOperands& weights) {
     auto* words = reinterpret_cast<uint32_t*>(shared_.queries) + warp_ * (16 * kHeadSize / 2);
-    sync_warp();
-#pragma unroll
-    for (int i = 0; i < kStep / 4; ++i) {  // a pair of weights of neighbouring keys
-      words[(lane_ / 4 + 8 * (i % 2)) * (kStep / 2) + i / 2 * 4 + lane_ % 4] = weights[i / 4][i % 4];
-    }
-    sync_warp();
+    store_weights(words, weights);
     const char* values = stages_ + stage_ * Loader::kStageBytes + Loader::kTileBytes;
-    for (int step_key = 0; step_key < kStep; ++step_key) {
-      if (!is_valid(step_key)) continue;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = value_column<Store>(product + i / 2, i % 2);
-        const float value = value_at<Store, Loader::kRowBytes>(values, step_key, column);
-        if (fabsf(value) < -kNoScore) continue;
-#pragma unroll
-        for (int high = 0; high < 2; ++high) {
-          if (!shared_.rows[row_of(high)].visible.sees(key + step_key)) continue;
-          const uint32_t pair = words[(lane_ / 4 + 8 * high) * (kStep / 2) + step_key / 2];
-          const float weight = load_float16(static_cast<uint16_t>(pair >> step_key % 2 * 16), Store::kProduct);
-          float& o = o_[0][product + i / 2][2 * high + i % 2];
-          o = __fmaf_rn(weight, value, o);
-        }
-      }
+    float sums[kProducts * 4];
+#pragma unroll 1
+    for (int i = 0; i < kProducts * 4; ++i) {
+      const int high = i / 2 % 2, column = value_column<Store>(i / 4, i % 2);
+      sums[i] = sum_specials<Store, Loader::kRowBytes>(
+          shared_.rows[row_of(high)], words + (lane_ / 4 + 8 * high) * (kStep / 2), values, column,
+          shared_.loader.valid[step_ % kFlagSteps], key, 0, kStep);
     }
+#pragma unroll
+    for (int i = 0; i < kProducts * 4; ++i) o_[0][i / 4][i % 4] = __fadd_rn(o_[0][i / 4][i % 4], sums[i]);
   }
 
   // Joins the granule's result to the result of the granules before.
@@ -193,10 +167,11 @@ class PrefillAttention {
       const float2 state = sums_[high].template total<Store>();
       const JoinWeights weights = join(total_state_[high].x, total_state_[high].y, state.x, state.y);
       total_state_[high] = {weights.m, weights.l};
+      if (weights.is_first) continue;
 #pragma unroll
       for (int i = 0; i < kProducts * 2; ++i) {
         float& total = shared_.totals[i * 2 + high][threadIdx.x];
-        total = joined(weights, total, o_[0][i / 2][2 * high + i % 2]);
+        total = __fmaf_rn(total, weights.first, __fmul_rn(o_[0][i / 2][2 * high + i % 2], weights.second));
       }
     }
   }
@@ -208,7 +183,7 @@ class PrefillAttention {
       if (row >= segment.num_rows) continue;
       const RowOwner owner(p_, segment, row);
       const Finish result = finish_row(p_, segment, owner, total_state_[high].x, total_state_[high].y);
-#pragma unroll
+#pragma unroll 1
       for (int i = 0; i < kProducts * 2; ++i) {
         const int column = value_column<Store>(i / 2, i % 2);
         const float value = __fmul_rn(shared_.totals[i * 2 + high][threadIdx.x], result.factor);
@@ -241,8 +216,8 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kPrefillThreads, 1)
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<PrefillShared<kHeadSize>*>(memory);
   constexpr int kSharedBytes = (sizeof(shared) + 127) / 128 * 128;
-  const WorkStart start = find_start<PrefillTileShape>(p);
-  if (static_cast<int64_t>(blockIdx.x) >= start.total) return;
+  const WorkStart& start = find_starts<PrefillTileShape>(p, blockIdx.x, 1, gridDim.x)[0];
+  if (start.is_idle()) return;
   PrefillAttention<Store, kHeadSize>(p, memory + kSharedBytes, num_stages, shared).run(start);
 }
 

@@ -47,10 +47,9 @@ struct AttentionProblem {
   Element element;           // of the caches
   Float dtype;               // of query and out
   bool has_query_vectors;    // four neighbouring elements of a query are aligned
-  int64_t min_rows,
-      max_rows;  // the kernel serves sequences with this many rows: query tokens times query heads of a kv head
+  // The kernel serves sequences with this many rows: query tokens times query heads of a kv head.
+  int64_t min_rows, max_rows;
   int64_t slot_rows, num_slots;  // of the workspace (partials.cuh)
-  uint64_t nonce;                // differs from launch to launch (partials.cuh)
 };
 static_assert(LaunchParams<AttentionProblem>);
 

@@ -2,20 +2,24 @@
 //
 // A tile is Shape::kRows rows of one kv head of one sequence. Its units are the granules that the sequence's rows may
 // see, or a single unit if they see none. All units of all tiles form one list, ordered by sequence, kv head, tile and
-// granule; every thread block takes an equal share of neighbouring units. Thread blocks read the lengths themselves.
+// granule; every worker takes an equal share of neighbouring units. A worker is a warp or a thread block. Workers read
+// the lengths themselves.
 #pragma once
 
 #include "cuda/attention/sequences.cuh"
 
 namespace multikv::gpu {
 
-// The shape of a kernel's tiles and thread blocks. With kIsWhole, tiles are not split: a tile has one unit, and those
-// that see most keys come first.
-template <int kRows_, int kThreads_, bool kIsWhole_>
+// The shape of a kernel's tiles. With kIsWhole, tiles are not split: a tile has one unit, and those that see most keys
+// come first.
+template <int kRows_, bool kIsWhole_>
 struct TileShape {
-  static constexpr int kRows = kRows_, kThreads = kThreads_;
+  static constexpr int kRows = kRows_;
   static constexpr bool kIsWhole = kIsWhole_;
 };
+
+// The tiles of the kernels that split tiles over workers.
+using SplitTileShape = TileShape<16, false>;
 
 // The units of one sequence.
 template <class Shape>
@@ -33,38 +37,47 @@ struct SequenceUnits {
   __device__ int64_t count(const AttentionProblem& p) const { return p.num_kv_heads * num_tiles * per_tile(); }
 };
 
-// The shares of the thread blocks in `total` units: they differ by at most 1.
+// The shares of the workers in `total` units: they differ by at most 1.
 struct Shares {
   int64_t total, smaller, num_larger;
 
-  __device__ explicit Shares(int64_t total)
-      : total(total), smaller(total / gridDim.x), num_larger(total - smaller * gridDim.x) {}
-  __device__ int64_t begin(int64_t block) const { return block * smaller + min(block, num_larger); }
-  __device__ int64_t block_of(int64_t unit) const {
+  __device__ Shares(int64_t total, int64_t num_workers)
+      : total(total), smaller(divide(total, num_workers)), num_larger(total - smaller * num_workers) {}
+  __device__ int64_t begin(int64_t worker) const { return worker * smaller + min(worker, num_larger); }
+  __device__ int64_t worker_of(int64_t unit) const {
     const int64_t in_larger = num_larger * (smaller + 1);
-    return unit < in_larger ? unit / (smaller + 1) : num_larger + (unit - in_larger) / smaller;
+    return unit < in_larger ? divide(unit, smaller + 1) : num_larger + divide(unit - in_larger, smaller);
   }
 };
 
-// The place of a thread block's first unit.
+// A worker and the place of its first unit.
 struct WorkStart {
+  int64_t worker, num_workers;
   int64_t total;     // units of all sequences
   int64_t sequence;  // the sequence of the first unit
   int64_t before;    // units of the sequences before
+
+  __device__ Shares shares() const { return {total, num_workers}; }
+  __device__ bool is_idle() const { return shares().begin(worker) == shares().begin(worker + 1); }
 };
 
-// Finds the first unit of this thread block. All threads call it, and all get the same result.
+// Finds the first units of `count` neighbouring workers, at most kMaxWarps. All threads of a thread block call it, and
+// may read the result, which lies in shared memory.
+inline constexpr int kMaxWarps = 8;
 template <class Shape>
-__device__ WorkStart find_start(const AttentionProblem& p) {
-  __shared__ int64_t warp_sums[Shape::kThreads / 32];
-  __shared__ WorkStart start;
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  const int64_t per_thread = ceil_div<int64_t>(p.sequences.num_sequences, Shape::kThreads);
+__device__ const WorkStart* find_starts(const AttentionProblem& p, int64_t first_worker, int count,
+                                        int64_t num_workers) {
+  __shared__ int64_t warp_sums[kMaxWarps];
+  __shared__ WorkStart starts[kMaxWarps];
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, threads = blockDim.x;
+  const int64_t per_thread = divide(p.sequences.num_sequences + threads - 1, threads);
   const int64_t first = thread * per_thread, last = min(first + per_thread, p.sequences.num_sequences);
   const auto units_of = [&p](int64_t s) { return SequenceUnits<Shape>(p, sequence_of(p, s)).count(p); };
   int64_t sum = 0;
+#pragma unroll 1
   for (int64_t s = first; s < last; ++s) sum += units_of(s);
   int64_t inclusive = sum;
+#pragma unroll 1
   for (int distance = 1; distance < 32; distance *= 2) {
     const int64_t other = shuffle(inclusive, max(lane - distance, 0));
     if (lane >= distance) inclusive += other;
@@ -72,22 +85,27 @@ __device__ WorkStart find_start(const AttentionProblem& p) {
   if (lane == 31) warp_sums[warp] = inclusive;
   __syncthreads();
   int64_t before = inclusive - sum, total = 0;
-  for (int w = 0; w < Shape::kThreads / 32; ++w) {
+#pragma unroll 1
+  for (int w = 0; w < threads / 32; ++w) {
     if (w < warp) before += warp_sums[w];
     total += warp_sums[w];
   }
-  const int64_t unit = Shares(total).begin(blockIdx.x);
-  if (unit >= before && unit < before + sum) {
-    int64_t s = first;
-    for (int64_t units = units_of(s); unit >= before + units; units = units_of(++s)) before += units;
-    start = {total, s, before};
+  const Shares shares(total, num_workers);
+#pragma unroll 1
+  for (int i = 0; i < count; ++i) {
+    const int64_t worker = first_worker + i, unit = shares.begin(worker);
+    if (unit >= before && unit < before + sum) {
+      int64_t s = first, units_before = before;
+      for (int64_t units = units_of(s); unit >= units_before + units; units = units_of(++s)) units_before += units;
+      starts[i] = {worker, num_workers, total, s, units_before};
+    }
+    if (thread == 0 && unit >= total) starts[i] = {worker, num_workers, total, p.sequences.num_sequences, total};
   }
-  if (thread == 0 && unit >= total) start = {total, p.sequences.num_sequences, total};
   __syncthreads();
-  return start;
+  return starts;
 }
 
-// Neighbouring granules of one tile, which a thread block attends over.
+// Neighbouring granules of one tile, which a worker attends over.
 struct Segment {
   int64_t sequence_index;
   Sequence sequence;
@@ -97,7 +115,7 @@ struct Segment {
   Range tile_granules;      // of the whole tile
   Range granules;           // of this segment
   int64_t tile_unit;        // the tile's first unit
-  bool is_whole;            // no other thread block has units of the tile
+  bool is_whole;            // no other worker has units of the tile
 
   // The steps of the segment, as positions of keys: multiples of kStep.
   __device__ Range keys() const {
@@ -106,21 +124,21 @@ struct Segment {
   }
 };
 
-// Enumerates the segments of this thread block. It lies in shared memory, to save registers: one thread moves it on.
+// Enumerates the segments of a worker. It lies in shared memory, to save registers: one thread moves it on.
 template <class Shape>
 class Segments {
  public:
   Segments() = default;
   __device__ void start(const AttentionProblem& p, const WorkStart& start) {
-    const Shares shares(start.total);
+    const Shares shares = start.shares();
     may_split_ = !Shape::kIsWhole && start.total <= p.num_slots;
-    begin_ = shares.begin(blockIdx.x);
-    end_ = shares.begin(blockIdx.x + 1);
+    begin_ = shares.begin(start.worker);
+    end_ = shares.begin(start.worker + 1);
     sequence_ = start.sequence;
     before_ = start.before;
     tile_ = 0;
     enter(p);
-    if (sequence_ < p.sequences.num_sequences) tile_ = static_cast<int>((begin_ - before_) / per_tile_);
+    if (sequence_ < p.sequences.num_sequences) tile_ = static_cast<int>(divide(begin_ - before_, per_tile_));
     settle(p);
   }
 
@@ -143,7 +161,7 @@ class Segments {
     segment.kv_head = kv_head;
     segment.first_row = tile * Shape::kRows;
     segment.num_rows = min(Shape::kRows, sequence_info_.num_rows(p) - segment.first_row);
-    const auto token_of = [&p](int row) { return static_cast<int>(quotient_of(row, p.group)); };
+    const auto token_of = [&p](int row) { return small_quotient(row, p.group); };
     segment.visible =
         visible_to(p, sequence_info_, token_of(segment.first_row), token_of(segment.first_row + segment.num_rows - 1));
     segment.tile_unit = first_unit();
@@ -174,7 +192,7 @@ class Segments {
     }
   }
 
-  // Moves on to a tile of which this thread block has units: those that begin in its share, if tiles are not split.
+  // Moves on to a tile of which this worker has units: those that begin in its share, if tiles are not split.
   __device__ void settle(const AttentionProblem& p) {
     is_done_ = true;
     while (sequence_ < p.sequences.num_sequences) {

@@ -10,6 +10,20 @@ namespace multikv::gpu {
 
 __device__ inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
+// Returns x / divisor for x >= 0, in few instructions.
+__device__ inline int small_quotient(int x, const Divisor& divisor) {
+  if (divisor.value >> 32 != 0) return 0;
+  const auto low = static_cast<uint32_t>(x), value = static_cast<uint32_t>(divisor.value);
+  const uint32_t estimate = high_product(low, static_cast<uint32_t>(divisor.reciprocal >> 32));
+  return static_cast<int>(estimate + (low - estimate * value >= value));
+}
+
+// Returns x / y for x, y >= 0. The compiler's 64-bit division is long.
+__device__ inline int64_t divide(int64_t x, int64_t y) {
+  if ((x | y) >> 32 == 0) return static_cast<uint32_t>(x) / static_cast<uint32_t>(y);
+  return x / y;
+}
+
 // A half-open range of key positions or of granules.
 struct Range {
   int begin, end;

@@ -1,67 +1,58 @@
-// Attention of few query rows over many keys (decoding), for memory bandwidth. The four warps of a thread block share
-// 16 * kTiles rows:
-//
-//   scores    each warp multiplies the rows with 16 of the step's 64 keys, and writes the scores to shared memory
-//   weights   each warp reads all scores, and computes all weights
-//   values    each warp multiplies the weights with a quarter of the columns of the values
+// Attention of few query rows over many keys (decoding), for memory bandwidth. Every warp is a worker of its own: it
+// attends for 16 rows, has its own ring of keys and values in shared memory, and waits for no other warp.
 #pragma once
 
+#include "cuda/attention/step_ring.cuh"
 #include "cuda/attention/tile_rows.cuh"
 
 namespace multikv::gpu {
 
-inline constexpr int kSplitThreads = 128;
-template <int kTiles>
-using SplitTileShape = TileShape<16 * kTiles, kSplitThreads, false>;
-
-template <int kHeadSize, int kTiles>
-struct SplitShared {
-  static constexpr int kRows = 16 * kTiles;
-  static constexpr int kScorePitch = kStep + 8;  // avoids conflicts of memory banks
-  alignas(16) char queries[kRows * kHeadSize * 2];
-  float scores[kRows][kScorePitch];
-  TileRow rows[kRows];
-  LoaderState<SplitTileShape<kTiles>> loader;
-  Segments<SplitTileShape<kTiles>> segments;
+// The shared memory of a warp, beside its ring.
+template <class Store, int kHeadSize>
+struct SplitWarp {
+  static constexpr bool kHoldsQueries = kHeadSize <= 128;  // in registers
+  alignas(16) char ring[StepRing<Store, kHeadSize>::kBytes];
+  alignas(16) char queries[kHoldsQueries ? 16 : SplitTileShape::kRows * kHeadSize * 2];
+  uint32_t weights[SplitTileShape::kRows * kStep / 2];
+  TileRow rows[SplitTileShape::kRows];
+  typename StepRing<Store, kHeadSize>::Flags flags[StepRing<Store, kHeadSize>::kFlagSteps];
+  Segments<SplitTileShape> segments;
   Segment segment;
   bool is_done;
-  bool is_last;
 };
 
-template <class Store, int kHeadSize, int kTiles>
+template <class Store, int kHeadSize>
 class SplitAttention {
-  using Shared = SplitShared<kHeadSize, kTiles>;
-  using Loader = TileLoader<Store, kHeadSize, SplitTileShape<kTiles>>;
-  static constexpr int kWarps = kSplitThreads / 32, kWarpColumns = kHeadSize / kWarps, kProducts = kWarpColumns / 8;
-  static constexpr bool kHoldsQueries = kTiles * kHeadSize <= 128;  // in registers
+  using Shared = SplitWarp<Store, kHeadSize>;
+  using Ring = StepRing<Store, kHeadSize>;
+  static constexpr int kProducts = kHeadSize / 8, kRowBytes = Ring::kRowBytes;
 
  public:
-  __device__ SplitAttention(const AttentionProblem& p, char* stages, int num_stages, Shared& shared)
-      : p_(p), scoring_(Scoring::of(p.options)), stages_(stages), num_stages_(num_stages), shared_(shared),
-        loader_(p, stages, num_stages, shared.loader), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {}
+  __device__ SplitAttention(const AttentionProblem& p, Shared& shared)
+      : p_(p), scoring_(Scoring::of(p.options)), shared_(shared), ring_(p, shared.ring, shared.flags),
+        lane_(threadIdx.x % 32) {}
 
-  // Attends over all granules of this thread block's share.
+  // Attends over all granules of the warp's share.
   __device__ void run(const WorkStart& start) {
-    if (threadIdx.x == 0) shared_.segments.start(p_, start);
-    loader_.start(start);
+    if (lane_ == 0) shared_.segments.start(p_, start);
     while (true) {
-      __syncthreads();  // nobody reads the segment before any more
-      if (threadIdx.x == 0) {
+      sync_warp();  // no lane reads the segment before any more
+      if (lane_ == 0) {
         shared_.is_done = shared_.segments.is_done();
         if (!shared_.is_done) {
           shared_.segment = shared_.segments.get(p_);
           shared_.segments.next(p_);
         }
       }
-      __syncthreads();
+      sync_warp();
       if (shared_.is_done) return;
-      run(shared_.segment, Shares(start.total));
+      attend(shared_.segment);
     }
   }
 
  private:
   // Attends over the granules of a segment.
-  __device__ void run(const Segment& segment, const Shares& shares) {
+  __device__ void attend(const Segment& segment) {
     begin(segment);
     const Range keys = segment.keys();
     const Range granules = intersection(segment.granules, granules_of(segment.visible.any));
@@ -73,205 +64,156 @@ class SplitAttention {
       if (is_first) join_granule();
       else store_partial(segment, segment.tile_unit + granule - segment.tile_granules.begin, false);
     }
-    if (segment.is_whole) return store_outputs(segment);
-    if (is_first) store_partial(segment, segment.tile_unit, true);
-    join_if_last(segment, shares);
+    if (segment.is_whole) store_outputs(segment);
+    else if (is_first) store_partial(segment, segment.tile_unit, true);
   }
 
+  // Starts the copies and loads the queries. Queries pass through the ring's last part if registers hold them.
   __device__ void begin(const Segment& segment) {
+    const bool has_padding = p_.key_size < kHeadSize || p_.value_size < kHeadSize;
+    if (has_padding) fill_zeros(shared_.ring, Ring::kBytes);
+    ring_.start(segment);
+    char* queries = Shared::kHoldsQueries ? ring_.last_part() : shared_.queries;
+    load_rows<Store, kHeadSize>(p_, segment, 0, queries, shared_.rows);
+    sync_warp();
+    if constexpr (Shared::kHoldsQueries) {
 #pragma unroll
-    for (int i = 0; i < Shared::kRows / kWarps; ++i) {
-      load_row<Store, kHeadSize>(p_, segment, warp_ + i * kWarps, shared_.queries, shared_.rows);
+      for (int i = 0; i < kHeadSize / 16; ++i) load_query<kHeadSize>(queries_[i], shared_address(queries), 0, i);
+      sync_warp();
+      if (has_padding) fill_zeros(queries, Ring::kPartBytes);
     }
-    __syncthreads();
-    if constexpr (kHoldsQueries) {
+    total_state_[0] = total_state_[1] = {0.0f, 0.0f};
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-        for (int i = 0; i < kHeadSize / 16; ++i) {
-          load_query<kHeadSize>(queries_[tile][i], shared_address(shared_.queries), 16 * tile, i);
-        }
-      }
-    }
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      total_state_[tile][0] = total_state_[tile][1] = {0.0f, 0.0f};
-#pragma unroll
-      for (int i = 0; i < kProducts * 4; ++i) total_[tile][i / 4][i % 4] = 0.0f;
-    }
+    for (int i = 0; i < kProducts * 4; ++i) total_[i / 4][i % 4] = 0.0f;
+  }
+
+  // Elements past the head size are multiplied as zeros, and never loaded.
+  __device__ void fill_zeros(char* memory, int bytes) const {
+    for (int i = lane_; i < bytes / 16; i += 32) reinterpret_cast<uint4*>(memory)[i] = uint4{};
+    sync_warp();
   }
 
   __device__ void clear() {
+    sums_[0] = sums_[1] = RowSums{};
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      sums_[tile][0] = sums_[tile][1] = RowSums{};
-#pragma unroll
-      for (int i = 0; i < kProducts * 4; ++i) o_[tile][i / 4][i % 4] = 0.0f;
-    }
+    for (int i = 0; i < kProducts * 4; ++i) o_[0][i / 4][i % 4] = 0.0f;
   }
 
   __device__ void step(const Segment& segment, int key) {
-    loader_.wait();
-    __syncthreads();
-    loader_.turn();
-    const uint32_t stage = shared_address(stages_ + stage_ * Loader::kStageBytes);
-    const uint32_t(&valid)[2] = shared_.loader.valid[step_ % kFlagSteps];
+    StepScores scores;
+    multiply_part<0>(scores);
+    multiply_part<1>(scores);
+    const auto& flags = ring_.flags(key);
     const Range all = segment.visible.all;
-    const bool is_partial = key < all.begin || key + kStep > all.end || (valid[0] & valid[1]) != 0xffffffffu;
-    if (is_partial) write_scores<true>(stage, key);
-    else write_scores<false>(stage, key);
-    __syncthreads();
-    StepOperands weights[kTiles];
-    weigh(weights, segment.num_rows);
-    const uint32_t values = stage + Loader::kTileBytes;
-    if (is_partial) add_values<true>(weights, values, key);
-    else add_values<false>(weights, values, key);
-    stage_ = stage_ + 1 == num_stages_ ? 0 : stage_ + 1;
-    ++step_;
+    const bool is_partial = key < all.begin || key + kStep > all.end || (flags[0] & flags[1]) != 0xffffffffu;
+    StepOperands weights[1];
+    weigh(scores, weights[0], segment.num_rows, key, is_partial);
+    add_values<0>(weights, key, is_partial);
+    add_values<1>(weights, key, is_partial);
   }
 
-  __device__ bool is_valid(int step_key) const {
-    return (shared_.loader.valid[step_ % kFlagSteps][step_key / 32] >> step_key % 32 & 1) != 0;
-  }
-
-  // Computes the scores of this warp's 16 keys.
-  template <bool kIsPartial>
-  __device__ void write_scores(uint32_t keys, int key) {
-    float products[kTiles][2][4] = {};
+  // Multiplies the queries with half of the step's keys.
+  template <int kHalf>
+  __device__ void multiply_part(StepScores& scores) {
+    const uint32_t keys = ring_.template next<kHalf>();
 #pragma unroll
-    for (int pair = 0; pair < kHeadSize / 32; ++pair) {
-      if (32 * pair >= p_.key_size) break;
-      multiply_keys<Store, Loader::kRowBytes>(
-          products, keys, 16 * warp_, pair, [&](uint32_t(&out)[4], int tile, int i) {
-            if constexpr (kHoldsQueries) {
+    for (int first = 0; first < kPartKeys; first += 16) {
+      float products[1][2][4] = {};
 #pragma unroll
-              for (int word = 0; word < 4; ++word) out[word] = queries_[tile][i][word];
-            } else {
-              load_query<kHeadSize>(out, shared_address(shared_.queries), 16 * tile, i);
-            }
-          });
-    }
+      for (int pair = 0; pair < kHeadSize / 32; ++pair) {
+        multiply_keys<Store, kRowBytes>(products, keys, first, pair, [&](uint32_t(&out)[4], int, int i) {
+          if constexpr (Shared::kHoldsQueries) {
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int high = 0; high < 2; ++high) {
-        const int row = 16 * tile + lane_ / 4 + 8 * high;
-        const TileRow& info = shared_.rows[row];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int step_key = 16 * warp_ + 8 * half + lane_ % 4 * 2;
-          float2 scores;
-          scores.x = score<kIsPartial>(info, products[tile][half][2 * high], key, step_key);
-          scores.y = score<kIsPartial>(info, products[tile][half][2 * high + 1], key, step_key + 1);
-          *reinterpret_cast<float2*>(&shared_.scores[row][step_key]) = scores;
-        }
+            for (int word = 0; word < 4; ++word) out[word] = queries_[i][word];
+          } else {
+            load_query<kHeadSize>(out, shared_address(shared_.queries), 0, i);
+          }
+        });
       }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) scores[kHalf * 4 + first / 8 + i / 4][i % 4] = products[0][i / 4][i % 4];
     }
   }
 
-  template <bool kIsPartial>
-  __device__ float score(const TileRow& row, float product, int key, int step_key) const {
-    if (kIsPartial && !(is_valid(step_key) && row.visible.sees(key + step_key))) return kNoScore;
-    return scoring_(product, row.coefficient, row.slope, key + step_key - row.visible.position);
-  }
-
-  // Reads the scores, and turns them into weights.
-  __device__ void weigh(StepOperands (&operands)[kTiles], int num_rows) {
+  // Turns products into scores, and scores into weights.
+  __device__ void weigh(StepScores& scores, StepOperands& weights, int num_rows, int key, bool is_partial) {
+    float corrections[2] = {1.0f, 1.0f};
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      StepScores scores;
-      float corrections[2] = {1.0f, 1.0f};
-#pragma unroll
-      for (int high = 0; high < 2; ++high) {
-        const int row = 16 * tile + lane_ / 4 + 8 * high;
-#pragma unroll
-        for (int block = 0; block < kStep / 8; ++block) {
-          const float2 pair = *reinterpret_cast<const float2*>(&shared_.scores[row][8 * block + lane_ % 4 * 2]);
-          scores[block][2 * high] = pair.x;
-          scores[block][2 * high + 1] = pair.y;
-        }
-        if (16 * tile + 8 * high >= num_rows) continue;  // nobody needs these rows
-        corrections[high] =
-            sums_[tile][high].template add<Store>([&](int i) -> float& { return scores[i / 2][2 * high + i % 2]; });
-      }
-      if (ballot(corrections[0] != 1.0f || corrections[1] != 1.0f) != 0) {
-#pragma unroll
-        for (int i = 0; i < kProducts * 4; ++i) {
-          o_[tile][i / 4][i % 4] = __fmul_rn(o_[tile][i / 4][i % 4], corrections[i / 2 % 2]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kStep / 16; ++i) weights_operand<Store>(operands[tile][i], scores, i);
+    for (int high = 0; high < 2; ++high) {
+      if (8 * high >= num_rows) continue;  // nobody needs these rows
+      const TileRow& row = shared_.rows[lane_ / 4 + 8 * high];
+      score_row(scores, high, scoring_, row, key);
+      if (is_partial) hide_keys(scores, high, row, ring_.flags(key), key);
+      corrections[high] =
+          sums_[high].template add<Store>([&](int i) -> float& { return scores[i / 2][2 * high + i % 2]; });
     }
+    if (ballot(corrections[0] != 1.0f || corrections[1] != 1.0f) != 0) {
+#pragma unroll
+      for (int i = 0; i < kProducts * 4; ++i) {
+        o_[0][i / 4][i % 4] = __fmul_rn(o_[0][i / 4][i % 4], corrections[i / 2 % 2]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kStep / 16; ++i) weights_operand<Store>(weights[i], scores, i);
   }
 
-  template <bool kIsPartial>
-  __device__ void add_values(const StepOperands (&weights)[kTiles], uint32_t values, int key) {
+  template <int kHalf>
+  __device__ void add_values(const StepOperands (&weights)[1], int key, bool is_partial) {
+    const uint32_t values = ring_.template next<2 + kHalf>();
+    if (is_partial) {
+      char* rows = shared_.ring + (values - shared_address(shared_.ring));
+      if (has_specials(rows)) take_specials(rows, weights[0], key, kHalf * kPartKeys);
+    }
 #pragma unroll
     for (int product = 0; product < kProducts; product += 2) {
-      const int first_column = warp_ * kWarpColumns + product * 8;
-      if (first_column >= p_.value_size) break;
-      const bool special =
-          multiply_values<Store, Loader::kRowBytes, kIsPartial>(o_, product, weights, values, first_column);
-      if constexpr (kIsPartial) {
-        if (ballot(special) != 0) add_specials(product, key);
-      }
+      multiply_32_values<Store, kRowBytes, false>(o_, product, weights, 2 * kHalf, values, product * 8);
     }
   }
 
-  // Adds the infinities and NaN of two products' columns to the rows that see them.
-  __device__ void add_specials(int product, int key) {
-    const char* values = stages_ + stage_ * Loader::kStageBytes + Loader::kTileBytes;
-    for (int step_key = 0; step_key < kStep; ++step_key) {
-      if (!is_valid(step_key)) continue;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = warp_ * kWarpColumns + value_column<Store>(product + i / 2, i % 2);
-        const float value = value_at<Store, Loader::kRowBytes>(values, step_key, column);
-        if (fabsf(value) < -kNoScore) continue;
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-          for (int high = 0; high < 2; ++high) {
-            const int row = 16 * tile + lane_ / 4 + 8 * high;
-            if (!shared_.rows[row].visible.sees(key + step_key)) continue;
-            const float weight = sums_[tile][high].template rounded_weight<Store>(shared_.scores[row][step_key]);
-            float& o = o_[tile][product + i / 2][2 * high + i % 2];
-            o = __fmaf_rn(weight, value, o);
-          }
-        }
-      }
+  // Whether a part of values holds an infinity or a NaN.
+  __device__ bool has_specials(const char* values) const {
+    bool found = false;
+#pragma unroll 1
+    for (int i = lane_; i < Ring::kPartBytes / 4; i += 32) {
+      found = found || has_special_code<Store>(reinterpret_cast<const uint32_t*>(values)[i]);
     }
+    return ballot(found) != 0;
+  }
+
+  // Adds the infinities and NaN among 32 values to the rows that see them, and replaces them by 0: rows that see
+  // different keys share a matrix instruction, and 0 * NaN is NaN.
+  __device__ void take_specials(char* values, const StepOperands& weights, int key, int step_key) {
+    store_weights(shared_.weights, weights);
+    float sums[kProducts * 4];
+#pragma unroll 1
+    for (int i = 0; i < kProducts * 4; ++i) {
+      const int row = lane_ / 4 + i / 2 % 2 * 8, column = value_column<Store>(i / 4, i % 2);
+      sums[i] = sum_specials<Store, kRowBytes>(shared_.rows[row], shared_.weights + row * (kStep / 2), values, column,
+                                               ring_.flags(key), key, step_key, kPartKeys);
+    }
+#pragma unroll
+    for (int i = 0; i < kProducts * 4; ++i) o_[0][i / 4][i % 4] = __fadd_rn(o_[0][i / 4][i % 4], sums[i]);
+    sync_warp();
+#pragma unroll 1
+    for (int i = lane_; i < Ring::kPartBytes / 4; i += 32) {
+      auto* word = reinterpret_cast<uint32_t*>(values) + i;
+      *word = without_special_codes<Store>(*word);
+    }
+    sync_warp();
   }
 
   // Joins the granule's result to the result of the granules before.
   __device__ void join_granule() {
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
+    for (int high = 0; high < 2; ++high) {
+      const float2 state = sums_[high].template total<Store>();
+      const JoinWeights weights = join(total_state_[high].x, total_state_[high].y, state.x, state.y);
+      total_state_[high] = {weights.m, weights.l};
+      if (weights.is_first) continue;
 #pragma unroll
-      for (int high = 0; high < 2; ++high) {
-        const float2 state = sums_[tile][high].template total<Store>();
-        float2& total = total_state_[tile][high];
-        const JoinWeights weights = join(total.x, total.y, state.x, state.y);
-        total = {weights.m, weights.l};
-#pragma unroll
-        for (int i = 0; i < kProducts * 2; ++i) {
-          float& sum = total_[tile][i / 2][2 * high + i % 2];
-          sum = joined(weights, sum, o_[tile][i / 2][2 * high + i % 2]);
-        }
-      }
-    }
-  }
-
-  // Calls visit(row, m and l, o, columns of this lane) for each of this lane's rows.
-  template <class Visit>
-  __device__ void for_each_row(const Segment& segment, Visit visit) const {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int high = 0; high < 2; ++high) {
-        const int row = 16 * tile + lane_ / 4 + 8 * high;
-        if (row < segment.num_rows) visit(tile, high, row);
+      for (int i = 0; i < kProducts * 2; ++i) {
+        float& total = total_[i / 2][2 * high + i % 2];
+        total = __fmaf_rn(total, weights.first, __fmul_rn(o_[0][i / 2][2 * high + i % 2], weights.second));
       }
     }
   }
@@ -281,7 +223,7 @@ class SplitAttention {
   __device__ void for_each_column(Visit visit) const {
 #pragma unroll
     for (int i = 0; i < kProducts * 2; ++i) {
-      const int column = warp_ * kWarpColumns + value_column<Store>(i / 2, i % 2);
+      const int column = value_column<Store>(i / 2, i % 2);
       if (column < p_.value_size) visit(column, i / 2, i % 2);
     }
   }
@@ -289,71 +231,73 @@ class SplitAttention {
   // Writes the result of one granule, or of all granules so far, to the workspace.
   __device__ void store_partial(const Segment& segment, int64_t slot, bool is_total) {
     const Partials partials(p_);
-    float2 states[kTiles][2];
 #pragma unroll
-    for (int i = 0; i < kTiles * 2; ++i) {
-      states[i / 2][i % 2] = is_total ? total_state_[i / 2][i % 2] : sums_[i / 2][i % 2].template total<Store>();
-    }
-    for_each_row(segment, [&](int tile, int high, int row) {
-      if (warp_ == 0 && lane_ % 4 == 0) store_coherent(partials.state(slot, row), states[tile][high]);
+    for (int high = 0; high < 2; ++high) {
+      const float2 state = is_total ? total_state_[high] : sums_[high].template total<Store>();
+      const int row = lane_ / 4 + 8 * high;
+      if (row >= segment.num_rows) continue;
+      if (lane_ % 4 == 0) *partials.state(slot, row) = state;
       float* output = partials.output(slot, row);
       for_each_column([&](int column, int product, int i) {
-        const float value = is_total ? total_[tile][product][2 * high + i] : o_[tile][product][2 * high + i];
-        store_coherent(output + column, value);
+        output[column] = is_total ? total_[product][2 * high + i] : o_[0][product][2 * high + i];
       });
-    });
-  }
-
-  __device__ void store_outputs(const Segment& segment) {
-    for_each_row(segment, [&](int tile, int high, int row) {
-      const RowOwner owner(p_, segment, row);
-      const float2 state = total_state_[tile][high];
-      const Finish result = finish_row(p_, segment, owner, state.x, state.y);
-      for_each_column([&](int column, int product, int i) {
-        const float value = __fmul_rn(total_[tile][product][2 * high + i], result.factor);
-        store_output(p_, owner.token, owner.head, column, result.is_empty ? 0.0f : value);
-      });
-      if (warp_ == 0 && lane_ % 4 == 0) store_lse(p_, owner, result);
-    });
-  }
-
-  // The last thread block that has written its partial results of a tile joins them all.
-  __device__ void join_if_last(const Segment& segment, const Shares& shares) {
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      const int64_t units = max(segment.tile_granules.size(), 1);
-      const int64_t blocks = shares.block_of(segment.tile_unit + units - 1) - shares.block_of(segment.tile_unit) + 1;
-      shared_.is_last = Partials(p_).arrive(segment.tile_unit, p_.nonce, blocks);
-      __threadfence();
     }
-    __syncthreads();
-    if (shared_.is_last) join_partials(p_, segment, shares);
+  }
+
+  // Writes out and lse. The outputs pass through the ring, which is empty at the end of a segment.
+  __device__ void store_outputs(const Segment& segment) {
+    constexpr int kPitch = kHeadSize + 8;
+    static_assert(SplitTileShape::kRows * kPitch * 4 <= Ring::kBytes);
+    auto* outputs = reinterpret_cast<float*>(shared_.ring);
+    sync_warp();
+#pragma unroll
+    for (int high = 0; high < 2; ++high) {
+      const int row = lane_ / 4 + 8 * high;
+      if (row >= segment.num_rows) continue;
+      const RowOwner owner(p_, segment, row);
+      const Finish result = finish_row(p_, segment, owner, total_state_[high].x, total_state_[high].y);
+#pragma unroll
+      for (int i = 0; i < kProducts * 2; ++i) {
+        const float value = __fmul_rn(total_[i / 2][2 * high + i % 2], result.factor);
+        outputs[row * kPitch + value_column<Store>(i / 2, i % 2)] = result.is_empty ? 0.0f : value;
+      }
+      if (lane_ % 4 == 0) store_lse(p_, owner, result);
+    }
+    sync_warp();
+#pragma unroll 1
+    for (int row = 0; row < segment.num_rows; ++row) {
+      const RowOwner owner(p_, segment, row);
+#pragma unroll 1
+      for (int column = lane_; column < p_.value_size; column += 32) {
+        store_output(p_, owner.token, owner.head, column, outputs[row * kPitch + column]);
+      }
+    }
+    sync_warp();
   }
 
   const AttentionProblem& p_;
   const Scoring scoring_;
-  char* stages_;
-  const int num_stages_;
   Shared& shared_;
-  Loader loader_;
-  const int warp_, lane_;
-  int stage_ = 0, step_ = 0;
-  uint32_t queries_[kHoldsQueries ? kTiles : 1][kHoldsQueries ? kHeadSize / 16 : 1][4];
-  float o_[kTiles][kProducts][4], total_[kTiles][kProducts][4];
-  RowSums sums_[kTiles][2];
-  float2 total_state_[kTiles][2];
+  Ring ring_;
+  const int lane_;
+  uint32_t queries_[Shared::kHoldsQueries ? kHeadSize / 16 : 1][4];
+  float o_[1][kProducts][4], total_[kProducts][4];
+  RowSums sums_[2];
+  float2 total_state_[2];
 };
 
-template <class Store, int kHeadSize, int kTiles>
-__global__ void MULTIKV_LAUNCH_BOUNDS(kSplitThreads, 2)
-    split_attention_kernel(const MULTIKV_GRID_CONSTANT AttentionProblem p, int num_stages) {
+// The most warps of a thread block.
+inline constexpr int kSplitWarps = 4;
+
+template <class Store, int kHeadSize>
+__global__ void MULTIKV_LAUNCH_BOUNDS(32 * kSplitWarps, kHeadSize <= 128 ? 2 : 1)
+    split_attention_kernel(const MULTIKV_GRID_CONSTANT AttentionProblem p) {
   extern __shared__ __align__(128) char memory[];
-  auto& shared = *reinterpret_cast<SplitShared<kHeadSize, kTiles>*>(memory);
-  constexpr int kSharedBytes = (sizeof(shared) + 127) / 128 * 128;
-  const WorkStart start = find_start<SplitTileShape<kTiles>>(p);
-  if (Shares(start.total).begin(blockIdx.x) == start.total) return;
-  SplitAttention<Store, kHeadSize, kTiles>(p, memory + kSharedBytes, num_stages, shared).run(start);
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  auto& shared = reinterpret_cast<SplitWarp<Store, kHeadSize>*>(memory)[warp];
+  const WorkStart& start =
+      find_starts<SplitTileShape>(p, static_cast<int64_t>(blockIdx.x) * warps, warps, int64_t{gridDim.x} * warps)[warp];
+  if (!start.is_idle()) SplitAttention<Store, kHeadSize>(p, shared).run(start);
 }
 
 }  // namespace multikv::gpu

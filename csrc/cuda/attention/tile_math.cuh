@@ -62,15 +62,15 @@ __device__ inline void multiply_keys(float (&out)[kTiles][2][4], uint32_t keys, 
   }
 }
 
-// The elements of 32 values, from row 32 * pair on, in 16 columns, as the operands of multiply_add: b[step][product]
-// for the rows 32 * pair + 16 * step .. and the 8 columns of each product.
+// The elements of 32 values in 16 columns, as the operands of multiply_add: b[step][product] for the rows 16 * step ..
+// and the 8 columns of each product.
 template <class Store, int kRowBytes>
-__device__ inline void load_values(uint32_t (&b)[2][2][2], uint32_t values, int pair, int first_column) {
+__device__ inline void load_values(uint32_t (&b)[2][2][2], uint32_t values, int first_column) {
   using Tile = SharedTile<kRowBytes>;
   const int lane = threadIdx.x % 32;
   uint32_t words[4];
   if constexpr (Store::kIsFp8) {
-    load_transposed(words, values + Tile::offset_bytes(32 * pair + lane, first_column / kChunkBytes));
+    load_transposed(words, values + Tile::offset_bytes(lane, first_column / kChunkBytes));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t sorted = permute_bytes(words[i], 0x3120);  // the even column of two values, then the odd one
@@ -81,7 +81,7 @@ __device__ inline void load_values(uint32_t (&b)[2][2][2], uint32_t values, int 
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
       load_transposed(words,
-                      values + Tile::offset_bytes(32 * pair + 16 * step + lane % 16, first_column / 8 + lane / 16));
+                      values + Tile::offset_bytes(16 * step + lane % 16, first_column / 8 + lane / 16));
       b[step][0][0] = words[0];
       b[step][0][1] = words[1];
       b[step][1][0] = words[2];
@@ -174,6 +174,31 @@ __device__ inline uint32_t without_specials(uint32_t elements) {
   return elements;
 }
 
+// The same for a word of stored elements.
+template <class Store>
+__device__ inline uint32_t special_codes(uint32_t word) {  // a mask of the special elements' bits
+  constexpr int kBits = 8 * Store::kBytes;
+  constexpr uint32_t kExponent = Store::kElement == Element::kBFloat16  ? 0x7f80
+                                 : Store::kElement == Element::kFloat16 ? 0x7c00
+                                 : Store::kElement == Element::kE5M2    ? 0x7c
+                                                                        : 0x7f;
+  constexpr uint32_t kAll = kBits == 8 ? 0xff : 0xffff;
+  uint32_t mask = 0;
+#pragma unroll
+  for (int shift = 0; shift < 32; shift += kBits) {
+    if ((word >> shift & kExponent) == kExponent) mask |= kAll << shift;
+  }
+  return mask;
+}
+template <class Store>
+__device__ inline bool has_special_code(uint32_t word) {
+  return special_codes<Store>(word) != 0;
+}
+template <class Store>
+__device__ inline uint32_t without_special_codes(uint32_t word) {
+  return word & ~special_codes<Store>(word);
+}
+
 // Returns an element of a tile of values.
 template <class Store, int kRowBytes>
 __device__ inline float value_at(const char* values, int row, int column) {
@@ -190,34 +215,47 @@ __device__ inline float value_at(const char* values, int row, int column) {
 // The weights of 16 rows and kStep keys as operands of multiply_add.
 using StepOperands = uint32_t[kStep / 16][4];
 
-// o += weights * values for 16 columns, of the products `product` and `product + 1`. Rows that see different keys share
-// the matrix instruction, and 0 * NaN is NaN. So if kIsPartial, infinities and NaN are multiplied as 0; the return
-// value says whether this lane saw one, and the caller adds them to the rows that see them.
+// o += weights * values for 32 keys, those of the operands weights[tile][first_step] and the one after, and 16 columns, of
+// the products `product` and `product + 1`. `values` are the rows of these keys. Rows that see different keys share the
+// matrix instruction, and 0 * NaN is NaN. So if kIsPartial, infinities and NaN are multiplied as 0; the return value
+// says whether this lane saw one, and the caller adds them to the rows that see them.
+template <class Store, int kRowBytes, bool kIsPartial, int kTiles, int kProducts>
+__device__ inline bool multiply_32_values(float (&o)[kTiles][kProducts][4], int product,
+                                          const StepOperands (&weights)[kTiles], int first_step, uint32_t values,
+                                          int first_column) {
+  bool special = false;
+  uint32_t b[2][2][2];
+  load_values<Store, kRowBytes>(b, values, first_column);
+#pragma unroll
+  for (int step = 0; step < 2; ++step) {
+    if constexpr (kIsPartial) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t& elements = b[step][i / 2][i % 2];
+        special = special || has_special<Store>(elements);
+        elements = without_specials<Store>(elements);
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const auto& a = weights[tile][first_step + step];
+      multiply_add<Store::kProduct>(o[tile][product], a, b[step][0][0], b[step][0][1]);
+      multiply_add<Store::kProduct>(o[tile][product + 1], a, b[step][1][0], b[step][1][1]);
+    }
+  }
+  return special;
+}
+
+// The same for kStep keys.
 template <class Store, int kRowBytes, bool kIsPartial, int kTiles, int kProducts>
 __device__ inline bool multiply_values(float (&o)[kTiles][kProducts][4], int product,
                                        const StepOperands (&weights)[kTiles], uint32_t values, int first_column) {
   bool special = false;
 #pragma unroll
-  for (int pair = 0; pair < kStep / 32; ++pair) {
-    uint32_t b[2][2][2];
-    load_values<Store, kRowBytes>(b, values, pair, first_column);
-#pragma unroll
-    for (int step = 0; step < 2; ++step) {
-      if constexpr (kIsPartial) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          uint32_t& elements = b[step][i / 2][i % 2];
-          special = special || has_special<Store>(elements);
-          elements = without_specials<Store>(elements);
-        }
-      }
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        const auto& a = weights[tile][2 * pair + step];
-        multiply_add<Store::kProduct>(o[tile][product], a, b[step][0][0], b[step][0][1]);
-        multiply_add<Store::kProduct>(o[tile][product + 1], a, b[step][1][0], b[step][1][1]);
-      }
-    }
+  for (int first = 0; first < kStep; first += 32) {
+    const bool found = multiply_32_values<Store, kRowBytes, kIsPartial>(o, product, weights, first / 16,
+                                                                        values + first * kRowBytes, first_column);
+    special = special || found;
   }
   return special;
 }
