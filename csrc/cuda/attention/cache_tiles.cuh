@@ -228,7 +228,7 @@ class TileLoader {
       const int64_t* offsets = state_.offsets[step_ % 2][is_value];
       if (cache.has_vectors) {
         copy_tile_vectors<kRowBytes, kThreads>(shared_address(tile), cache, offsets, size * Store::kBytes,
-                                                      Store::kBytes);
+                                               Store::kBytes);
       } else if constexpr (Store::kBytes == 1) {
         copy_tile_elements<kRowBytes, kThreads, uint8_t>(tile, cache, offsets, size);
       } else {

@@ -1,16 +1,16 @@
 // Joins the partial results of the tiles that the split kernel has divided over workers.
 //
-// Joining is a chain: o = o * first[i] + second[i] * o[i], in ascending order of the granules i. first and second depend
-// on m alone, and the largest m of the granules up to i is found with a parallel scan. So a thread block computes first
-// and second for kBatch granules at a time, loads their outputs into shared memory, and then follows the chain. The
-// bits are those of join() of numbers.cuh.
+// Joining is a chain: o = o * first[i] + second[i] * o[i], in ascending order of the granules i. first and second
+// depend on m alone, and the largest m of the granules up to i is found with a parallel scan. So a thread block
+// computes first and second for kBatch granules at a time, loads their outputs into shared memory, and then follows the
+// chain. The bits are those of join() of numbers.cuh.
 #include "cuda/attention/launch_attention.h"
 #include "cuda/attention/partials.cuh"
 
 namespace multikv::gpu {
 namespace {
 
-constexpr int kJoinThreads = 256, kBatch = kJoinThreads, kColumns = 32;
+constexpr int kJoinThreads = 256, kBatch = kJoinThreads, kColumns = 32, kFew = 24;
 
 // The granules of one batch.
 struct JoinBatch {
@@ -36,8 +36,8 @@ class RowJoin {
       weigh(begin, count);
       load(begin, count);
       __syncthreads();
-      if (warp_ == 0) o_ = chain(o_, &batch_.outputs[0][lane_], kColumns);
-      if (warp_ == 1) o_ = chain(o_, batch_.sums, 1);  // l
+      if (warp_ == 0) o_ = chain(o_, &batch_.outputs[0][lane_], kColumns, count);
+      if (warp_ == 1) o_ = chain(o_, batch_.sums, 1, count);  // l
       __syncthreads();
     }
     if (warp_ == 1 && lane_ == 0) batch_.sums[0] = o_;
@@ -97,12 +97,11 @@ class RowJoin {
         batch_.outputs[at][lane_] = second < 0.0f ? 0.0f : __fmul_rn(outputs[i], second);
       }
     }
-    for (int at = count + warp_; at < kBatch; at += kWarps) batch_.outputs[at][lane_] = 0.0f;
   }
 
-  __device__ float chain(float value, const float* added, int stride) const {
-#pragma unroll 16
-    for (int i = 0; i < kBatch; ++i) value = __fmaf_rn(value, batch_.first[i], added[i * stride]);
+  __device__ float chain(float value, const float* added, int stride, int count) const {
+#pragma unroll 8
+    for (int i = 0; i < count; ++i) value = __fmaf_rn(value, batch_.first[i], added[i * stride]);
     return value;
   }
 
@@ -125,6 +124,42 @@ class RowJoin {
   float m_ = kNoScore, o_ = 0.0f;
 };
 
+// Joins few partial results: each thread follows the chain of an element of its own.
+__device__ void join_few(const AttentionProblem& p, const Segment& segment, const PartialList& list, int64_t helper,
+                         int64_t helpers) {
+  constexpr int kLoads = 8;
+  const Partials partials(p);
+  const int columns = p.value_size, elements = segment.num_rows * columns, size = static_cast<int>(list.size());
+#pragma unroll 1
+  for (int64_t element = helper * kJoinThreads + threadIdx.x; element < elements; element += helpers * kJoinThreads) {
+    const int row = static_cast<int>(element) / columns, column = static_cast<int>(element) - row * columns;
+    float m = 0.0f, l = 0.0f, o = 0.0f;
+#pragma unroll 1
+    for (int begin = 0; begin < size; begin += kLoads) {
+      float2 states[kLoads];
+      float outputs[kLoads];
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        const int64_t slot = list.slot(min(begin + i, size - 1));
+        states[i] = *partials.state(slot, row);
+        outputs[i] = partials.output(slot, row)[column];
+      }
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        if (begin + i >= size) continue;
+        const JoinWeights weights = join(m, l, states[i].x, states[i].y);
+        o = joined(weights, o, outputs[i]);
+        m = weights.m;
+        l = weights.l;
+      }
+    }
+    const RowOwner owner(p, segment, row);
+    const Finish result = finish_row(p, segment, owner, m, l);
+    store_output(p, owner.token, owner.head, column, result.is_empty ? 0.0f : __fmul_rn(o, result.factor));
+    if (column == 0) store_lse(p, owner, result);
+  }
+}
+
 // Thread block i looks at the tile in which worker i + 1 begins. The thread blocks whose workers begin inside the same
 // tile share its rows and columns.
 __global__ void MULTIKV_LAUNCH_BOUNDS(kJoinThreads, 4) join_kernel(const MULTIKV_GRID_CONSTANT AttentionProblem p) {
@@ -141,6 +176,7 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kJoinThreads, 4) join_kernel(const MULTIKV
   const int64_t first = shares.worker_of(segment.tile_unit);
   const int64_t helpers = shares.worker_of(segment.tile_unit + units - 1) - first;
   const PartialList list(segment, shares);
+  if (list.size() <= kFew) return join_few(p, segment, list, start.worker - first - 1, helpers);
   const int parts = (p.value_size + kColumns - 1) / kColumns;
   for (int64_t item = start.worker - first - 1; item < int64_t{segment.num_rows} * parts; item += helpers) {
     const int row = static_cast<int>(item) / parts, part = static_cast<int>(item) - row * parts;

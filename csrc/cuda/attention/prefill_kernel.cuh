@@ -118,8 +118,8 @@ class PrefillAttention {
     bool special = false;
 #pragma unroll
     for (int product = 0; product < kProducts; product += 2) {
-      const bool found = multiply_values<Store, Loader::kRowBytes, kIsPartial>(
-          o_, product, weights, stage + Loader::kTileBytes, product * 8);
+      const bool found = multiply_values<Store, Loader::kRowBytes, kIsPartial>(o_, product, weights,
+                                                                               stage + Loader::kTileBytes, product * 8);
       special = special || found;
     }
     if constexpr (kIsPartial) {
@@ -152,9 +152,9 @@ class PrefillAttention {
 #pragma unroll 1
     for (int i = 0; i < kProducts * 4; ++i) {
       const int high = i / 2 % 2, column = value_column<Store>(i / 4, i % 2);
-      sums[i] = sum_specials<Store, Loader::kRowBytes>(
-          shared_.rows[row_of(high)], words + (lane_ / 4 + 8 * high) * (kStep / 2), values, column,
-          shared_.loader.valid[step_ % kFlagSteps], key, 0, kStep);
+      sums[i] = sum_specials<Store, Loader::kRowBytes>(shared_.rows[row_of(high)],
+                                                       words + (lane_ / 4 + 8 * high) * (kStep / 2), values, column,
+                                                       shared_.loader.valid[step_ % kFlagSteps], key, 0, kStep);
     }
 #pragma unroll
     for (int i = 0; i < kProducts * 4; ++i) o_[0][i / 4][i % 4] = __fadd_rn(o_[0][i / 4][i % 4], sums[i]);

@@ -29,7 +29,7 @@ struct CacheSource {
   int64_t stride_slot_group_bytes, stride_slot_bytes;
   Divisor elements_per_group;
   int64_t stride_element_group_bytes, stride_element_bytes;
-  bool has_vectors;  // 16 aligned bytes hold neighbouring elements
+  bool has_vectors;  // 16 aligned bytes hold neighbouring elements, and offsets fit into 32 bits as multiples of 16
 };
 
 // The argument of the kernels.
@@ -101,6 +101,14 @@ inline CacheSource source_of(const PackedValueCache& cache) {
   return source;
 }
 
+// Whether every entry starts less than 2^32 times 16 bytes behind the start of the cache.
+inline bool has_short_offsets(const CacheSource& cache, const Blocks& blocks, int64_t num_heads) {
+  const int64_t block_bytes =
+      blocks.block_size.signed_value() * (cache.stride_slot_group_bytes + cache.stride_slot_bytes);
+  return blocks.num_blocks * cache.stride_block_bytes + num_heads * cache.stride_head_bytes + block_bytes < int64_t{16}
+                                                                                                                << 32;
+}
+
 inline AttentionProblem problem_of(const PagedAttentionParams& p) {
   AttentionProblem problem{};
   problem.query = p.query;
@@ -113,6 +121,9 @@ inline AttentionProblem problem_of(const PagedAttentionParams& p) {
   problem.value = p.is_packed ? source_of(p.packed_value) : source_of(p.value, p.value_size);
   if (p.codec().is_float()) problem.key.scale = problem.value.scale = nullptr;
   problem.blocks = p.blocks();
+  for (CacheSource* cache : {&problem.key, &problem.value}) {
+    cache->has_vectors = cache->has_vectors && has_short_offsets(*cache, problem.blocks, p.num_kv_heads);
+  }
   problem.num_query_heads = p.num_query_heads;
   problem.num_kv_heads = p.num_kv_heads;
   problem.group = Divisor::of(p.heads_per_kv_head());

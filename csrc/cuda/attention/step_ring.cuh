@@ -92,39 +92,56 @@ class StepRing {
 
   __device__ void copy_rows(const CacheSource& cache, int size, int half) {
     const int key = key_ + half * kPartKeys + lane_;
-    const int block_size = static_cast<int>(p_.blocks.block_size.value);
-    const int slot = key - small_quotient(key, p_.blocks.block_size) * block_size;
+    const int slot = key - small_quotient(key, p_.blocks.block_size) * static_cast<int>(p_.blocks.block_size.value);
     const int group = small_quotient(slot, cache.slots_per_group);
+    const int rest = slot - group * static_cast<int>(cache.slots_per_group.value);
     const int64_t block = half == 0 ? blocks_[0] : blocks_[1];
-    const int64_t offset = block * cache.stride_block_bytes + kv_head_ * cache.stride_head_bytes +
-                           group * cache.stride_slot_group_bytes +
-                           (slot - group * static_cast<int>(cache.slots_per_group.value)) * cache.stride_slot_bytes;
     char* part = parts_ + copied_part_ * kPartBytes;
-    if (cache.has_vectors) copy_vectors(shared_address(part), cache, block < 0 ? -1 : offset, size);
-    else copy_elements(part, cache, block < 0 ? -1 : offset, size);
+    if (cache.has_vectors) {
+      const auto vectors = [](int64_t bytes) { return static_cast<uint32_t>(bytes / kChunkBytes); };
+      const uint32_t offset = static_cast<uint32_t>(block) * vectors(cache.stride_block_bytes) +
+                              kv_head_ * vectors(cache.stride_head_bytes) +
+                              group * vectors(cache.stride_slot_group_bytes) + rest * vectors(cache.stride_slot_bytes);
+      copy_vectors(shared_address(part), cache, offset, ballot(block >= 0), size);
+    } else {
+      const int64_t offset = block * cache.stride_block_bytes + kv_head_ * cache.stride_head_bytes +
+                             group * cache.stride_slot_group_bytes + rest * cache.stride_slot_bytes;
+      copy_elements(part, cache, block < 0 ? -1 : offset, size);
+    }
   }
 
-  // Copies vectors of 16 bytes. `offset` is where the entry of this lane's key lies in the cache; -1: nowhere.
-  __device__ void copy_vectors(uint32_t part, const CacheSource& cache, int64_t offset, int size) {
+  // Copies vectors of 16 bytes. `offset` is where the entry of this lane's key lies in the cache, in vectors; `valid`
+  // says which keys have one.
+  __device__ void copy_vectors(uint32_t part, const CacheSource& cache, uint32_t offset, uint32_t valid, int size) {
     using Tile = SharedTile<kRowBytes>;
-    constexpr int kRowsAtOnce = 32 / Tile::kChunks, kCopies = kPartKeys / kRowsAtOnce, kUnrolled = 8 / kRowsAtOnce;
-    const int chunk = lane_ % Tile::kChunks, element = chunk * (kChunkBytes / Store::kBytes);
+    constexpr int kRowsAtOnce = 32 / Tile::kChunks, kCopies = kPartKeys / kRowsAtOnce, kPeriod = 8 / kRowsAtOnce;
+    const int first_row = lane_ / Tile::kChunks, chunk = lane_ % Tile::kChunks;
+    const int element = chunk * (kChunkBytes / Store::kBytes);
     const int group = small_quotient(element, cache.elements_per_group);
     const int rest = element - group * static_cast<int>(cache.elements_per_group.value);
-    const char* from =
-        cache.data + group * cache.stride_element_group_bytes + rest * cache.stride_element_bytes;
+    const char* from = cache.data + group * cache.stride_element_group_bytes + rest * cache.stride_element_bytes;
     const bool is_inside = element < size;
-#pragma unroll 1
-    for (int first = 0; first < kCopies; first += kUnrolled) {  // eight rows, which have the same permutations
-      const uint32_t to = part + first * kRowsAtOnce * kRowBytes;
+    uint32_t to[kPeriod];  // eight rows later, chunks have the same permutation
 #pragma unroll
-      for (int i = 0; i < kUnrolled; ++i) {
-        const int row = lane_ / Tile::kChunks + i * kRowsAtOnce;
-        const int64_t row_offset = shuffle(offset, row + first * kRowsAtOnce);
-        if (is_inside) {
-          copy_async(to + Tile::offset_bytes(row, chunk), row_offset < 0 ? cache.data : from + row_offset,
-                     row_offset >= 0);
-        }
+    for (int i = 0; i < kPeriod; ++i) to[i] = part + Tile::offset_bytes(first_row + i * kRowsAtOnce, chunk);
+    if (valid == 0xffffffffu) {
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        const uint32_t row_offset = shuffle(offset, first_row + i * kRowsAtOnce);
+        copy_async_if(is_inside, to[i % kPeriod] + i / kPeriod * 8 * kRowBytes,
+                      from + static_cast<uint64_t>(row_offset) * kChunkBytes);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int first = 0; first < kCopies; first += kPeriod) {
+#pragma unroll
+      for (int i = 0; i < kPeriod; ++i) {
+        const int row = first_row + (first + i) * kRowsAtOnce;
+        const uint32_t row_offset = shuffle(offset, row);
+        const bool is_valid = (valid >> row & 1) != 0;
+        const char* at = is_valid ? from + static_cast<uint64_t>(row_offset) * kChunkBytes : cache.data;
+        if (is_inside) copy_async(to[i] + first * kRowsAtOnce * kRowBytes, at, is_valid);
       }
     }
   }

@@ -80,8 +80,7 @@ __device__ inline void load_values(uint32_t (&b)[2][2][2], uint32_t values, int 
   } else {
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
-      load_transposed(words,
-                      values + Tile::offset_bytes(16 * step + lane % 16, first_column / 8 + lane / 16));
+      load_transposed(words, values + Tile::offset_bytes(16 * step + lane % 16, first_column / 8 + lane / 16));
       b[step][0][0] = words[0];
       b[step][0][1] = words[1];
       b[step][1][0] = words[2];
@@ -215,10 +214,10 @@ __device__ inline float value_at(const char* values, int row, int column) {
 // The weights of 16 rows and kStep keys as operands of multiply_add.
 using StepOperands = uint32_t[kStep / 16][4];
 
-// o += weights * values for 32 keys, those of the operands weights[tile][first_step] and the one after, and 16 columns, of
-// the products `product` and `product + 1`. `values` are the rows of these keys. Rows that see different keys share the
-// matrix instruction, and 0 * NaN is NaN. So if kIsPartial, infinities and NaN are multiplied as 0; the return value
-// says whether this lane saw one, and the caller adds them to the rows that see them.
+// o += weights * values for 32 keys, those of the operands weights[tile][first_step] and the one after, and 16 columns,
+// of the products `product` and `product + 1`. `values` are the rows of these keys. Rows that see different keys share
+// the matrix instruction, and 0 * NaN is NaN. So if kIsPartial, infinities and NaN are multiplied as 0; the return
+// value says whether this lane saw one, and the caller adds them to the rows that see them.
 template <class Store, int kRowBytes, bool kIsPartial, int kTiles, int kProducts>
 __device__ inline bool multiply_32_values(float (&o)[kTiles][kProducts][4], int product,
                                           const StepOperands (&weights)[kTiles], int first_step, uint32_t values,

@@ -43,7 +43,7 @@ __device__ inline float power_to_float16(float largest) {
 }
 
 // Reads a row of a tile to shared memory, in the order that multiply_keys expects. All lanes of a warp call it with the
-// same row. A row past num_rows is zeros. Returns the power of two that the row was multiplied by.
+// same row. Returns the power of two that the row was multiplied by.
 template <class Store, int kHeadSize>
 __device__ inline float load_row(const AttentionProblem& p, const Segment& segment, int row, char* queries) {
   constexpr int kPerLane = kHeadSize <= 128 ? 1 : kHeadSize / 128;
@@ -88,14 +88,16 @@ __device__ inline float load_row(const AttentionProblem& p, const Segment& segme
   return power;
 }
 
-// Loads the 16 rows of a warp from row first_row on: the queries, and rows[0] to rows[15].
+// Loads the 16 rows of a warp from row first_row on: the queries, and rows[0] to rows[15]. The queries of rows past
+// num_rows stay arbitrary: nobody needs these rows.
 template <class Store, int kHeadSize>
 __device__ inline void load_rows(const AttentionProblem& p, const Segment& segment, int first_row, char* queries,
                                  TileRow* rows) {
   const int lane = threadIdx.x % 32;
   float power = 1.0f;  // of the row of this lane
+  const int count = min(16, segment.num_rows - first_row);
 #pragma unroll 1
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < count; ++i) {
     const float row_power = load_row<Store, kHeadSize>(p, segment, first_row + i, queries);
     if (i == lane) power = row_power;
   }

@@ -18,6 +18,13 @@ __device__ inline void copy_async(uint32_t to, const void* from, bool is_valid) 
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_valid ? 16 : 0)
                : "memory");
 }
+// Starts an asynchronous copy of 16 bytes to shared memory if does_copy.
+__device__ inline void copy_async_if(bool does_copy, uint32_t to, const void* from) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.cg.shared.global.L2::128B [%0], [%1], 16; }" ::"r"(to),
+      "l"(from), "r"(static_cast<uint32_t>(does_copy))
+      : "memory");
+}
 // Closes the group of the copies that this thread has started since the last call.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most kGroups of this thread's groups are in flight.

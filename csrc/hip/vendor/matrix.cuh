@@ -10,6 +10,7 @@ inline constexpr bool kHasMatrixInstructions = false;
 
 __device__ uint32_t shared_address(const void* shared);
 __device__ void copy_async(uint32_t to, const void* from, bool is_valid);
+__device__ void copy_async_if(bool does_copy, uint32_t to, const void* from);
 __device__ void commit_copies();
 template <int kGroups>
 __device__ void wait_for_copies();
