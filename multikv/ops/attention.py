@@ -45,8 +45,7 @@ def paged_attention_workspace_bytes(
     num_granules = -(-max_seq_len // _GRANULE)
     if num_granules <= 1:
         return 0
-    # The output of one granule, the maximum of its scores, their sum, and a counter of 8 bytes.
-    partial_bytes = 4 * (value_size + 2) + 8
+    partial_bytes = 4 * (value_size + 2)  # the output of one granule, the maximum of its scores and their sum
     return min(num_query_tokens * num_query_heads * num_granules * partial_bytes, _MAX_WORKSPACE_BYTES)
 
 
