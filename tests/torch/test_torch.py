@@ -32,6 +32,8 @@ def test_opcheck(any_device, name):
     call = call_of(name, any_device)
     if name == "upconvert-host" and any_device.type == "cuda":
         pytest.skip("opcheck's own copies of the arguments are not in pinned memory")
+    if name == "merge":
+        pytest.skip("opcheck cannot compare the float8 output")
     op = getattr(torch.ops.multikv, call.op).default
     torch.library.opcheck(op, tuple(call.arguments(any_device).values()))
 

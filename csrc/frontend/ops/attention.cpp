@@ -332,10 +332,12 @@ PagedAttentionParams make_paged_attention_v2_params(
   call.check_device("exp_sums", exp_sums);
   call.check_device("max_logits", max_logits);
   call.check_device("tmp_out", tmp_out);
+  static_cast<void>(data(call, "exp_sums", exp_sums));
+  static_cast<void>(data(call, "max_logits", max_logits));
+  char* address = mutable_data(call, "tmp_out", tmp_out);
   AttentionWorkspace workspace{};
-  if (tmp_out.is_contiguous() && tmp_out.numel() > 0) {
-    char* address = mutable_data(call, "tmp_out", tmp_out);
-    if (remainder_of(address) == 0) workspace = {address, tmp_out.numel() * tmp_out.element_bytes()};
+  if (tmp_out.is_contiguous() && remainder_of(address) == 0) {
+    workspace = {address, tmp_out.numel() * tmp_out.element_bytes()};
   }
   return make_vllm_params(call,
                           {out, query, key_cache, value_cache, num_kv_heads, scale, block_tables, seq_lens, block_size,

@@ -10,6 +10,7 @@ import typing
 
 from multikv.runtime import exports
 
+from . import attention as _attention
 from . import convert as _convert
 from . import gather as _gather
 from . import indexer as _indexer
@@ -17,6 +18,7 @@ from . import mla as _mla
 from . import mla_rope as _mla_rope
 from . import reshape_and_cache as _reshape_and_cache
 from . import swap as _swap
+from .attention import *
 from .case import Case as Case
 from .convert import *
 from .gather import *
@@ -30,7 +32,7 @@ from .workload import *
 
 CASES: list[Case] = [
     case
-    for family in (_reshape_and_cache, _mla, _mla_rope, _convert, _gather, _indexer, _swap)
+    for family in (_reshape_and_cache, _mla, _mla_rope, _convert, _gather, _indexer, _attention, _swap)
     for case in family.CASES
 ]
 

@@ -37,6 +37,11 @@ class Workload:
     num_bytes: int
     # Tensors that the op writes through addresses. The key is the number of the argument that holds the addresses.
     by_address: dict[int, tuple[Tensor, ...]] = dataclasses.field(default_factory=dict)
+    # Which arguments have no defined content after the call.
+    scratch: tuple[int, ...] = ()
+    # The largest difference that an element of an output may have from what is expected, relative to the largest
+    # element of this output; 0: the bytes are the same.
+    tolerance: float = 0.0
     # Devices that the bytes come from and go to; None: the device of the op for both.
     route: tuple[torch.device, torch.device] | None = None
 
@@ -64,8 +69,16 @@ class Workload:
 
     def inputs(self) -> list[Tensor]:
         """Returns the tensors that the op must not change."""
-        others = {*self.written, *self.by_address}
+        others = {*self.written, *self.scratch, *self.by_address}
         return [t for i, a in enumerate(self.arguments) if i not in others for t in _tensors(a)]
+
+    def agrees_with(self, expected: "Workload") -> bool:
+        """Returns whether the outputs are those of `expected`, within the tolerance."""
+        pairs = list(zip(self.outputs(), expected.outputs(), strict=True))
+        if self.tolerance == 0:
+            return same_bytes(*zip(*pairs, strict=True))
+        floats = [(ours.double().cpu(), theirs.double().cpu()) for ours, theirs in pairs]
+        return all((a - b).abs().max() <= self.tolerance * b.abs().max() for a, b in floats)
 
 
 def same_bytes(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:

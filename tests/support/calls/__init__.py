@@ -6,10 +6,10 @@ GPU_CALLS are more of them, in which a tensor on a GPU meets one that is not.
 
 from __future__ import annotations
 
-from tests.support.calls import convert, gather, indexer, mla, reshape_and_cache, swap
+from tests.support.calls import attention, convert, gather, indexer, mla, reshape_and_cache, swap
 from tests.support.calls.call import Call
 
-_FAMILIES = (reshape_and_cache, mla, convert, gather, indexer, swap)
+_FAMILIES = (reshape_and_cache, mla, convert, gather, indexer, attention, swap)
 CALLS = {name: Call(*call) for family in _FAMILIES for name, call in family.CALLS.items()}
 GPU_CALLS = {name: Call(*call) for name, call in swap.GPU_CALLS.items()}
 ONE_OF_EACH = {call.op: call for call in reversed(CALLS.values())}  # the first of each op

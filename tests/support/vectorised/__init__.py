@@ -6,7 +6,15 @@ equal, on all 16-bit floats and on random calls of every op. Positions of a sequ
 
 from __future__ import annotations
 
-from multikv.reference import concat_mla_q, convert_fp8, swap_blocks_batch  # noqa: F401  these have no loops
+from multikv.reference import (  # noqa: F401  these have no loops over elements
+    concat_mla_q,
+    convert_fp8,
+    merge_attn_states,
+    paged_attention,
+    paged_attention_v1,
+    paged_attention_v2,
+    swap_blocks_batch,
+)
 from tests.support.vectorised.gathers import *
 from tests.support.vectorised.numbers import decode_fp8, encode_fp8  # noqa: F401
 from tests.support.vectorised.swaps import *
