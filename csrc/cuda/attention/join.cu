@@ -6,11 +6,12 @@
 // chain. The bits are those of join() of numbers.cuh.
 #include "cuda/attention/launch_attention.h"
 #include "cuda/attention/partials.cuh"
+#include "vendor/launch_early.cuh"
 
 namespace multikv::gpu {
 namespace {
 
-constexpr int kJoinThreads = 256, kBatch = kJoinThreads, kColumns = 32, kFew = 24;
+constexpr int kJoinThreads = 128, kBatch = kJoinThreads, kColumns = 32, kFew = 24;
 
 // The granules of one batch.
 struct JoinBatch {
@@ -162,7 +163,7 @@ __device__ void join_few(const AttentionProblem& p, const Segment& segment, cons
 
 // Thread block i looks at the tile in which worker i + 1 begins. The thread blocks whose workers begin inside the same
 // tile share its rows and columns.
-__global__ void MULTIKV_LAUNCH_BOUNDS(kJoinThreads, 4) join_kernel(const MULTIKV_GRID_CONSTANT AttentionProblem p) {
+__global__ void MULTIKV_LAUNCH_BOUNDS(kJoinThreads, 8) join_kernel(const MULTIKV_GRID_CONSTANT AttentionProblem p) {
   __shared__ JoinBatch batch;
   const WorkStart& start =
       find_starts<SplitTileShape>(p, static_cast<int64_t>(blockIdx.x) + 1, 1, int64_t{gridDim.x} + 1)[0];
@@ -176,6 +177,7 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kJoinThreads, 4) join_kernel(const MULTIKV
   const int64_t first = shares.worker_of(segment.tile_unit);
   const int64_t helpers = shares.worker_of(segment.tile_unit + units - 1) - first;
   const PartialList list(segment, shares);
+  wait_for_previous_launch();
   if (list.size() <= kFew) return join_few(p, segment, list, start.worker - first - 1, helpers);
   const int parts = (p.value_size + kColumns - 1) / kColumns;
   for (int64_t item = start.worker - first - 1; item < int64_t{segment.num_rows} * parts; item += helpers) {
@@ -188,8 +190,7 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kJoinThreads, 4) join_kernel(const MULTIKV
 
 cudaError_t launch_join(const AttentionProblem& p, int64_t num_workers, const Context& context) {
   if (num_workers <= 1) return cudaSuccess;
-  join_kernel<<<static_cast<unsigned>(num_workers - 1), kJoinThreads, 0, context.stream>>>(p);
-  return cudaGetLastError();
+  return launch_early(join_kernel, static_cast<unsigned>(num_workers - 1), kJoinThreads, context.stream, p);
 }
 
 }  // namespace multikv::gpu

@@ -4,6 +4,7 @@
 
 #include "cuda/attention/step_ring.cuh"
 #include "cuda/attention/tile_rows.cuh"
+#include "vendor/launch_early.cuh"
 
 namespace multikv::gpu {
 
@@ -293,6 +294,7 @@ template <class Store, int kHeadSize>
 __global__ void MULTIKV_LAUNCH_BOUNDS(32 * kSplitWarps, kHeadSize <= 128 ? 2 : 1)
     split_attention_kernel(const MULTIKV_GRID_CONSTANT AttentionProblem p) {
   extern __shared__ __align__(128) char memory[];
+  allow_next_launch();
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
   auto& shared = reinterpret_cast<SplitWarp<Store, kHeadSize>*>(memory)[warp];
   const WorkStart& start =
