@@ -41,14 +41,14 @@ struct Finish {
   bool is_empty;  // out = 0
 };
 
-// `sink` is the sink's score, or kNoScore.
+// `sink` is the sink's score as the caller gave it, or kNoScore.
 __device__ inline Finish finish(float m, float l, float sink, float value_scale) {
-  if (l == 0.0f) return {0.0f, sink == kNoScore ? kNoScore : __fmul_rn(sink, kLn2), true};
+  if (l == 0.0f) return {0.0f, sink, true};
   float factor = value_scale;
   if (sink != kNoScore) {
-    const float largest = fmaxf(m, sink);
+    const float score = __fmul_rn(sink, kLog2E), largest = fmaxf(m, score);
     const float weight = exp2_approximate(__fsub_rn(m, largest));
-    l = __fmaf_rn(l, weight, exp2_approximate(__fsub_rn(sink, largest)));
+    l = __fmaf_rn(l, weight, exp2_approximate(__fsub_rn(score, largest)));
     factor = __fmul_rn(factor, weight);
     m = largest;
   }
@@ -101,10 +101,8 @@ __device__ inline float load_float16(uint16_t bits, Float dtype) {
 // The score of a head's sink, or kNoScore.
 __device__ inline float sink_of(const AttentionOptions& options, int64_t head) {
   if (options.sinks == nullptr) return kNoScore;
-  float sink;
-  if (options.sinks_dtype == Float::kFloat32) sink = static_cast<const float*>(options.sinks)[head];
-  else sink = load_float16(static_cast<const uint16_t*>(options.sinks)[head], options.sinks_dtype);
-  return __fmul_rn(sink, kLog2E);
+  if (options.sinks_dtype == Float::kFloat32) return static_cast<const float*>(options.sinks)[head];
+  return load_float16(static_cast<const uint16_t*>(options.sinks)[head], options.sinks_dtype);
 }
 
 }  // namespace multikv::gpu
