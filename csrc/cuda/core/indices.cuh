@@ -16,6 +16,7 @@ namespace multikv::gpu {
 //   high_  words[2 * i + 1]   words[i], of which value() keeps the sign
 class PrefetchedIndex {
  public:
+  PrefetchedIndex() = default;  // -1
   __device__ PrefetchedIndex(const Indices& indices, int64_t i) : is_int64_(indices.is_int64) {
     const auto* words = static_cast<const int32_t*>(indices.data) + (i << is_int64_);
     low_ = words[0];
@@ -27,8 +28,8 @@ class PrefetchedIndex {
   }
 
  private:
-  int is_int64_;
-  int32_t low_, high_;
+  int is_int64_ = 1;
+  int32_t low_ = -1, high_ = -1;
 };
 
 }  // namespace multikv::gpu

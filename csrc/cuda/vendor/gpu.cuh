@@ -42,12 +42,25 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
   else __stcs(reinterpret_cast<uint2*>(to), make_uint2(vec.x, vec.y));
 }
 
+// Loads and stores of memory that other thread blocks of the launch write and read: they bypass the L1 cache.
+__device__ inline float load_coherent(const float* from) { return __ldcg(from); }
+__device__ inline float2 load_coherent(const float2* from) { return __ldcg(from); }
+__device__ inline void store_coherent(float* to, float value) { __stcg(to, value); }
+__device__ inline void store_coherent(float2* to, float2 value) { __stcg(to, value); }
+
 // Returns the value of another lane of the warp: of `lane`, or of the caller's own lane ^ mask. All lanes must call.
 template <class T>
 __device__ inline T shuffle(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// Returns 2^x with an error of 2 units in the last place. A subnormal result may be 0.
+__device__ inline float exp2_approximate(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
 
 __device__ inline float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 // Rounds two floats to nearest even; `low` goes to the low half of the word.

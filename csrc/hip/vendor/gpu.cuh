@@ -40,12 +40,26 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
   __builtin_nontemporal_store(__builtin_bit_cast(Words<Vec>, vec), reinterpret_cast<Words<Vec>*>(to));
 }
 
+// Loads and stores of memory that other thread blocks of the launch write and read: they bypass the L1 cache.
+__device__ inline float load_coherent(const float* from) { return __builtin_nontemporal_load(from); }
+__device__ inline float2 load_coherent(const float2* from) {
+  return {load_coherent(&from->x), load_coherent(&from->y)};
+}
+__device__ inline void store_coherent(float* to, float value) { __builtin_nontemporal_store(value, to); }
+__device__ inline void store_coherent(float2* to, float2 value) {
+  store_coherent(&to->x, value.x);
+  store_coherent(&to->y, value.y);
+}
+
 // Returns the value of another lane of the warp: of `lane`, or of the caller's own lane ^ mask. All lanes must call.
 template <class T>
 __device__ inline T shuffle(T value, int lane) {
   return __shfl(value, lane, 32);
 }
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor(value, mask, 32); }
+
+// Returns 2^x with an error of a few units in the last place. A subnormal result may be 0.
+__device__ inline float exp2_approximate(float x) { return exp2f(x); }
 
 __device__ inline float half_to_float(uint16_t bits) { return static_cast<float>(__builtin_bit_cast(_Float16, bits)); }
 // Rounds two floats to nearest even; `low` goes to the low half of the word.

@@ -1,0 +1,262 @@
+// Products of tiles in shared memory, and the softmax of one step. Kernels with different shapes of thread blocks call
+// the same functions in the same order for every row, and so return the same bits.
+//
+// A warp multiplies 16 rows. Lane i holds elements of the rows i / 4 ("low") and i / 4 + 8 ("high"): see multiply_add
+// in vendor/matrix.cuh. fp8 codes come in other orders than 16-bit elements:
+//
+//   keys     Lane i holds elements 4 * (i % 4) .. 4 * (i % 4) + 3 of each 16 elements, instead of two pairs. Elements
+//   of
+//            queries are stored in the same order, so that products do not change.
+//   values   The columns of two neighbouring products, 16 of them, are the even and the odd columns of 16 values.
+#pragma once
+
+#include "cuda/attention/cache_tiles.cuh"
+#include "cuda/attention/numbers.cuh"
+
+namespace multikv::gpu {
+
+// The queries of a tile in shared memory: 16-bit elements.
+template <int kHeadSize>
+using QueryTile = SharedTile<kHeadSize * 2>;
+
+template <int kHeadSize>
+__device__ inline void load_query(uint32_t (&out)[4], uint32_t queries, int first_row, int step) {
+  const int lane = threadIdx.x % 32;
+  load_matrices(out, queries + QueryTile<kHeadSize>::offset_bytes(first_row + lane % 16, 2 * step + lane / 16));
+}
+
+// Products of 16 keys, from first_key on, with the elements 32 * pair .. 32 * pair + 31 of queries. query(out, tile,
+// step) returns the elements 16 * step .. of 16 queries. out[tile][0] are the products with the first 8 keys.
+template <class Store, int kRowBytes, int kTiles, class Query>
+__device__ inline void multiply_keys(float (&out)[kTiles][2][4], uint32_t keys, int first_key, int pair, Query query) {
+  using Tile = SharedTile<kRowBytes>;
+  const int lane = threadIdx.x % 32;
+  uint32_t b[2][2][2];  // [step][keys][operand]
+  if constexpr (Store::kIsFp8) {
+    uint32_t codes[4];
+    load_matrices(codes, keys + Tile::offset_bytes(first_key + lane % 16, 2 * pair + lane / 16));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      b[i / 2][i % 2][0] = halves_from_fp8<Store::kElement>(codes[i]);
+      b[i / 2][i % 2][1] = halves_from_fp8<Store::kElement>(codes[i] >> 16);
+    }
+  } else {
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      uint32_t words[4];
+      load_matrices(
+          words, keys + Tile::offset_bytes(first_key + lane % 8 + lane / 16 * 8, 4 * pair + 2 * step + lane / 8 % 2));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) b[step][i / 2][i % 2] = words[i];
+    }
+  }
+#pragma unroll
+  for (int step = 0; step < 2; ++step) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      uint32_t a[4];
+      query(a, tile, 2 * pair + step);
+      multiply_add<Store::kProduct>(out[tile][0], a, b[step][0][0], b[step][0][1]);
+      multiply_add<Store::kProduct>(out[tile][1], a, b[step][1][0], b[step][1][1]);
+    }
+  }
+}
+
+// The elements of 32 values in 16 columns, as the operands of multiply_add: b[step][product] for the rows 16 * step ..
+// and the 8 columns of each product.
+template <class Store, int kRowBytes>
+__device__ inline void load_values(uint32_t (&b)[2][2][2], uint32_t values, int first_column) {
+  using Tile = SharedTile<kRowBytes>;
+  const int lane = threadIdx.x % 32;
+  uint32_t words[4];
+  if constexpr (Store::kIsFp8) {
+    load_transposed(words, values + Tile::offset_bytes(lane, first_column / kChunkBytes));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t sorted = permute_bytes(words[i], 0x3120);  // the even column of two values, then the odd one
+      b[i / 2][0][i % 2] = halves_from_fp8<Store::kElement>(sorted);
+      b[i / 2][1][i % 2] = halves_from_fp8<Store::kElement>(sorted >> 16);
+    }
+  } else {
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      load_transposed(words, values + Tile::offset_bytes(16 * step + lane % 16, first_column / 8 + lane / 16));
+      b[step][0][0] = words[0];
+      b[step][0][1] = words[1];
+      b[step][1][0] = words[2];
+      b[step][1][1] = words[3];
+    }
+  }
+}
+
+// The column of element i (0 or 1) of a lane's row in product `product`, in the head's order.
+template <class Store>
+__device__ inline int value_column(int product, int i) {
+  const int pair = threadIdx.x % 4;
+  if constexpr (Store::kIsFp8) return product / 2 * 16 + 4 * pair + 2 * i + product % 2;
+  else return 8 * product + 2 * pair + i;
+}
+
+// Two rows of a lane: the low one and the high one.
+struct RowSums {
+  float m = kNoScore, l = 0.0f;  // the largest score; this lane's part of the sum of weights
+
+  // Turns this lane's scores of one step into weights. Returns what to multiply the former o by. score(i) is a
+  // reference to score i of 16.
+  template <class Store, class Score>
+  __device__ float add(Score score) {
+    float largest = kNoScore;
+#pragma unroll
+    for (int i = 0; i < kStep / 4; ++i) largest = fmaxf(largest, score(i));
+    largest = fmaxf(largest, shuffle_xor(largest, 1));
+    largest = fmaxf(m, fmaxf(largest, shuffle_xor(largest, 2)));
+    const float reference = reference_of<Store>(largest);
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kStep / 4; ++i) {
+      const float weight = exp2_approximate(__fsub_rn(score(i), reference));
+      sum = __fadd_rn(sum, weight);
+      score(i) = weight;
+    }
+    const float correction = largest == m ? 1.0f : exp2_approximate(__fsub_rn(m, largest));
+    m = largest;
+    l = __fmaf_rn(l, correction, sum);
+    return correction;
+  }
+  // The weight of a score of the step that was added last, as it enters the product with the values.
+  template <class Store>
+  __device__ float rounded_weight(float score) const {
+    const float weight = exp2_approximate(__fsub_rn(score, reference_of<Store>(m)));
+    return load_float16(static_cast<uint16_t>(rounded<Store::kProduct>(weight, 0.0f)), Store::kProduct);
+  }
+  // m and l of the whole row, as join() and finish() take them. All lanes call it.
+  template <class Store>
+  __device__ float2 total() const {
+    float sum = __fadd_rn(l, shuffle_xor(l, 1));
+    sum = __fadd_rn(sum, shuffle_xor(sum, 2));
+    return {reference_of<Store>(m), sum};
+  }
+
+ private:
+  template <class Store>
+  __device__ static float reference_of(float largest) {
+    return largest == kNoScore ? 0.0f : __fsub_rn(largest, Store::kShift);
+  }
+};
+
+// The scores or weights of 16 rows and kStep keys: element i of block n of 8 keys, as multiply_add returns them.
+using StepScores = float[kStep / 8][4];
+
+// Rounds weights to 16 bits: the operand `a` of multiply_add for the keys 16 * step .. 16 * step + 15.
+template <class Store>
+__device__ inline void weights_operand(uint32_t (&a)[4], const StepScores& weights, int step) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float(&block)[4] = weights[2 * step + half];
+    a[2 * half] = rounded<Store::kProduct>(block[0], block[1]);
+    a[2 * half + 1] = rounded<Store::kProduct>(block[2], block[3]);
+  }
+}
+
+// Whether one of the two 16-bit elements is infinite or NaN.
+template <class Store>
+__device__ inline bool has_special(uint32_t elements) {
+  constexpr uint32_t kExponent = Store::kProduct == Float::kBFloat16 ? 0x7f80 : 0x7c00;
+  return (elements & kExponent) == kExponent || (elements >> 16 & kExponent) == kExponent;
+}
+// Replaces such elements by 0.
+template <class Store>
+__device__ inline uint32_t without_specials(uint32_t elements) {
+  constexpr uint32_t kExponent = Store::kProduct == Float::kBFloat16 ? 0x7f80 : 0x7c00;
+  if ((elements & kExponent) == kExponent) elements &= 0xffff0000u;
+  if ((elements >> 16 & kExponent) == kExponent) elements &= 0xffffu;
+  return elements;
+}
+
+// The same for a word of stored elements.
+template <class Store>
+__device__ inline uint32_t special_codes(uint32_t word) {  // a mask of the special elements' bits
+  constexpr int kBits = 8 * Store::kBytes;
+  constexpr uint32_t kExponent = Store::kElement == Element::kBFloat16  ? 0x7f80
+                                 : Store::kElement == Element::kFloat16 ? 0x7c00
+                                 : Store::kElement == Element::kE5M2    ? 0x7c
+                                                                        : 0x7f;
+  constexpr uint32_t kAll = kBits == 8 ? 0xff : 0xffff;
+  uint32_t mask = 0;
+#pragma unroll
+  for (int shift = 0; shift < 32; shift += kBits) {
+    if ((word >> shift & kExponent) == kExponent) mask |= kAll << shift;
+  }
+  return mask;
+}
+template <class Store>
+__device__ inline bool has_special_code(uint32_t word) {
+  return special_codes<Store>(word) != 0;
+}
+template <class Store>
+__device__ inline uint32_t without_special_codes(uint32_t word) {
+  return word & ~special_codes<Store>(word);
+}
+
+// Returns an element of a tile of values.
+template <class Store, int kRowBytes>
+__device__ inline float value_at(const char* values, int row, int column) {
+  constexpr int kChunkElements = kChunkBytes / Store::kBytes;
+  const char* chunk = values + SharedTile<kRowBytes>::offset_bytes(row, column / kChunkElements);
+  if constexpr (Store::kIsFp8) {
+    return half_to_float(static_cast<uint16_t>(
+        halves_from_fp8<Store::kElement>(reinterpret_cast<const uint8_t*>(chunk)[column % kChunkElements])));
+  } else {
+    return load_float16(reinterpret_cast<const uint16_t*>(chunk)[column % kChunkElements], Store::kProduct);
+  }
+}
+
+// The weights of 16 rows and kStep keys as operands of multiply_add.
+using StepOperands = uint32_t[kStep / 16][4];
+
+// o += weights * values for 32 keys, those of the operands weights[tile][first_step] and the one after, and 16 columns,
+// of the products `product` and `product + 1`. `values` are the rows of these keys. Rows that see different keys share
+// the matrix instruction, and 0 * NaN is NaN. So if kIsPartial, infinities and NaN are multiplied as 0; the return
+// value says whether this lane saw one, and the caller adds them to the rows that see them.
+template <class Store, int kRowBytes, bool kIsPartial, int kTiles, int kProducts>
+__device__ inline bool multiply_32_values(float (&o)[kTiles][kProducts][4], int product,
+                                          const StepOperands (&weights)[kTiles], int first_step, uint32_t values,
+                                          int first_column) {
+  bool special = false;
+  uint32_t b[2][2][2];
+  load_values<Store, kRowBytes>(b, values, first_column);
+#pragma unroll
+  for (int step = 0; step < 2; ++step) {
+    if constexpr (kIsPartial) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t& elements = b[step][i / 2][i % 2];
+        special = special || has_special<Store>(elements);
+        elements = without_specials<Store>(elements);
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const auto& a = weights[tile][first_step + step];
+      multiply_add<Store::kProduct>(o[tile][product], a, b[step][0][0], b[step][0][1]);
+      multiply_add<Store::kProduct>(o[tile][product + 1], a, b[step][1][0], b[step][1][1]);
+    }
+  }
+  return special;
+}
+
+// The same for kStep keys.
+template <class Store, int kRowBytes, bool kIsPartial, int kTiles, int kProducts>
+__device__ inline bool multiply_values(float (&o)[kTiles][kProducts][4], int product,
+                                       const StepOperands (&weights)[kTiles], uint32_t values, int first_column) {
+  bool special = false;
+#pragma unroll
+  for (int first = 0; first < kStep; first += 32) {
+    const bool found = multiply_32_values<Store, kRowBytes, kIsPartial>(o, product, weights, first / 16,
+                                                                        values + first * kRowBytes, first_column);
+    special = special || found;
+  }
+  return special;
+}
+
+}  // namespace multikv::gpu

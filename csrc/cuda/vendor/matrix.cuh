@@ -1,0 +1,95 @@
+// Matrix instructions, and the copies and conversions that feed them. hip/vendor/matrix.cuh is AMD's twin.
+#pragma once
+
+#include "vendor/gpu.cuh"
+
+namespace multikv::gpu {
+
+// Whether kernels may use the functions of this file.
+inline constexpr bool kHasMatrixInstructions = true;
+
+// The address of shared memory as instructions take it.
+__device__ inline uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// Starts an asynchronous copy of 16 bytes to shared memory. Writes zeros, and reads nothing, unless is_valid.
+__device__ inline void copy_async(uint32_t to, const void* from, bool is_valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_valid ? 16 : 0)
+               : "memory");
+}
+// Starts an asynchronous copy of 16 bytes to shared memory if does_copy.
+__device__ inline void copy_async_if(bool does_copy, uint32_t to, const void* from) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.cg.shared.global.L2::128B [%0], [%1], 16; }" ::"r"(to),
+      "l"(from), "r"(static_cast<uint32_t>(does_copy))
+      : "memory");
+}
+// Closes the group of the copies that this thread has started since the last call.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most kGroups of this thread's groups are in flight.
+template <int kGroups>
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// Waits for all lanes of the warp; then they see each other's writes to shared memory.
+__device__ inline void sync_warp() { __syncwarp(); }
+
+// A matrix of 8 x 8 16-bit elements, spread over a warp: lane i holds elements 2 * (i % 4) and 2 * (i % 4) + 1 of row
+// i / 4. These functions load four matrices; lane i holds the address of row i % 8 of matrix i / 8. The second function
+// transposes each matrix.
+__device__ inline void load_matrices(uint32_t (&out)[4], uint32_t row_address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row_address)
+               : "memory");
+}
+__device__ inline void load_transposed(uint32_t (&out)[4], uint32_t row_address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row_address)
+               : "memory");
+}
+
+// c += a * b for a 16 x 16 matrix a and a 16 x 8 matrix b of type kDtype. Lane i holds, with row = i / 4 and
+// pair = 2 * (i % 4):
+//
+//   a[0], a[2]   elements pair, pair + 1 of row `row`: columns 0 to 7, 8 to 15; a[1], a[3] the same of row + 8
+//   b0, b1       elements pair, pair + 1 of column `row`: rows 0 to 7, 8 to 15
+//   c[0], c[1]   elements pair, pair + 1 of row `row`; c[2], c[3] the same of row + 8
+template <Float kDtype>
+__device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (kDtype == Float::kBFloat16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// Decodes two codes, of e4m3fn or e5m2, to two float16 numbers, which is exact.
+template <Element kElement>
+__device__ inline uint32_t halves_from_fp8(uint32_t codes) {
+  if constexpr (kElement == Element::kE5M2) {
+    return __byte_perm(codes, 0, 0x1404);  // e5m2 is the upper byte of a float16
+  } else if constexpr (has_fp8_instruction<kElement>()) {
+    uint32_t halves;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(codes)));
+    return halves;
+  } else {
+    constexpr Fp8Layout layout = layout_of(kElement);
+    return floats_to_half(decode_fp8(static_cast<uint8_t>(codes), layout),
+                          decode_fp8(static_cast<uint8_t>(codes >> 8), layout));
+  }
+}
+
+// Returns four bytes chosen from a word: digit i of `order` is the index of byte i.
+__device__ inline uint32_t permute_bytes(uint32_t word, uint32_t order) { return __byte_perm(word, 0, order); }
+
+}  // namespace multikv::gpu
