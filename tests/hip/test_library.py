@@ -81,8 +81,7 @@ def test_no_kernel_needs_scratch_memory():
             continue  # others may have fewer registers
         # Metadata in MessagePack: the key, then its number, of which 0 to 127 are one byte.
         sizes = [size for code in objects for size in re.findall(rb"\.private_segment_fixed_size(.)", code, re.DOTALL)]
-        # The four kernels of rotate_cached_keys for fp8 caches still need 48 bytes.
-        assert sizes and set(sizes) <= {b"\0", b"0"} and sizes.count(b"0") <= 4, architecture
+        assert sizes and set(sizes) == {b"\0"}, architecture
 
 
 def test_hipify_translates_and_leaves_what_is_the_same(tmp_path):

@@ -34,7 +34,7 @@ bool checks_indices(const Call& call);
 class HostIndices {
  public:
   HostIndices(const Call& call, const Indices& indices, int64_t rows, int64_t columns);
-  // For indices that are in the memory of the host.
+  // Takes indices that are already in the memory of the host.
   explicit HostIndices(const Indices& indices) : view_(indices) {}
 
   const Indices& view() const { return view_; }
