@@ -69,7 +69,12 @@ class CheckedQuotient {
       : divisor_(divisor), reciprocal_(1.0f / divisor), is_usable_(divisor >= 0x1p-20f && divisor <= 0x1p20f) {}
 
   // Whether divide(x) is x / divisor: x is zero, or from 2^-64 to 2^80.
-  constexpr bool can_divide(float x) const { return is_usable_ & !is_tiny(x) & (__builtin_fabsf(x) <= 0x1p80f); }
+  constexpr bool can_divide(float x) const {
+    bool can = is_usable_;
+    can &= !is_tiny(x);
+    can &= __builtin_fabsf(x) <= 0x1p80f;
+    return can;
+  }
   // `fma(a, b, c)` is a * b + c rounded once.
   template <class Fma>
   constexpr float divide(float x, Fma fma) const {

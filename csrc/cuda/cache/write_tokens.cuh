@@ -9,7 +9,7 @@ namespace multikv::gpu {
 
 constexpr int kMaxTokenStep = 64;  // the largest ChunkPart::token_step; CUDA's limit of blockDim.z
 
-// Where one vector of an entry lies: `source` points to the vector of token 0, `cache` to the vector of slot 0.
+// The addresses of one vector of an entry: `source` points to the vector of token 0, `cache` to the vector of slot 0.
 struct VectorPointers {
   const char* source;
   char* cache;

@@ -26,7 +26,8 @@ struct CompactHead {
 
 constexpr int kCompactThreads = 256, kHeldVectors = 4, kCompactVectors = kCompactThreads * kHeldVectors;
 
-// Where a token is read and written, in bytes from the start of its head's plane; -1: it is not moved.
+// The offsets at which a token is read and written, in bytes from the start of its head's plane. They are -1 if the
+// token is not moved.
 struct Move {
   int64_t src, dst;
 };

@@ -15,8 +15,8 @@ struct PairBatches {
   std::vector<int64_t> ends;  // the number of pairs up to the end of each batch
 };
 
-// Where the slots of both sides lie in planes that all have the same distance from src to dst. A slot of src and a slot
-// of dst with the same offset are the same memory.
+// The offsets of slots in planes that all have the same distance from src to dst. A slot of src and a slot of dst with
+// the same offset are the same memory.
 struct PoolSlots {
   const PlaneCopies& copies;
   const PlaneGroup<CopyLayout, PlanePair>& group;

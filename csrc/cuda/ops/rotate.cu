@@ -64,7 +64,8 @@ __device__ __forceinline__ void move_pairs(float* elements, const MoveAngles<kPa
     const float x = elements[x_of(i)], y = elements[y_of(i)];
     xs[i] = x * angles.from.cosines[i] + y * angles.from.sines[i];
     ys[i] = y * angles.from.cosines[i] - x * angles.from.sines[i];
-    can_divide &= squares[i].can_divide(xs[i]) & squares[i].can_divide(ys[i]);
+    can_divide &= squares[i].can_divide(xs[i]);
+    can_divide &= squares[i].can_divide(ys[i]);
   }
   if (can_divide) {
 #pragma unroll
@@ -182,26 +183,24 @@ struct MovedHeads {
   Vectors<kPairs * Keys::kBytes> vectors[kHeads];
   typename Keys::Scale first_scale;
 
-  // Calls with(k, address of head first_head + k) for the heads that exist.
-  template <class With>
-  __device__ __forceinline__ void for_each(With with) const {
-#pragma unroll
-    for (int k = 0; k < kHeads; ++k) {
-      if (first_head + k < p.num_heads) with(k, entry + (first_head + k) * p.cache.stride_head_bytes);
-    }
-  }
+  __device__ __forceinline__ bool exists(int k) const { return first_head + k < p.num_heads; }
+  __device__ __forceinline__ char* head(int k) const { return entry + (first_head + k) * p.cache.stride_head_bytes; }
   __device__ __forceinline__ bool is_joined() const { return kPairs > 1 && !p.is_neox; }
 
   __device__ __forceinline__ void read() {
-    for_each([&](int k, const char* head) {
-      vectors[k] = vectors[k].read(head + first_bytes, head + second_bytes, is_joined());
-    });
+#pragma unroll
+    for (int k = 0; k < kHeads && exists(k); ++k) {
+      vectors[k] = vectors[k].read(head(k) + first_bytes, head(k) + second_bytes, is_joined());
+    }
     first_scale = Keys::Scale::read(p, first_head);
   }
   template <PairQuotient Square>
   __device__ __forceinline__ void move(const MoveAngles<kPairs>& angles, const Square* squares) const {
     Keys keys(first_scale);
-    for_each([&](int k, char* head) {
+    // The loop ends at the first head that does not exist. If it skipped such heads, HIP's compiler would keep
+    // `squares` in scratch memory.
+#pragma unroll
+    for (int k = 0; k < kHeads && exists(k); ++k) {
       if (k > 0 && p.cache.scale_stride_head != 0) keys = Keys(Keys::Scale::read(p, first_head + k));
       float elements[2 * kPairs];
       keys.template decode<kPairs>(elements, vectors[k].first);
@@ -210,8 +209,8 @@ struct MovedHeads {
       else move_pairs<kPairs, false>(elements, angles, squares);
       const Vectors<kPairs * Keys::kBytes> moved = {keys.template encode<kPairs>(elements),
                                                     keys.template encode<kPairs>(elements + kPairs)};
-      moved.write(head + first_bytes, head + second_bytes, is_joined());
-    });
+      moved.write(head(k) + first_bytes, head(k) + second_bytes, is_joined());
+    }
   }
   // Most tables have no factor, so that all squares are next to 1.
   __device__ __forceinline__ void move(const MoveAngles<kPairs>& angles) const {
@@ -233,8 +232,8 @@ struct MovedHeads {
   }
 };
 
-// Where a token's entry lies, in bytes from the start of the cache, and its positions. The offset is -1 if the token
-// does not move.
+// The offset of a token's entry from the start of the cache in bytes, and the token's positions. The offset is -1 if
+// the token does not move.
 struct TokenMove {
   int64_t offset, old_position, new_position;
 };
@@ -245,8 +244,10 @@ __device__ __forceinline__ TokenMove move_of(const RotateCachedKeysParams& p, in
   const int64_t old_position = old_index.value(), new_position = new_index.value(), slot = slot_index.value();
   const auto is_position = [&](int64_t x) { return static_cast<uint64_t>(x) < static_cast<uint64_t>(p.num_positions); };
   // Without branches between the conditions, the three loads are in flight at once.
-  const bool moves = (old_position != new_position) & is_position(old_position) & is_position(new_position) &
-                     is_slot(p.cache.blocks, slot);
+  bool moves = old_position != new_position;
+  moves &= is_position(old_position);
+  moves &= is_position(new_position);
+  moves &= is_slot(p.cache.blocks, slot);
   if (!moves) return {-1, 0, 0};
   const BlockOffset at = split(p.cache.blocks, slot);
   return {at.block * p.cache.stride_block_bytes + at.offset * p.cache.stride_row_bytes, old_position, new_position};

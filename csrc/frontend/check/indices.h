@@ -38,7 +38,7 @@ int64_t first_outside(const Indices& indices, int64_t count, int64_t low, int64_
 class HostIndices {
  public:
   HostIndices(const Call& call, const Indices& indices, int64_t rows, int64_t columns);
-  // For indices that are in the memory of the host.
+  // Takes indices that are already in the memory of the host.
   explicit HostIndices(const Indices& indices) : view_(indices) {}
 
   const Indices& view() const { return view_; }

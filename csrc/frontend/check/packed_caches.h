@@ -11,8 +11,8 @@ struct Heads {
   int64_t num_heads, head_size;
 };
 
-// Both functions check the shape of a cache, and set the strides within a block and the vector size. The caller has set
-// `blocks` of the view.
+// set_packed_keys() and set_packed_values() check the shape of a cache, and set the vector size and the strides within
+// a block. The caller has set `blocks` of the view.
 
 // Checks a cache [blocks, heads, head_size / vector_size, block_size, vector_size].
 void set_packed_keys(const Call& call, PackedCache& view, const Tensor& key_cache, const Heads& heads);
