@@ -64,7 +64,7 @@ def test_written_tensor_that_requires_grad(any_device, route, op):
     for name, x in written_tensors(op, call).items():
         if not x.is_floating_point():
             continue
-        for recorded in (x.detach().requires_grad_(), x.detach().requires_grad_() * 1):
+        for recorded in (x.detach().requires_grad_(), x.detach().requires_grad_().clone()):
             argument, _, index = name.removesuffix("]").partition("[")
             items = [recorded if str(i) == index else item for i, item in enumerate(call[argument])]
             wrong = call | {argument: items if index else recorded}

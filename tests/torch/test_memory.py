@@ -32,9 +32,10 @@ def tiny_gather(starts: tuple[int, ...] | None = (0,), **changes: object) -> Arg
 
 
 def with_none(call: calls.Call) -> Arguments:
-    """The second argument is None; the handles of the arguments around it have to be given back."""
-    arguments = call.arguments()
-    return arguments | {list(arguments)[1]: None}
+    """The second argument that must be given is None; the handles of those around it have to be given back."""
+    schema = getattr(torch.ops.multikv, call.op).default._schema
+    required = [argument.name for argument in schema.arguments if not isinstance(argument.type, torch.OptionalType)]
+    return call.arguments() | {required[1]: None}
 
 
 # name -> op, a call, how many times
