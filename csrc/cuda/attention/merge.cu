@@ -61,8 +61,8 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 8)
   if (p.output_scale != nullptr) {
     const Quotient quotient(*p.output_scale);
     const auto floats = pack_floats<Float::kFloat32, kElements>(merged);
-    const auto codes = quantise<Float::kFloat32, kElements>(
-        floats.words, p.codec.element, [&](float x) { return divide(quotient, x); });
+    const auto codes = quantise<Float::kFloat32, kElements>(floats.words, p.codec.element,
+                                                            [&](float x) { return divide(quotient, x); });
     codes.write(p.output.head(token, head) + first);
   } else {
     Elements out = weights.is_prefix ? prefix : suffix;
