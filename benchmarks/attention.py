@@ -14,6 +14,7 @@ from multikv.demo.cases import Workload
 
 FORMATS = ("bfloat16", "fp8_e4m3")
 SIZES = ((1, 1024), (1, 8192), (1, 131_072), (16, 1024), (16, 4096), (64, 2048), (256, 1024))
+SIZES_OF_OTHERS = ((1, 8192), (16, 4096), (64, 2048))
 QUICK_SIZES = ((1, 8192), (16, 1024))
 MODELS = {  # (query heads, KV heads, head size)
     "llama-8b": (32, 8, 128),
@@ -29,7 +30,7 @@ MERGED_TOKENS = (1, 256, 16384)
 def cases(device: torch.device) -> Iterator[Case]:
     for model, heads in MODELS.items():
         for kv_cache_dtype in FORMATS:
-            for batch_size, length in SIZES:
+            for batch_size, length in SIZES if model == "llama-8b" else SIZES_OF_OTHERS:
                 yield _decode(model, heads, kv_cache_dtype, batch_size, length)
     for query_len, batch_size, length in ((4, 16, 4096), (512, 1, 512), (2048, 4, 2048), (8192, 1, 8192)):
         yield _decode("llama-8b", MODELS["llama-8b"], "bfloat16", batch_size, length, query_len)
