@@ -92,8 +92,8 @@ class CheckedQuotient {
 //
 //   x / divisor = x * high + x * low     high = 1 / divisor, rounded down; low > 0 is the rest
 //
-// The test quotient_exhaustive.cpp tries all divisors that takes() accepts with every significand. Because low is not
-// negative, zeros keep their sign, and infinity does not become NaN.
+// The test quotient_exhaustive.cpp tries all divisors that takes() accepts with every significand. Because low is
+// positive, zeros keep their sign, and infinity does not become NaN.
 class NearOneQuotient {
  public:
   static constexpr bool takes(float divisor) {

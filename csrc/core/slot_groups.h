@@ -30,7 +30,7 @@ struct PositionRun {
   int64_t length;
 };
 
-// The tokens token, token + 1, ..., whose positions are such a run. A token with a negative position is a run of its
+// `count` tokens from `token` on, whose positions form a PositionRun. A token with a negative position is a run of its
 // own, whose offset is -1.
 struct TokenPositions {
   int64_t token, count;
@@ -79,7 +79,7 @@ struct SlotGroup {
     }
   }
 
-  // Whether the slots of a block up to this offset exist and fit the dtype of `slots`.
+  // Whether at.block is not negative, and its slots up to at.offset fit the dtype of `slots`.
   constexpr bool has_slot(BlockOffset at) const {
     return at.block >= 0 &&
            (at.block < last_slot.block || (at.block == last_slot.block && at.offset <= last_slot.offset));

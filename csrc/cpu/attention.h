@@ -17,9 +17,9 @@ struct AttentionJob {
   int64_t first_row;       // the query row of the job's first token
   int64_t first_position;  // the position of that token; may be negative, and then the token sees nothing
   int64_t num_tokens;
-  int64_t mask_base;                   // with a query mask: the key that bit 0 stands for; without: length
+  int64_t mask_base;                   // the key that bit 0 of a query mask stands for; may be negative
   int64_t first_head, num_heads;       // kv heads
-  int64_t begin_granule, end_granule;  // the granules that may have visible keys; empty if there are none
+  int64_t begin_granule, end_granule;  // the granules that may have visible keys; at least one granule
 
   int64_t num_granules() const { return end_granule - begin_granule; }
 };
@@ -45,15 +45,14 @@ struct AttentionSizes {
   int64_t partial_floats(int64_t num_heads) const { return num_heads * rows * partial_size(); }
 };
 
-// Some granules of a job. begin == job.begin_granule and end == job.end_granule: the result goes to out and lse.
-// Otherwise it goes to `partials`: one partial result of all granules if begin == job.begin_granule, else one for each
-// granule.
+// The granules [begin, end) of a job. If they are all granules of the job, the result goes to out and lse. Otherwise it
+// goes to `partials`: one partial result of all granules if begin == job.begin_granule, else one for each granule.
 struct AttentionPiece {
   const PagedAttentionParams* params;
   AttentionJob job;
   int64_t begin, end;
   float* partials;
-  char* scratch;  // attention_scratch_bytes() bytes, aligned to a cache line
+  char* scratch;  // AttentionScratch::num_bytes bytes, aligned to a cache line
 
   bool is_first() const { return begin == job.begin_granule; }
   bool is_whole() const { return is_first() && end == job.end_granule; }

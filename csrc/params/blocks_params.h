@@ -12,7 +12,7 @@ namespace multikv {
 // The memory of the blocks of a plane. The src and dst strides of `rows` are equal, because it describes one tensor.
 struct BlockLayout {
   int64_t stride_block_bytes;
-  int64_t token_bytes;  // bytes of one token; not their distance
+  int64_t token_bytes;  // bytes of one token, which is not the stride between tokens
   StridedRows rows;     // the part of a block that the op may touch, in bytes
 
   bool operator==(const BlockLayout&) const = default;
@@ -47,8 +47,8 @@ static_assert(LaunchParams<ZeroBlocksParams>);
 
 struct ChecksumBlocksParams : BlockPlanes {
   IndexList block_ids;
-  Indices num_tokens;  // of each of block_ids; all of them block_size if not given
-  int64_t block_size;  // if num_tokens is given
+  Indices num_tokens;  // of each of block_ids; if not given, whole blocks are hashed
+  int64_t block_size;  // of plane 0; all planes have the same if num_tokens is given
   char* out;           // [block_ids, planes], int64; written
   int64_t out_stride_block_bytes;
 

@@ -5,8 +5,8 @@
 
 namespace multikv {
 
-// The members are in the order in which the GPU kernel reads them: at few tokens, reading its parameters takes a part
-// of its time that can be measured.
+// The members are in the order in which the GPU kernel reads them. With few tokens, reading the parameters takes a
+// measurable part of the kernel's time.
 struct ConcatAndCacheMlaRopeFusedParams {
   Indices positions;  // [tokens]
   int64_t num_heads, num_positions;

@@ -83,7 +83,7 @@ static_assert(LaunchParams<PackLayersParams>);
 struct MoveTokensParams {
   PlaneCopies copies;  // a unit is a token
   IndexList src_slots, dst_slots;
-  bool overlap;            // whether all tokens are read before one is written
+  bool overlap;            // whether all tokens are read before any token is written
   bool are_slots_on_host;  // whether only the host can read the slots
   Slots slots;             // the slots that are written
 

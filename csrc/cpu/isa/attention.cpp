@@ -18,7 +18,7 @@ RowSpan hull(RowSpan a, RowSpan b) {
   return {a.begin < b.begin ? a.begin : b.begin, a.end > b.end ? a.end : b.end};
 }
 
-// Computes one piece of a job. kElement is the element of the caches.
+// Computes one piece of a job. Reader reads the elements of the caches.
 template <class Reader>
 class PieceKernel {
  public:
@@ -57,8 +57,9 @@ class PieceKernel {
   }
 
  private:
-  // Whether rows are read without a decoded copy: floats for few query rows, and float32 for any number. Codes of fp8
-  // take so many instructions that a loop that only decodes them is faster.
+  // Whether the products read rows from the cache and not from a decoded copy. float16 and bfloat16 rows are read so if
+  // there are few query rows, float32 rows for any number of query rows. Codes of fp8 take so many instructions that a
+  // loop that only decodes them is faster.
   bool reads_directly(int64_t head_size) const {
     const bool is_few = sizes_.rows <= kRowBlock && Reader::kBytes > 1;
     const bool is_cheap = is_few || std::is_same_v<Reader, cpu::Reader<Element::kFloat32>>;
@@ -199,8 +200,8 @@ class PieceKernel {
     }
   }
 
-  // Values that not all rows of a block see are added to the rows that see them, one by one: an invisible value is
-  // never multiplied by 0, because it may be NaN.
+  // Query rows are processed in groups of up to kRowBlock. A value that only some rows of a group see is added to each
+  // of these rows separately: an invisible value is never multiplied by 0, because it may be NaN.
   template <class RowReader, RowAddress Rows, class Visit>
   void total_tile(const Rows& rows, RowSpan span, const Visit& visit) const {
     const FloatRows totals{partial_, sizes_.partial_size()};

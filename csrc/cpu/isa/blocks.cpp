@@ -7,7 +7,7 @@
 namespace multikv::cpu {
 namespace {
 
-// A pair of blocks, of which either is negative if the pair is to be skipped.
+// A pair of blocks. It is skipped if a block is negative, or if both blocks are the same.
 struct Pair {
   int64_t src, dst;
 
@@ -50,7 +50,7 @@ void zero(char* to, int64_t num_bytes, Stores stores) {
   if (i < num_bytes) store(to + num_bytes - kWidth, zeros);
 }
 
-// Sets the bytes of a block from byte `begin` of its rows on to 0.
+// Sets the bytes of a block's rows to 0, except the first `begin` bytes.
 void zero_block(const BlockLayout& layout, char* block, int64_t begin, Stores stores) {
   const int64_t num_bytes = layout.rows.num_elements();
   PieceWalker pieces(layout.rows, begin);
@@ -61,8 +61,8 @@ void zero_block(const BlockLayout& layout, char* block, int64_t begin, Stores st
   }
 }
 
-// Hashes messages that consist of short rows. Their bytes are collected in a buffer, because words do not end where
-// rows end.
+// Hashes messages whose rows are not whole words of 8 bytes. Their bytes are collected in a buffer, because words do
+// not end where rows end.
 void hash_short_rows(WordHash& hash, const StridedRows& rows, const char* block, int64_t num_bytes) {
   constexpr int64_t kMost = 4096;
   alignas(64) char buffer[kMost];
@@ -81,7 +81,7 @@ void hash_short_rows(WordHash& hash, const StridedRows& rows, const char* block,
 
 // `next` is the block that is hashed after this one; nullptr: it is not known.
 uint64_t hash_block(const BlockLayout& layout, const char* block, int64_t num_bytes, const char* next) {
-  constexpr int64_t kAhead = 2048;  // in a contiguous block
+  constexpr int64_t kAhead = 2048;  // distance of the prefetches in a contiguous block, in bytes
   WordHash hash;
   const StridedRows& rows = layout.rows;
   if (num_bytes == 0) return hash.finish(0);

@@ -48,8 +48,9 @@ class TileWriter {
     num_tiles_ = 0;
   }
 
-  // Prefetches a tile of the next kMaxTiles, if tokens are contiguous. amax reads tiles too fast to wait for memory
-  // once for each. With AVX-512, prefetches make the op slower (docs/performance_cpu.md).
+  // Prefetches a tile of the next kMaxTiles, if tokens are contiguous. The computation of a tile's amax is short.
+  // Without prefetches it would wait for memory at every tile. With AVX-512, prefetches make the op slower
+  // (docs/performance_cpu.md).
   static constexpr bool kPrefetches = kIsa == Isa::kAvx2;
   [[gnu::always_inline]] void prefetch_tile(const Input* from) const {
     const int64_t num_bytes = size() * static_cast<int64_t>(sizeof(Input));

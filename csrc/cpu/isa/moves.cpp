@@ -42,7 +42,7 @@ struct PackedSlots {
   }
 };
 
-// Copies all tokens of a plane as if all were read before one is written: a few neighbouring bytes of every token at a
+// Copies all tokens of a plane as if all were read before any is written: a few neighbouring bytes of every token at a
 // time, through a buffer.
 struct OverlappingCopy {
   static constexpr int64_t kBufferBytes = 64 << 10;

@@ -10,7 +10,8 @@ namespace multikv::cpu {
 namespace {
 
 // The part of a head that is processed at a time: `count` pairs, whose elements are first .. first + count - 1 and
-// second .. second + count - 1. Of pairs of neighbours, these are the two halves of the elements.
+// second .. second + count - 1. If the pairs are neighbouring elements (is_neox is false), the 2 * count elements are
+// consecutive, and `second` is where their second half begins.
 struct PairChunk {
   int64_t begin, count;  // pairs
   int64_t first, second;

@@ -16,7 +16,8 @@ struct TokenRange {
 // Calls body(TokenRange) for the tokens [begin, end), those of no sequence included.
 template <std::invocable<TokenRange> Body>
 void for_each_sequence(const ComputeSlotMappingParams& p, int64_t begin, int64_t end, const Body& body) {
-  // The number of bounds at or before `begin`, by a binary search. The token belongs to the sequence before this bound.
+  // The binary search sets `next` to the number of bounds that are at most `begin`. Token `begin` belongs to sequence
+  // next - 1.
   int64_t next = 0, high = p.num_sequences + 1;
   while (next < high) {
     const int64_t middle = (next + high) / 2;

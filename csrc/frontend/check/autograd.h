@@ -1,4 +1,4 @@
-// The contract of every op with autograd.
+// The check and the version bumps that every op makes for PyTorch's autograd.
 #pragma once
 
 #include "frontend/check/call.h"

@@ -50,7 +50,8 @@ void check_plane_shape(const Call& call, std::string_view argument, int64_t inde
   check_same_size(call, argument, index, plane, 0, first, "number of blocks");
   if (rule.has_one_block_size) check_same_size(call, argument, index, plane, 1, first, "block size");
   if (rule.has_one_entry) check_same_entry(call, argument, index, plane, first);
-  // These two checks take the name of the plane, which is not made for every plane, because that allocates memory.
+  // The next two checks are called only for a plane that fails them, because making the name of a plane for the call
+  // allocates memory.
   const int64_t last = plane.dim() - 1;
   if (plane.size(last) > 1 && plane.stride(last) != 1) check_inner_stride(call, plane_name(argument, index), plane);
   for (int64_t d = 0; rule.is_written && d <= last; ++d) {

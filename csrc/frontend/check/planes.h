@@ -113,8 +113,8 @@ class IndexLists {
   bool are_on_host_ = false;
 };
 
-// Fails unless an entry of a list that is not negative is below `count`. `noun` is "block" or "slot". The subscript of
-// the entry is `i`, or `i`, `column` if column is not negative.
+// Fails unless an entry of a list is below `count`. Negative entries are padding, and pass. `noun` is "block" or
+// "slot". The subscript of the entry is `i`, or `i`, `column` if column is not negative.
 void check_entry(const Call& call, std::string_view argument, int64_t i, int64_t column, std::string_view noun,
                  int64_t entry, int64_t count);
 // Calls check_entry() for all entries of a list [size].

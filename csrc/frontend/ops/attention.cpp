@@ -10,7 +10,8 @@ namespace multikv {
 
 namespace {
 
-// The arguments that all ops with paged caches have.
+// The tensors, the format and the sequences of paged_attention. The arguments of paged_attention_v1 and
+// paged_attention_v2 are converted to them.
 struct AttentionArguments {
   const Tensor &query, &key_cache, &value_cache;
   const MutableTensor& out;

@@ -31,7 +31,7 @@ BlockLayout block_layout(const Call& call, int64_t index, const Tensor& plane, i
   return layout;
 }
 
-// Sets the planes, which have been checked. Planes without bytes are left out, unless the op is to know them.
+// Sets the planes, which have been checked. Planes without bytes are left out unless with_empty is true.
 template <class Item>
 void set_planes(const Call& call, BlockPlanes& p, const ListOf<Item>& caches, int64_t num_tokens, RowOrder order,
                 bool with_empty = false) {

@@ -19,8 +19,8 @@ int64_t rows_to_write(const Call& call, std::string_view name, const Tensor& out
   return num_tokens;
 }
 
-// Sets what a cache [blocks, block_size, heads, head_size] or [blocks, block_size, entry] is, except its codec. `heads`
-// is that of the cache; an entry is one head.
+// Sets the blocks, the strides and the vector size of the view of a cache [blocks, block_size, heads, head_size] or
+// [blocks, block_size, entry]. `heads` are the heads of the cache; an entry is one head.
 void set_flash_cache(const Call& call, PackedCache& view, std::string_view argument, const Tensor& cache,
                      const Heads& heads) {
   check_inner_stride(call, argument, cache);
@@ -42,8 +42,8 @@ void set_output(const Call& call, HeadGather& gather, std::string_view argument,
   gather.dst.stride_head_bytes = dst.dim() == 3 ? stride_bytes(dst, 1) : gather.dst.head_bytes;
 }
 
-// Makes one head of heads that are contiguous on both sides and share a scale. The cache must not be packed: gathers of
-// packed keys and values count on the same heads in both.
+// Makes one head of heads that are contiguous on both sides and share a scale. The cache must not be packed: the
+// kernels require that packed keys and packed values have equally many heads.
 void merge_heads(HeadGather& gather) {
   PackedCache& cache = gather.cache;
   const int64_t cache_bytes = cache.codec.num_bytes(gather.head_size);

@@ -161,7 +161,8 @@ PackLayersParams make_params(Call& call, const Planes& caches, const Tensor& blo
 
 // -- move_tokens ------------------------------------------------------------------------------------------------------
 
-// Checks the devices of both lists. One of them may be in the memory of the host, although the call is on a GPU.
+// Checks the devices of a list. If may_be_on_host is true, all its planes may be in the memory of the host, although
+// the call is on a GPU.
 template <class Planes>
 void check_list_device(Call& call, std::string_view argument, const Planes& planes, bool may_be_on_host) {
   const bool is_on_host = may_be_on_host && !planes[0].is_none() && is_on_host_of_gpu(call, planes[0]);
@@ -175,6 +176,7 @@ void check_list_device(Call& call, std::string_view argument, const Planes& plan
   }
 }
 
+// Checks the devices of both lists. One of the lists may be in the memory of the host, although the call is on a GPU.
 void check_devices(Call& call, const TensorList& src, const MutableTensorList& dst) {
   const auto is_on_device = [&](const Tensor& first) { return !first.is_none() && !is_on_host_of_gpu(call, first); };
   if (is_on_device(src[0]) || !is_on_device(dst[0])) {

@@ -72,7 +72,8 @@ void set_tokens(Call& call, RotateCachedKeysParams& p, const Tensor& slots, cons
   check_size(call, "new_positions", new_positions, 0, p.slots.num_tokens, "size of slots");
 }
 
-// Fails unless every slot is padding or in the cache, and the positions of the others are in the table.
+// Fails unless every slot is negative (padding) or in the cache, and both positions of every token whose slot is not
+// padding are in the table.
 void check_values(const Call& call, const RotateCachedKeysParams& p) {
   if (call.nothing_to_do() || !checks_indices(call)) return;
   const int64_t num_tokens = p.slots.num_tokens, num_slots = p.cache.blocks.num_slots();

@@ -57,8 +57,8 @@ void set_sequences(Call& call, ComputeSlotMappingParams& p, const Tensor& cu_que
   check_size(call, "table_rows", *table_rows, 0, p.num_sequences, "sequences of cu_query_lens");
 }
 
-// The number of positions that a column of a block table stands for. No position reaches a number above the largest
-// uint64_t, so that a product above it need not be exact.
+// The number of positions that a column of a block table stands for. A product above the largest uint64_t is
+// replaced by the largest uint64_t, which no position reaches.
 Divisor column_size(int64_t block_size, int64_t world) {
   constexpr uint64_t kMost = ~uint64_t{0};
   const auto a = static_cast<uint64_t>(block_size), b = static_cast<uint64_t>(world);
@@ -138,8 +138,9 @@ int64_t largest_of(const Indices& indices, int64_t begin, int64_t end) {
                           : largest(static_cast<const int32_t*>(indices.data));
 }
 
-// Returns true if every token certainly has a slot: the block tables have rows and columns for the largest numbers, and
-// no number of a block is too large. This is much faster than a look at each token.
+// Returns true if check_run() and the check of the rows would certainly pass for every token: the block tables have the
+// largest row and the column of the largest position, and the slots of every block fit the dtype of the slot mappings.
+// This is much faster than a look at each token.
 bool have_all_slots(const ComputeSlotMappingParams& p, const HostTables& host) {
   const int64_t last_row =
       host.rows.is_given() ? largest_of(host.rows.view(), 0, p.num_sequences) : p.num_sequences - 1;

@@ -85,7 +85,8 @@ struct Reader<Element::kBFloat16> : Reader16<BFloat16> {
   }
 };
 
-// Sixteen codes as float16 bit patterns that are 2^-kExponent times the values. codec/decode.h draws the conversions.
+// Converts sixteen fp8 codes to float16 bit patterns. For e5m2 formats they are the values of the codes, for e4m3
+// formats the values times 2^(bias - 15). codec/decode.h draws the conversions.
 template <Element kElement>
 [[gnu::always_inline]] inline __m256i float16s_of_codes(__m256i codes) {
   constexpr Fp8Layout kLayout = layout_of(kElement);

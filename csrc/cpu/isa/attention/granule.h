@@ -27,7 +27,8 @@ inline int64_t value_offset(const PagedAttentionParams& p, int64_t slot) {
 }
 
 // Finds the keys of a span of a granule. The front end has checked the blocks of all visible keys. A query mask may
-// hide keys between visible ones; a bad block among them is replaced by block 0, because it is never looked at.
+// hide keys between visible ones. If the block of a hidden key is not in the cache, block 0 is read instead; the key is
+// hidden, so what is read does not change the results.
 inline void find_slots(const PagedAttentionParams& p, const AttentionJob& job, int64_t granule, RowSpan span,
                        const SlotAddresses& slots) {
   const int64_t block_size = p.blocks().block_size.signed_value();
@@ -60,7 +61,8 @@ struct Tile {
   for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(row + i, 0, 3);
 }
 
-// Decodes rows whose elements are contiguous. Rows up to `last`, which is the end of later tiles, are prefetched.
+// Decodes the rows of `span`, whose elements are contiguous, and prefetches rows beyond it. Later calls decode the rows
+// [span.end, last), so no row from `last` on is prefetched.
 template <class Reader>
 void decode_rows(const CachedRows& rows, RowSpan span, int64_t last, int64_t size, const Tile& tile) {
   constexpr int64_t kAhead = 24;

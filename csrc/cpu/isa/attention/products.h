@@ -45,7 +45,7 @@ struct RowSpan {
 };
 
 // scores[r][j] = queries[r] . keys[j] for the rows r < kRows and the keys j of the span. `size` is a multiple of
-// kLanes. visit(j) is called for every step of the loop over keys.
+// kLanes. visit(j, count) is called before the keys [j, j + count) are read; j + count may exceed the end of the span.
 template <class Reader, int kRows, RowAddress Rows, class Visit>
 [[gnu::noinline]] void score_keys(const Rows& keys, RowSpan span, int64_t size, FloatRows queries, FloatRows scores,
                                   const Visit& visit) {

@@ -20,7 +20,7 @@ struct Scoring {
   int64_t position;  // of the query token, minus the first position of the granule
 };
 
-// Makes scores of the products [begin, end), which are multiples of kLanes.
+// Turns the products [begin, end) into scores. `begin` and `end` are multiples of kLanes.
 inline void scale_products(float* products, int64_t begin, int64_t end, const Scoring& scoring) {
   const Lanes steps = lanes_of([](int i) { return static_cast<float>(i); });
   for (int64_t j = begin; j < end; j += kLanes) {

@@ -192,8 +192,10 @@ class HeadGatherer {
   const Dequantise dequantise_;  // nullptr: the format is a float format, whose elements are copied
   const int64_t element_bytes_, dst_element_bytes_;
   const Stores stores_;
-  const bool is_dense_;       // neighbouring slots of a run are contiguous on both sides
-  const bool is_head_major_;  // the slots of a head are nearer to each other than the heads of a slot
+  const bool is_dense_;  // neighbouring slots of a run are contiguous on both sides
+  // Heads are gathered one after the other, and not slots, because each head has its own scale, or because the slots of
+  // a head are nearer to each other than the heads of a slot.
+  const bool is_head_major_;
   alignas(64) char buffer_[kBufferBytes];
 };
 

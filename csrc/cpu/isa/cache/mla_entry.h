@@ -11,8 +11,8 @@ namespace {
 
 using WriteDsMlaEntry = void (*)(char* to, const char* kv_c, const char* k_pe);
 
-// Prefetches the tile that lies kBytesAhead bytes after `from`. amax reads tiles too fast to wait for memory once for
-// each. Prefetches were measured with AVX2 only.
+// Prefetches the tile that lies kBytesAhead bytes after `from`. The computation of a tile's amax is short. Without
+// prefetches it would wait for memory at every tile. Prefetches were measured with AVX2 only.
 template <FloatOf16Bits Input>
 [[gnu::always_inline]] inline void prefetch_tile_ahead(const Input* from) {
   constexpr int64_t kBytesAhead = 2048, kTileBytes = DsMlaEntry::kTileSize * sizeof(Input);

@@ -11,8 +11,9 @@
 namespace multikv::cpu {
 namespace {
 
-// Calls body(group, plane, begin, end) for each plane of which a thread has items. Each plane has items_per_plane
-// items, and [begin, end) are the items of the plane that are the thread's.
+// Calls body(group, plane, from, to) for each plane that has some of the items [begin, end). Each plane has
+// items_per_plane items, and items are counted over all planes. [from, to) are the same items, counted from the first
+// item of the plane.
 template <class Group, class Body>
 inline void for_each_plane(const Group* groups, int64_t items_per_plane, int64_t begin, int64_t end, const Body& body) {
   int64_t first = 0;  // the first item of the plane

@@ -45,7 +45,8 @@ class TableEncoder {
   }
 
   // Returns true if an element that this object has encoded may have been NaN. The code that was written for it is
-  // wrong. For NaN, infinities and magnitudes of more than 2^12 times the largest fp8 number, u saturates.
+  // wrong. u saturates for NaN and infinities, and otherwise only for magnitudes of more than 2^12 times the largest
+  // fp8 number.
   bool has_seen_nan() const { return _mm256_movemask_epi8(_mm256_cmpeq_epi8(largest_, all_bytes(0xff))) != 0; }
 
   // Fills the tables. codes[i] is the code of the magnitude tables.base + i.

@@ -1,4 +1,5 @@
-// The hash of checksum_blocks: the sum of mix(word ^ number of the word * kStep) over the 8-byte words of a message.
+// The hash of checksum_blocks: mix(sum ^ number of bytes), where `sum` is the sum of mix(word ^ n * kStep) over the
+// 8-byte words of a message, and n is the number of the word: 1 for the first.
 #pragma once
 
 #include "cpu/isa/simd/prefetch.h"
@@ -29,7 +30,8 @@ inline __m512i all_words64(uint64_t x) { return _mm512_set1_epi64(static_cast<in
 constexpr int kScalars = 0;  // words that scalar instructions hash beside each vector
 #elif defined(__AVX2__)
 #define MULTIKV_HASHES_VECTORS
-// The lower halves of 64-bit products, of which AVX2 has only those of 32-bit numbers.
+// Returns the lower 64 bits of each product x * factor. AVX2 multiplies only 32-bit numbers, so that each product is
+// composed of three products of 32-bit halves.
 inline __m256i product64(__m256i x, uint64_t factor) {
   const __m256i low = _mm256_set1_epi64x(static_cast<int64_t>(factor));
   const __m256i high = _mm256_set1_epi64x(static_cast<int64_t>(factor >> 32));
