@@ -6,9 +6,10 @@
 
 namespace multikv {
 
-// The heads of the tensor `key` that a packed cache belongs to.
+// The number and size of heads that a packed cache must have, and where they come from, in the words of messages.
 struct Heads {
   int64_t num_heads, head_size;
+  std::string_view num_heads_source = "heads of key", head_size_source = "head size of key";
 };
 
 // set_packed_keys() and set_packed_values() check the shape of a cache, and set the vector size and the strides within

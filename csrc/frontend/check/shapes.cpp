@@ -115,14 +115,4 @@ EntryCache entry_cache(const Call& call, std::string_view argument, const Tensor
   return view;
 }
 
-Divisor vector_size_of(const Call& call, std::string_view argument, const Tensor& cache, int64_t whole,
-                       std::string_view of) {
-  const int64_t size = cache.size(4);
-  if (size == 0 || whole % size != 0) {
-    call.fail(argument, join({"a size in dimension 4 that divides ", text(whole), " (", of, ")"}), shape_text(cache));
-  }
-  check_size(call, argument, cache, 2, whole / size, join({of, " / size of dimension 4"}));
-  return Divisor::of(size);
-}
-
 }  // namespace multikv

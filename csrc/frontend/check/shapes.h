@@ -61,10 +61,6 @@ TokenRows token_rows(const Tensor& tensor, int64_t token_dim = 0);
 TokenHeads token_heads(const Tensor& tensor);
 // The blocks of a cache [blocks, ...]. The block size, which is the size of dimension `block_size_dim`, must not be 0.
 Blocks blocks_of(const Call& call, std::string_view argument, const Tensor& cache, int64_t block_size_dim = 1);
-// A packed cache (core/cache_view.h) splits a dimension of size `whole` into dimension 2, the vectors, and dimension 4,
-// the elements of a vector. Checks the sizes of these two dimensions, and returns the size of dimension 4.
-Divisor vector_size_of(const Call& call, std::string_view argument, const Tensor& cache, int64_t whole,
-                       std::string_view of);
 // The view of a cache [blocks, block_size, entry].
 EntryCache entry_cache(const Call& call, std::string_view argument, const Tensor& cache);
 

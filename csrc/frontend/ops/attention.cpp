@@ -3,6 +3,7 @@
 
 #include "frontend/check/attention_sequences.h"
 #include "frontend/check/formats.h"
+#include "frontend/check/packed_caches.h"
 #include "frontend/check/shapes.h"
 #include "params/attention_params.h"
 
@@ -53,30 +54,13 @@ void set_flash_caches(const Call& call, PagedAttentionParams& p, const Tensor& k
   p.value.stride_head_bytes = stride_bytes(value_cache, 2);
 }
 
-// Checks packed caches (core/cache_view.h), and sets their strides. Values of 5 dimensions are interleaved.
+// Checks packed caches, and sets their strides. The caller has set the blocks of the views.
 void set_packed_caches(const Call& call, PagedAttentionParams& p, const Tensor& key_cache, const Tensor& value_cache) {
-  const int64_t block_size = key_cache.size(3);
   p.num_kv_heads = key_cache.size(1);
   p.value_size = p.head_size;
-  p.packed_key.vector_size = vector_size_of(call, "key_cache", key_cache, p.head_size, "head size of query");
-  p.packed_key.stride_head_bytes = stride_bytes(key_cache, 1);
-  p.packed_key.stride_vector_bytes = stride_bytes(key_cache, 2);
-  p.packed_key.stride_row_bytes = stride_bytes(key_cache, 3);
-
-  PackedValueCache& value = p.packed_value;
-  const bool is_interleaved = value_cache.dim() == 5;
-  check_size(call, "value_cache", value_cache, 1, p.num_kv_heads, "heads of key_cache");
-  value.stride_head_bytes = stride_bytes(value_cache, 1);
-  if (is_interleaved) {
-    value.vector_size = vector_size_of(call, "value_cache", value_cache, block_size, "block size of key_cache");
-    value.stride_vector_bytes = stride_bytes(value_cache, 2);
-    value.stride_row_bytes = stride_bytes(value_cache, 3);
-  } else {
-    check_size(call, "value_cache", value_cache, 3, block_size, "block size of key_cache");
-    value.vector_size = Divisor::of(block_size);
-    value.stride_row_bytes = stride_bytes(value_cache, 2);
-  }
-  check_size(call, "value_cache", value_cache, is_interleaved ? 3 : 2, p.head_size, "head size of query");
+  const Heads heads{p.num_kv_heads, p.head_size, "heads of key_cache", "head size of query"};
+  set_packed_keys(call, p.packed_key, key_cache, heads);
+  set_packed_values(call, p.packed_value, value_cache, heads);
 }
 
 // Checks a scale of an fp8 cache, and sets it.
@@ -102,7 +86,9 @@ void set_caches(Call& call, PagedAttentionParams& p, const AttentionArguments& a
   check_inner_stride(call, "key_cache", key_cache);
   check_inner_stride(call, "value_cache", value_cache);
   check_size(call, "value_cache", value_cache, 0, key_cache.size(0), "blocks of key_cache");
-  const Blocks blocks = blocks_of(call, "key_cache", key_cache, p.is_packed ? 3 : 1);
+  CacheView& key = p.is_packed ? static_cast<CacheView&>(p.packed_key) : p.key;
+  CacheView& value = p.is_packed ? static_cast<CacheView&>(p.packed_value) : p.value;
+  key.blocks = value.blocks = blocks_of(call, "key_cache", key_cache, p.is_packed ? 3 : 1);
   if (p.is_packed) set_packed_caches(call, p, key_cache, value_cache);
   else set_flash_caches(call, p, key_cache, value_cache);
   check_size(call, "out", arguments.out, 2, p.value_size, "head size of value_cache");
@@ -115,9 +101,6 @@ void set_caches(Call& call, PagedAttentionParams& p, const AttentionArguments& a
   const CacheFormat& format = cache_format(call, arguments.kv_cache_dtype, FormatFamily::kCache);
   const Codec codec = cache_codec(call, format, "key_cache", key_cache, p.dtype, "query");
   check_dtype(call, "value_cache", value_cache, key_cache.dtype(), "key_cache");
-  CacheView& key = p.is_packed ? static_cast<CacheView&>(p.packed_key) : p.key;
-  CacheView& value = p.is_packed ? static_cast<CacheView&>(p.packed_value) : p.value;
-  key.blocks = value.blocks = blocks;
   key.codec = value.codec = codec;
   key.stride_block_bytes = stride_bytes(key_cache, 0);
   value.stride_block_bytes = stride_bytes(value_cache, 0);
