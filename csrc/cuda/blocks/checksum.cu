@@ -12,7 +12,7 @@ namespace {
 struct ChecksumHead {
   using Item = Plane;
   struct Entry {
-    int64_t block, num_tokens;  // num_tokens is -1 for whole blocks if the argument num_tokens is not given
+    int64_t block, num_tokens;  // num_tokens is -1 if the argument is not given: all bytes of the block are hashed
   };
 
   BlockVectors blocks;
@@ -47,7 +47,8 @@ __device__ uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Returns mix() of the words of a vector, of which the first has the number `number` / kStep + 1.
+// Returns the sum of mix(word ^ (i + 1) * kStep) over the 8-byte words of a vector, where i is the index of the word in
+// its block. `number` is i * kStep of the vector's first word.
 __device__ uint64_t mixed(const Pack<16>& vector, uint64_t number) {
   const uint64_t first = vector.words[0] | static_cast<uint64_t>(vector.words[1]) << 32;
   const uint64_t second = vector.words[2] | static_cast<uint64_t>(vector.words[3]) << 32;
@@ -142,7 +143,7 @@ void launch_checksum(const PlanesLaunch<ChecksumHead, kBytes>& launch, const Blo
   const dim3 grid(static_cast<unsigned>(launch.num_entries), static_cast<unsigned>(launch.num_items));
   const int64_t most = ceil_div<int64_t>(launch.head.block_bytes, std::max(kWidth, 8));
   const int64_t wanted = std::clamp<int64_t>(ceil_div<int64_t>(most, 32) * 32, 32, kMostChecksumThreads);
-  // After so many vectors the outermost dimension advances by one.
+  // After `period` vectors the index of the outermost dimension advances by one.
   const StridedRows& rows = layout.rows;
   int64_t period = rows.num_dims == 0 ? 1 : rows.row_size / kWidth;
   for (int d = 0; d + 1 < rows.num_dims; ++d) period *= rows.size[d];

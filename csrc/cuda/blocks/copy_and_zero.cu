@@ -32,7 +32,7 @@ struct CopyHead {
   BlockVectors blocks;
   Pieces pieces;
   bool are_entries_in_parameters;
-  Indices mapping;  // if not
+  Indices mapping;  // if the pairs are in the memory of the device
 
   __device__ Entry load(int64_t i) const {
     const PrefetchedIndex src(mapping, i * mapping.stride), dst(mapping, i * mapping.stride + 1);
@@ -72,7 +72,7 @@ struct ZeroHead {
   BlockVectors blocks;
   Pieces pieces;
   bool are_entries_in_parameters;
-  Indices block_ids, first_token;  // if not
+  Indices block_ids, first_token;  // if the lists are in the memory of the device
 
   __device__ Entry load(int64_t i) const {
     const PrefetchedIndex block(block_ids, i);

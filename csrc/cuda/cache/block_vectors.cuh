@@ -63,7 +63,7 @@ inline int widest_vector(const PlaneGroup<BlockLayout>& group) {
   return bits.widest(16);
 }
 
-// Launches the kernels for one group of planes. See launch_planes() for the last two arguments.
+// Launches the kernels for one group of planes. See launch_planes_as() for the last two arguments.
 template <PlanesHead Head, class EntryOf, class Launch>
 cudaError_t launch_group(const Head& head, const PlaneGroup<BlockLayout>& group, int64_t num_entries,
                          const EntryOf& entry_of, const Launch& launch) {

@@ -19,9 +19,9 @@ struct SequenceStart {
   int64_t sequence, begin;
 };
 
-// Finds a window: 32 neighbouring bounds that include the last bound at or before token
-// `first`. Returns the index of the window's lowest bound. Each step of the search probes 32 bounds, one by each lane.
-// All lanes of the warp must call.
+// Finds a window: 32 neighbouring bounds that include the last bound at or before token `first`. Returns the index of
+// the window's lowest bound. Each step of the search probes 32 bounds, one by each lane. All lanes of the warp must
+// call.
 __device__ __forceinline__ int64_t find_window(const SequenceBounds& bounds, int64_t first, int lane) {
   int64_t low = 0, high = bounds.count;
   while (high - low > 31) {
@@ -46,7 +46,7 @@ __device__ __forceinline__ SequenceStart search_from(const SequenceBounds& bound
 }
 
 // The tokens that the lanes of a warp look up: first, first + 1, ..., first + count - 1. There is at least one.
-// Each lane looks up the token first + index; `index` differs between lanes, and may be count or above.
+// Each lane looks up the token first + index. Lanes may have equal or different indices, also of count or above.
 struct WarpTokens {
   int64_t first;
   int count, index;

@@ -13,7 +13,7 @@ concept GatherMove = requires(char* to, const Pack<Move::kCacheBytes>& value, fl
   // The bytes of a vector in the cache and in the output.
   { Move::kCacheBytes } -> std::same_as<const int&>;
   { Move::kOutputBytes } -> std::same_as<const int&>;
-  // The cache has scales.
+  // Whether the cache has scales.
   { Move::kIsScaled } -> std::same_as<const bool&>;
   // Writes a vector whose elements are stored as `element` in the cache.
   Move::write(to, value, scale, element);
@@ -37,7 +37,8 @@ struct DequantiseVector {
   }
 };
 
-// The vectors of `elements` elements of the cache: an empty head has none, but 0 divides nothing.
+// Returns the number of vectors of `elements` elements of the cache. It is at least 1, also for an empty head, because
+// a Divisor must not be 0.
 inline Divisor vectors_of(const HeadGather& gather, int64_t elements, int vector_bytes) {
   return Divisor::of(std::max<int64_t>(gather.cache.codec.num_bytes(elements) / vector_bytes, 1));
 }
@@ -116,7 +117,8 @@ inline AlignmentBits cache_alignment_bits(const HeadGather& gather) {
 }
 
 // Launches the gather of one or two planes by wide or narrow moves. `Narrow` is used if memory is not aligned to the
-// vectors of `Wide`; so narrow that their number hardly matters, its vectors are not specialised for one head.
+// vectors of `Wide`. Only `Wide` has a kernel that is specialised for one head, because narrow vectors are slower in
+// any case.
 template <class Wide, class Narrow, class... Gathers>
 cudaError_t launch_moves(bool is_wide, const Sequences& sequences, const Context& context, const Gathers&... gathers) {
   constexpr int kPlanes = sizeof...(Gathers);

@@ -98,7 +98,8 @@ __device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, con
 
 // Gathers keys and values of packed caches. Stored is the unsigned integer that is as wide as an element of the cache.
 //
-// piece_vectors is the number of vectors of the output in a vector of the key cache.
+// A piece is one vector of the key cache: vector_size elements. A thread moves Move::kCacheBytes bytes of it at a time,
+// and piece_vectors such moves cover a piece.
 //
 //   blockIdx   x: chunks of kPackedTokens tokens   y: heads, from first_head   z: keys, values
 template <GatherMove Move, class Stored>

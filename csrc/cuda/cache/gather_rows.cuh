@@ -86,8 +86,8 @@ concept GatherEntry =
       // token is skipped.
       { entry.find(at) } -> std::same_as<typename Entry::Pointer>;
       static_cast<bool>(from);
-      // Returns the place of vector i: what a thread computes only once, to move this vector of several tokens. An i of
-      // vectors() or above gives a place that is not used.
+      // Returns the place of vector i: what vector i has in common in all entries. A thread that moves vector i of
+      // several tokens computes the place once. If i is vectors() or above, the place is not used.
       { entry.place(i) } -> std::same_as<typename Entry::Place>;
       // Reads the vector at a place.
       { entry.read(from, place) } -> std::same_as<typename Entry::Value>;
@@ -98,7 +98,7 @@ concept GatherEntry =
       entry.write_rest(i, from, rest);
     };
 
-// What a GatherEntry inherits whose places are indices of vectors.
+// A base of GatherEntry types whose place of a vector is the index of the vector.
 struct IndexedVectors {
   using Place = int64_t;
   __host__ __device__ static int64_t place(int64_t vector) { return vector; }
@@ -220,8 +220,9 @@ cudaError_t launch_gather(const Entry& entry, const Context& context) {
   if (launch_few(entry, context)) return cudaGetLastError();
   const int64_t num_tokens = entry.sequences().num_tokens;
   const int64_t vectors = std::max<int64_t>(entry.vectors(), 1);
-  // `spread` tokens a chunk give each multiprocessor about 8 thread blocks. `enough` tokens a chunk amortise the
-  // look-ups, which the thread blocks of each part of an entry repeat. The chunk is the smaller of the two.
+  // `spread` tokens a chunk give each multiprocessor about 8 thread blocks for each part of the entries. `enough`
+  // tokens a chunk amortise the look-ups, which the thread blocks of each part repeat. The chunk is the smaller of the
+  // two.
   const int64_t part_bytes = block_shape(vectors, 1, 1).threads.x * int64_t{Entry::kVectorBytes};
   const int64_t spread = ceil_div<int64_t>(num_tokens, 8 * context.num_multiprocessors);
   const int64_t enough = std::clamp<int64_t>(kChunkBytes / part_bytes, 1, kMaxChunk);

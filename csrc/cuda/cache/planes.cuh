@@ -14,9 +14,9 @@
 namespace multikv::gpu {
 
 // What a kernel on planes needs to know besides the planes.
-//  - It is trivial, because a thread keeps its parameters uninitialised until its first launch.
-//  - Head::Item is what it gets for each plane: Plane, or another small struct.
-//  - Head::Entry is what it gets for each entry of a list in the memory of the host, such as a pair of blocks.
+//  - Head is trivial, so that the thread-local parameters of each host thread need no constructor.
+//  - Head::Item is what the kernel gets for each plane: Plane, or another small struct.
+//  - Head::Entry is what the kernel gets for each entry of a list in the memory of the host, such as a pair of blocks.
 template <class Head>
 concept PlanesHead = std::is_trivial_v<Head> && std::is_trivially_copyable_v<typename Head::Item> &&
                      std::is_trivially_copyable_v<typename Head::Entry>;

@@ -32,9 +32,10 @@ struct Move {
   int64_t src, dst;
 };
 
-// The elements of `keep` that belong to a sequence, and the destination of the first one.
+// The elements of `keep` that belong to a sequence: from `begin` up to `end`. Element m moves to position
+// start + m - first. `first` is `begin` before it was clipped.
 struct KeptRange {
-  int64_t begin, end, first, start;  // `first`: the element that would move to `start`
+  int64_t begin, end, first, start;
 };
 
 // Bounds are clipped, so that no element outside of `keep` is read.

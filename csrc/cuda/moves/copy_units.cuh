@@ -19,7 +19,7 @@ struct CopyHead {
   Layout unit;
   Pairs pairs;
   int64_t num_units;
-  // Within a device a thread block copies a chunk: `chunk` units, or a part of one unit.
+  // Within a device a thread block copies a chunk: chunk_units units, or a part of one unit.
   //
   //   plane 0                                 plane 1
   //   | chunk 0 | chunk 1 | ... | last |      | chunk 0 | ...         chunk_units > 1
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kMaxLinkThreads)
   };
   const uint32_t vector = lane & ((1 << lanes_log2) - 1);
   LinkPiece found = find(launch, first_step);
-  int holder = lane >> lanes_log2;  // the lane that found the next piece of this lane's group
+  int holder = lane >> lanes_log2;  // the lane that found the piece that this lane copies for k == 0
   for (int64_t step = first_step; step < num_steps;) {
     Pack<kWidth> values[kCopyUnroll];
     char* dst[kCopyUnroll];
@@ -201,9 +201,8 @@ void launch_units(Launch& launch, const Link* link, const Context& context) {
     return;
   }
   head.link = LinkOrder::of(*link, launch.num_items, head.num_units, head.unit.rows, head.unit.row_vectors.value);
-  // The number of threads is calibrated for the kernel of swaps. A piece has half as many bytes here, so that it takes
-  // twice as many threads to have as many bytes in flight. Small thread blocks spread the address arithmetic over more
-  // multiprocessors.
+  // The number of threads is calibrated for the kernel of swaps, whose address arithmetic is shorter. This kernel gets
+  // twice as many threads. Small thread blocks spread the address arithmetic over more multiprocessors.
   constexpr int kThreads = 256;
   const int thread_blocks = std::max(2, 2 * link->threads / kThreads);
   copy_units_over_link_kernel<kWidth><<<thread_blocks, kThreads, 0, context.stream>>>(launch);

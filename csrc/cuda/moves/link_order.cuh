@@ -16,7 +16,8 @@ namespace multikv::gpu {
 
 constexpr int kCopyUnroll = 4, kMaxLinkThreads = 1024;
 
-// A link, and how units lie in the memory of the host at its end. Units are neighbours in blocks of units_per_block.
+// A link, and how units lie in the memory of the host at its end: in planes, in each plane in blocks, and in each block
+// units_per_block units.
 struct Link {
   int threads;  // that saturate the link
   bool is_dst_on_host;
@@ -24,8 +25,9 @@ struct Link {
   int64_t units_per_block;
 };
 
-// Returns the link between the two devices of a copy; none if both are one GPU. The units lie in the order of their
-// numbers, plane after plane, unless the caller changes the strides.
+// Returns the link between the two devices of a copy; none if both are one GPU. The strides are not real ones: they are
+// larger than those of the rows of a unit, and make the copy go plane by plane, and in each plane unit by unit. A
+// caller that knows the strides in the memory of the host replaces them.
 inline std::optional<Link> link_of(const PlaneCopies& copies, const Context& context) {
   if (copies.src_device >= 0 && copies.dst_device >= 0) return std::nullopt;
   const Direction direction = direction_of(copies.src_device, copies.dst_device);

@@ -151,7 +151,8 @@ int64_t most_pairs_of_a_launch() {
   return payload / 2 / static_cast<int64_t>(sizeof(SlotPair));
 }
 
-// Copies the pairs of planes with one distance from src to dst, in batches that fit into the parameters of a launch.
+// Copies the pairs of slots in planes that all have the same distance from src to dst. The pairs are divided into
+// batches that fit into the parameters of a launch.
 cudaError_t launch_batches(const MoveTokensParams& p, const PlaneGroup<CopyLayout, PlanePair>& group,
                            const std::vector<SlotPair>& pairs, int64_t most, const Context& context) {
   const PairBatches batches = divide_overlapping(pairs, PoolSlots{p.copies, group}, most);
@@ -164,7 +165,8 @@ cudaError_t launch_batches(const MoveTokensParams& p, const PlaneGroup<CopyLayou
   return cudaSuccess;
 }
 
-// Divides planes into runs with one distance from src to dst, because pairs are ordered by addresses.
+// Divides the planes into runs with the same distance from src to dst, because the distance says which slots of src and
+// dst share memory, and so how the pairs can be divided into batches.
 cudaError_t launch_all_batches(const MoveTokensParams& p, const std::vector<SlotPair>& pairs, int64_t most,
                                const Context& context) {
   for (int64_t i = 0; i < p.copies.planes.num_groups; ++i) {

@@ -110,7 +110,7 @@ cudaError_t for_each_part(const UnitPart& unit, int64_t num_planes, int64_t most
   if (rows.num_elements() <= most_bytes) return launch(unit);
   UnitPart first = unit, second = unit;
   int64_t src_bytes, dst_bytes;  // from the first part to the second
-  if (rows.num_dims > 0) {       // half of the outermost dimension, or all of it if it has one row
+  if (rows.num_dims > 0) {       // half of the outermost dimension, or all of it if its size is 1
     const int d = rows.num_dims - 1;
     const int64_t size = rows.size[d], half = ceil_div<int64_t>(size, 2);
     const int64_t inner_rows = rows.num_rows / size;
@@ -132,7 +132,8 @@ cudaError_t for_each_part(const UnitPart& unit, int64_t num_planes, int64_t most
 }
 
 // Calls launch<kWidth, kArrangement>(part) for all parts of the units of a group, with the widest vectors, of 16, 4 or
-// 1 bytes, that the alignment allows. A part has at most `most_vectors` vectors.
+// 1 bytes, that the alignment allows. Units of more than two dimensions are copied byte by byte. A part has at most
+// `most_vectors` vectors.
 template <class Launch>
 cudaError_t with_unit_layouts(const PlaneGroup<CopyLayout, PlanePair>& group, const StridedRows& unit,
                               int64_t most_vectors, const Launch& launch) {

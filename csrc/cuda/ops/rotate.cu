@@ -47,7 +47,8 @@ __device__ __forceinline__ MoveAngles<kPairs> read_move_angles(const RotateCache
 // Rarely called, and not inlined, because a division takes many instructions.
 __device__ __noinline__ float ieee_quotient(float x, float divisor) { return x / divisor; }
 
-// Moves pairs. Pair i is elements[x_of(i)] and elements[y_of(i)].
+// Moves pairs from a token's old position to its new one: undoes the rotation by the angles `from`, and rotates by the
+// angles `to`. squares[i] divides by angles.square(i). Pair i is elements[x_of(i)] and elements[y_of(i)].
 //
 //          elements
 //   kNeox  x0 x1 x2 x3 y0 y1 y2 y3
@@ -212,7 +213,8 @@ struct MovedHeads {
       moved.write(head(k) + first_bytes, head(k) + second_bytes, is_joined());
     }
   }
-  // Most tables have no factor, so that all squares are next to 1.
+  // The squares, cos^2 + sin^2, are all close to 1, unless the cosines and sines of the table are multiplied by a
+  // factor, as for YaRN. So the quotients for divisors close to 1 are tried first.
   __device__ __forceinline__ void move(const MoveAngles<kPairs>& angles) const {
     const auto fma = [](float a, float b, float c) { return fmaf(a, b, c); };
     bool are_near_one = true;
@@ -255,13 +257,12 @@ __device__ __forceinline__ TokenMove move_of(const RotateCachedKeysParams& p, in
 
 // A thread moves kPairs pairs, in kHeads heads of a token, at a time.
 //
-//               threadIdx                                                  blockIdx
-//   packed      x: vectors of a group of the cache, then tokens
-//               y: groups of vectors   z: groups of heads
-//   else        x: vectors   y: groups of heads   z: tokens                x: chunks of tokens   y: groups of heads
+//   threadIdx, packed      x: `in_group` neighbouring vectors, then tokens   y: the other vectors   z: groups of heads
+//   threadIdx, otherwise   x: vectors   y: groups of heads   z: tokens
+//   blockIdx               x: chunks of tokens   y: groups of heads
 //
-// Neighbouring slots of a packed cache are neighbours in memory, so neighbouring threads take neighbouring tokens. A
-// vector of the cache (vector_size elements) is `in_group` vectors of a thread.
+// Neighbouring slots of a packed cache are neighbours in memory, so neighbouring threads take neighbouring tokens.
+// `in_group` is the number of a thread's vectors in one vector of the cache (vector_size elements), or 1.
 struct MoveShape {
   bool is_packed;
   SmallDivisor in_group;

@@ -9,7 +9,7 @@
 namespace multikv::gpu {
 namespace {
 
-constexpr int kGroups = 40;  // the number of groups of a launch
+constexpr int kGroups = 40;  // the most groups of a launch
 
 // The params of a launch. params.groups is not read.
 struct SlotLaunch {
@@ -29,7 +29,7 @@ __device__ __forceinline__ int64_t slot_of(const SlotGroup& group, const Context
   return group.has_slot({block, run.offset}) ? block * group.block_size.signed_value() + run.offset : -1;
 }
 
-// Returns the row of the block tables that a token's blocks are in, or -1 if there is none.
+// Returns the row of the block tables that a token's blocks are in, or a negative number if there is none.
 __device__ __forceinline__ int64_t row_of(const ComputeSlotMappingParams& p, int64_t sequence) {
   if (sequence < 0 || sequence >= p.num_sequences) return -1;
   const int64_t row = p.table_rows.is_given() ? PrefetchedIndex(p.table_rows, sequence).value() : sequence;

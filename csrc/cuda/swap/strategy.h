@@ -37,8 +37,9 @@ struct Crossover {
   }
 };
 
-// The crossovers of all devices. Until multikv.calibrate_swaps() measures a device, they are values that suit all hosts
-// that were measured: runs that the copy engines move at over 90% of the link's rate, and enough threads for the rest.
+// The crossovers of all devices. multikv.calibrate_swaps() measures those of a device. The values before that suit all
+// hosts that were measured: the copy engines move runs of these sizes at over 90% of the link's rate, and the threads
+// saturate the link of most hosts.
 class Crossovers {
  public:
   Crossovers() {

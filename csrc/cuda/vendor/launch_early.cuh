@@ -1,26 +1,28 @@
-// Launches of which the second starts before the first has finished. hip/vendor/launch_early.cuh is AMD's twin.
+// Programmatic dependent launch: a kernel starts before the previous kernel of the stream has finished.
+// hip/vendor/launch_early.cuh has the same interface for AMD.
 #pragma once
 
 #include <cuda_runtime.h>
 
 namespace multikv::gpu {
 
-// Lets a launch of launch_early() that follows start its thread blocks as soon as there is room for them.
+// Lets the next kernel start early, if launch_early() launches it: once every thread block of this kernel has called
+// this function or has exited.
 __device__ inline void allow_next_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
-// Waits until the launch before has finished and its writes are visible.
+// Waits until the previous kernel has finished and its writes are visible.
 __device__ inline void wait_for_previous_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Launches a kernel whose thread blocks may start before the launch before has finished, if that one calls
-// allow_next_launch(). They must call wait_for_previous_launch() before they touch what the other launch writes.
+// Launches a kernel that starts early if the previous kernel of the stream calls allow_next_launch(). It must call
+// wait_for_previous_launch() before it touches memory that the previous kernel writes.
 template <class Argument>
 cudaError_t launch_early(void (*kernel)(Argument), unsigned blocks, unsigned threads, cudaStream_t stream,
                          const Argument& argument) {

@@ -36,9 +36,9 @@ __device__ inline void wait_for_copies() {
 // Waits for all lanes of the warp; then they see each other's writes to shared memory.
 __device__ inline void sync_warp() { __syncwarp(); }
 
-// A matrix of 8 x 8 16-bit elements, spread over a warp: lane i holds elements 2 * (i % 4) and 2 * (i % 4) + 1 of row
-// i / 4. These functions load four matrices; lane i holds the address of row i % 8 of matrix i / 8. The second function
-// transposes each matrix.
+// These functions load four matrices of 8 x 8 16-bit elements from shared memory; the second function transposes each.
+// `row_address` of lane i is the address of one row: number i % 8 of matrix i / 8. out[m] of lane i gets two elements
+// of matrix m: 2 * (i % 4) and 2 * (i % 4) + 1 of row i / 4.
 __device__ inline void load_matrices(uint32_t (&out)[4], uint32_t row_address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -52,12 +52,18 @@ __device__ inline void load_transposed(uint32_t (&out)[4], uint32_t row_address)
                : "memory");
 }
 
-// c += a * b for a 16 x 16 matrix a and a 16 x 8 matrix b of type kDtype. Lane i holds, with row = i / 4 and
-// pair = 2 * (i % 4):
+// c += a * b for a 16 x 16 matrix a and a 16 x 8 matrix b of type kDtype. Lane i holds these elements, where r = i / 4
+// and p = 2 * (i % 4). A register of a or b holds two elements.
 //
-//   a[0], a[2]   elements pair, pair + 1 of row `row`: columns 0 to 7, 8 to 15; a[1], a[3] the same of row + 8
-//   b0, b1       elements pair, pair + 1 of column `row`: rows 0 to 7, 8 to 15
-//   c[0], c[1]   elements pair, pair + 1 of row `row`; c[2], c[3] the same of row + 8
+//                row            column
+//   a[0]         r              p, p + 1
+//   a[1]         r + 8          p, p + 1
+//   a[2]         r              p + 8, p + 9
+//   a[3]         r + 8          p + 8, p + 9
+//   b0           p, p + 1       r
+//   b1           p + 8, p + 9   r
+//   c[0], c[1]   r              p, p + 1
+//   c[2], c[3]   r + 8          p, p + 1
 template <Float kDtype>
 __device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (kDtype == Float::kBFloat16) {
