@@ -13,7 +13,7 @@ COMMON = {
     "vocab_size": 96,
     "hidden_size": 64,
     "intermediate_size": 96,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
@@ -24,7 +24,8 @@ COMMON = {
     "tie_word_embeddings": False,
 }
 WINDOW = 7
-HALF_SLIDING = ["sliding_attention", "full_attention"] * 2
+NUM_TOKENS = 16
+HALF_SLIDING = ["sliding_attention", "full_attention"]
 CONFIGURATIONS = {
     "llama": ("Llama", {}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
@@ -69,6 +70,11 @@ def cache_argument(model: transformers.PreTrainedModel) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
+def mask_sizes_take_positions() -> bool:
+    """Whether caches and masks get the positions of the queries, as in Transformers 5.0, rather than their number."""
+    return "cache_position" in inspect.signature(transformers.Cache.get_mask_sizes).parameters
+
+
 def generate(
     model: transformers.PreTrainedModel, attention: str, prompt: Tensor, cache: transformers.Cache | None = None, **options
 ) -> tuple[Tensor, Tensor]:
@@ -76,7 +82,7 @@ def generate(
     model.set_attn_implementation(attention)
     if cache is not None:
         options[cache_argument(model)] = cache
-    defaults = {"max_new_tokens": 20, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    defaults = {"max_new_tokens": NUM_TOKENS, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     options.setdefault("attention_mask", torch.ones_like(prompt))
     found = model.generate(prompt, **(defaults | options))
     return found.sequences[:, prompt.size(1) :], torch.stack(found.logits)

@@ -41,8 +41,10 @@ class BlockTables:
         if not self.keeps_past:
             self.release_past(start)
         first, width = start // self.block_size, -(-end // self.block_size)
-        shared = [(row, i) for row in self.rows for i in range(first, len(row))]
-        num_needed = len(shared) + sum(width - len(row) for row in self.rows)
+        shared = [(row, i) for row in self.rows for i in range(first, len(row)) if self.uses[row[i]] > 1]
+        # One of the rows that list a shared block keeps it.
+        num_copies = len(shared) - len({row[i] for row, i in shared})
+        num_needed = num_copies + sum(width - len(row) for row in self.rows)
         if num_needed > len(self.free):
             self.reserve(max(self.num_blocks + num_needed - len(self.free), self.num_blocks * 3 // 2))
         copies = []
