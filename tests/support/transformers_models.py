@@ -76,13 +76,22 @@ def mask_sizes_take_positions() -> bool:
 
 
 def generate(
-    model: transformers.PreTrainedModel, attention: str, prompt: Tensor, cache: transformers.Cache | None = None, **options
+    model: transformers.PreTrainedModel,
+    attention: str,
+    prompt: Tensor,
+    cache: transformers.Cache | None = None,
+    **options,
 ) -> tuple[Tensor, Tensor]:
     """Returns the new tokens, and the logits that they were chosen by if there are no beams."""
     model.set_attn_implementation(attention)
     if cache is not None:
         options[cache_argument(model)] = cache
-    defaults = {"max_new_tokens": NUM_TOKENS, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    defaults = {
+        "max_new_tokens": NUM_TOKENS,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     options.setdefault("attention_mask", torch.ones_like(prompt))
     found = model.generate(prompt, **(defaults | options))
     return found.sequences[:, prompt.size(1) :], torch.stack(found.logits)

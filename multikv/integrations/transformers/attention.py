@@ -15,7 +15,6 @@ from .cache import ATTENTION, Written
 from .masks import CausalMask, make_causal_mask
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Scores:
     """How scores are computed from queries and keys."""
@@ -80,7 +79,7 @@ def multikv_attention(
             got = "other ones: pass past_key_values=MultikvCache(model.config)"
             raise RuntimeError(f"multikv: key: expected the keys of a MultikvCache, got {got}")
         scores = Scores(scaling, softcap, s_aux, _window_of(module, kwargs))
-        return _attend_packed(query, (key[0].transpose(0, 1), value[0].transpose(0, 1)), None, scores, kwargs), None
+        return _attend_packed(query, _rows(key, value), None, scores, kwargs), None
     if not isinstance(attention_mask, CausalMask):
         got = "no mask" if attention_mask is None else f"a {type(attention_mask).__name__}"
         raise RuntimeError(f"multikv: attention_mask: expected a causal mask that Transformers made, got {got}")
@@ -118,8 +117,8 @@ def paged_multikv_attention(
     group, layer = cache.layer_index_to_group_indices[module.layer_idx]
     pools = cache.key_cache[layer], cache.value_cache[layer]
     written, read = indices["write_index"][group], indices["read_index"][group]
-    rows = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    multikv.reshape_and_cache_flash(*rows, *(pool.unsqueeze(1) for pool in pools), written, "auto", None, None)
+    rows, caches = _rows(key, value), [pool.unsqueeze(1) for pool in pools]
+    multikv.reshape_and_cache_flash(rows[0], rows[1], caches[0], caches[1], written, "auto", None, None)
     # Transformers leaves the read indices empty if every key of the call is a new one.
     return _attend_packed(query, pools, read if len(read) else written, scores, kwargs), None
 
@@ -141,15 +140,16 @@ def _window_of(module: torch.nn.Module, kwargs: dict[str, Any]) -> int | None:
     return window or None
 
 
+def _rows(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the keys and values of a batch of one as [num_tokens, num_heads, head_size]."""
+    return key[0].transpose(0, 1), value[0].transpose(0, 1)
+
+
 def _written_keys(written: Written, starts: tuple[int, ...] | None) -> Keys:
     layer, step = written.layer, written.step
     table, lengths, size = step.unpadded(starts or (0,) * len(step.table))
-    # fmt: off
-    caches = [
-        x.view(-1, size, *x.shape[2:]) for x in (layer.key_cache, layer.value_cache)
-    ]
-    # fmt: on
-    return Keys(*caches, table, lengths, step.bounds, step.count, step.end, layer.format)
+    key_cache, value_cache = (x.view(-1, size, *x.shape[2:]) for x in (layer.key_cache, layer.value_cache))
+    return Keys(key_cache, value_cache, table, lengths, step.bounds, step.count, step.end, layer.format)
 
 
 def _attend_packed(
@@ -159,33 +159,54 @@ def _attend_packed(
 
     The keys of the sequences are at `slots` of the pools, one sequence after the other; None: at 0, 1, 2, ...
     """
-    query_bounds, key_bounds = kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]
-    if isinstance(key_bounds, dict):
-        key_bounds = key_bounds["full_attention" if scores.window is None else "sliding_attention"]
-    lengths = key_bounds.diff()
-    max_query_len, max_seq_len = (max(int(x.max()), 1) for x in (query_bounds.diff(), lengths))
+    kind = "full_attention" if scores.window is None else "sliding_attention"
+    bounds, max_query_len = kwargs["cu_seq_lens_q"], _longest("q", kind, kwargs)
+    key_bounds, max_seq_len = _of_kind(kwargs["cu_seq_lens_k"], kind), _longest("k", kind, kwargs)
     table = key_bounds[:-1, None] + torch.arange(max_seq_len, device=query.device)
     table = table.clamp(max=(len(pools[0]) if slots is None else len(slots)) - 1)
     if slots is not None:
         table = slots[table]
-    caches = (pool.unsqueeze(1) for pool in pools)
-    return _attend(query, Keys(*caches, table, lengths, query_bounds, max_query_len, max_seq_len), scores)
+    key_cache, value_cache = (pool.unsqueeze(1) for pool in pools)
+    keys = Keys(key_cache, value_cache, table, key_bounds.diff(), bounds, max_query_len, max_seq_len)
+    return _attend(query, keys, scores)
+
+
+def _of_kind(value: Any, kind: str) -> Any:
+    """Returns what continuous batching passes for a kind of layers; a model with one kind has no dictionary."""
+    return value[kind] if isinstance(value, dict) else value
+
+
+def _longest(side: str, kind: str, kwargs: dict[str, Any]) -> int:
+    """Returns the most queries or keys of a sequence. Transformers 5.0 has another name for it than later versions."""
+    given = kwargs.get(f"max_length_{side}", kwargs.get(f"max_seqlen_{side}"))
+    if given is None:
+        given = _of_kind(kwargs[f"cu_seq_lens_{side}"], kind).diff().max()
+    return max(int(_of_kind(given, kind)), 1)
 
 
 def _attend(query: Tensor, keys: Keys, scores: Scores) -> Tensor:
     """Returns the attention of queries [batch_size, num_heads, num_tokens, head_size]."""
     batch_size, num_heads, num_tokens, head_size = query.shape
-    rows = query.transpose(1, 2).flatten(0, 1)
-    value_size = keys.value_cache.size(3)
+    rows, value_size, num_bytes = query.transpose(1, 2).flatten(0, 1), keys.value_cache.size(3), 0
     out = query.new_zeros(len(rows), num_heads, value_size)
-    num_bytes = 0
     if query.device.type != "cpu":
         num_bytes = multikv.paged_attention_workspace_bytes(len(rows), num_heads, value_size, keys.max_seq_len)
+    kv_cache_dtype, k_scale, v_scale = keys.format
     multikv.paged_attention(
-        *(rows, keys.key_cache, keys.value_cache, out, None, keys.block_table, keys.seq_lens, keys.cu_query_lens),
-        *(keys.max_query_len, keys.max_seq_len),
+        rows,
+        keys.key_cache,
+        keys.value_cache,
+        out,
+        None,
+        keys.block_table,
+        keys.seq_lens,
+        keys.cu_query_lens,
+        keys.max_query_len,
+        keys.max_seq_len,
         head_size**-0.5 if scores.scale is None else scores.scale,
-        *keys.format,
+        kv_cache_dtype,
+        k_scale,
+        v_scale,
         torch.empty(num_bytes, dtype=torch.uint8, device=query.device),
         window_left=-1 if scores.window is None else scores.window - 1,
         softcap=scores.softcap or 0.0,

@@ -19,6 +19,7 @@ class BlockTables:
     """
 
     def __init__(self, block_size: int, window: int | None):
+        """Begins without any sequence and without any block."""
         self.block_size, self.window = block_size, window
         self.rows: list[list[int]] = []
         self.uses: list[int] = []  # how many rows list each block

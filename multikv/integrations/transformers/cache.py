@@ -40,6 +40,7 @@ class LayerGroup:
     """The layers that share block tables: those that see all tokens, or those with a sliding window of one size."""
 
     def __init__(self, block_size: int, window: int | None, max_length: int | None):
+        """Begins without any layer."""
         self.tables = BlockTables(block_size, window)
         self.max_length = max_length
         self.layers: list[MultikvLayer] = []
@@ -59,25 +60,29 @@ class LayerGroup:
         self._steps.clear()
 
     def _begin(self, start: int, batch_size: int, count: int) -> None:
-        tables, end = self.tables, start + count
-        if self.max_length is not None and end > self.max_length:
-            raise RuntimeError(f"MultikvCache: max_length: expected at least {end}, got {self.max_length}")
-        if not tables.rows:
-            tables.rows = [[] for _ in range(batch_size)]
-            if self.max_length is not None and tables.window is None:
-                tables.reserve(batch_size * -(-self.max_length // tables.block_size))
-        if len(tables.rows) != batch_size:
-            raise RuntimeError(f"MultikvCache: expected {len(tables.rows)} sequences, got {batch_size}: call reset()")
-        copies = tables.extend(start, end)
+        """Makes room for the tokens of a step in the tables and in the caches of all layers."""
+        if self.max_length is not None and start + count > self.max_length:
+            expected = f"expected at least {start + count}, got {self.max_length}"
+            raise RuntimeError(f"MultikvCache: max_length: {expected}")
+        if not self.tables.rows:
+            self._add_sequences(batch_size)
+        if len(self.tables.rows) != batch_size:
+            expected = f"expected {len(self.tables.rows)} sequences, got {batch_size}: call reset()"
+            raise RuntimeError(f"MultikvCache: {expected}")
+        copies = self.tables.extend(start, start + count)
         self.forget_steps()
         layers = [layer for layer in self.layers if layer.is_initialized]
         for layer in layers:
             layer.grow()
-        if copies:
-            mapping = torch.tensor(copies)
-            for device in dict.fromkeys(layer.device for layer in layers):
-                caches = [x for layer in layers if layer.device == device for x in (layer.key_cache, layer.value_cache)]
-                multikv.copy_blocks_layers(caches, mapping)
+        for device in dict.fromkeys(layer.device for layer in layers if copies):
+            caches = [x for layer in layers if layer.device == device for x in (layer.key_cache, layer.value_cache)]
+            multikv.copy_blocks_layers(caches, torch.tensor(copies))
+
+    def _add_sequences(self, batch_size: int) -> None:
+        self.tables.rows = [[] for _ in range(batch_size)]
+        if self.max_length is not None and self.tables.window is None:
+            num_blocks = batch_size * -(-self.max_length // self.tables.block_size)
+            self.tables.reserve(max(num_blocks, self.tables.num_blocks))
 
 
 class MultikvLayer(CacheLayerMixin):
@@ -90,6 +95,7 @@ class MultikvLayer(CacheLayerMixin):
     device: torch.device
 
     def __init__(self, config: Any, group: LayerGroup, storage: Storage):
+        """Begins without any memory."""
         super().__init__()
         self.config, self.group, self.storage = config, group, storage
         self.length = 0
@@ -119,11 +125,9 @@ class MultikvLayer(CacheLayerMixin):
         sizes = [(tables.num_blocks, tables.block_size, x.size(1), x.size(3)) for x in (key_states, value_states)]
         self.key_cache, self.value_cache = (torch.empty(size, dtype=dtype, device=self.device) for size in sizes)
         scales = (self.storage.k_scale, self.storage.v_scale)
-        # fmt: off
         self.k_scale, self.v_scale = (
             torch.as_tensor(scale, dtype=torch.float32, device=self.device).flatten() for scale in scales
         )
-        # fmt: on
         self.is_initialized = True
 
     def grow(self) -> None:
@@ -135,7 +139,9 @@ class MultikvLayer(CacheLayerMixin):
                 larger[: len(cache)] = cache
                 setattr(self, name, larger)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Writes the new keys and values, and returns what the model's attention is to read.
 
         The attention function `multikv` reads the caches themselves, and finds them through the tensors returned here.
@@ -160,18 +166,14 @@ class MultikvLayer(CacheLayerMixin):
         return self.storage.kv_cache_dtype, self.k_scale, self.v_scale
 
     def _gather(self, step: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Returns the keys and values that the tokens of a step may see, [batch_size, num_heads, num_keys, size]."""
         first, batch_size = self._first_visible(step.start), len(step.table)
-        num_keys = step.end - first
-        # fmt: off
-        gathered = [
-            x.new_empty((batch_size * num_keys, *x.shape[2:]), dtype=dtype) for x in (self.key_cache, self.value_cache)
-        ]
-        # fmt: on
-        bounds = num_keys * torch.arange(batch_size + 1, device=step.table.device)
-        starts = torch.full((batch_size,), first, device=step.table.device)
-        caches = (self.key_cache, self.value_cache)
-        multikv.gather_kv_cache(*caches, *gathered, step.table, bounds, *self.format, starts)
-        key, value = (x.view(batch_size, num_keys, *x.shape[1:]).transpose(1, 2) for x in gathered)
+        rows, caches = batch_size * (step.end - first), (self.key_cache, self.value_cache)
+        key, value = (x.new_empty(rows, *x.shape[2:], dtype=dtype) for x in caches)
+        bounds = (step.end - first) * torch.arange(batch_size + 1, device=key.device)
+        starts = torch.full((batch_size,), first, device=key.device)
+        multikv.gather_kv_cache(*caches, key, value, step.table, bounds, *self.format, starts)
+        key, value = (x.unflatten(0, (batch_size, -1)).transpose(1, 2) for x in (key, value))
         return key, value
 
     def _first_visible(self, start: int) -> int:
@@ -253,6 +255,7 @@ class MultikvCache(Cache):
         k_scale: Scale = 1.0,
         v_scale: Scale = 1.0,
     ):
+        """Allocates nothing yet."""
         formats.find(kv_cache_dtype, formats.Family.CACHE)
         if block_size < 1 or block_size & (block_size - 1):
             raise RuntimeError(f"MultikvCache: block_size: expected a power of two, got {block_size}")

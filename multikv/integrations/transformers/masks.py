@@ -88,5 +88,7 @@ def _padding(attention_mask: Tensor, batch_size: int, length: int) -> tuple[int,
     is_left = visible == (torch.arange(length, device=visible.device) >= starts[:, None])
     *counts, is_padding = torch.cat([starts, is_left.all().view(1).long()]).tolist()
     if not is_padding:
-        raise RuntimeError("multikv: attention_mask: expected padding on the left, got hidden tokens after visible ones")
+        raise RuntimeError(
+            "multikv: attention_mask: expected padding on the left, got hidden tokens after visible ones"
+        )
     return tuple(counts) if any(counts) else None

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-transformers = pytest.importorskip("transformers", minversion="5.0")
-pytestmark = pytest.mark.integration
+import transformers
 
 from multikv.integrations.transformers import MultikvCache
 from tests.support.transformers_models import (
@@ -18,6 +16,8 @@ from tests.support.transformers_models import (
     make_model,
     prompts,
 )
+
+pytestmark = pytest.mark.integration
 
 # Attention by paged_attention, and by Transformers from gathered keys and values.
 ATTENTIONS = ("multikv", "eager")

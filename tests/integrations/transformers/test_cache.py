@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-transformers = pytest.importorskip("transformers", minversion="5.0")
-pytestmark = pytest.mark.integration
+import transformers
 
 from multikv.integrations.transformers import MultikvCache, multikv_attention
 from multikv.integrations.transformers.blocks import BlockTables
+from tests.support.processes import run_program
 from tests.support.transformers_models import (
     COMMON,
     WINDOW,
@@ -19,6 +18,8 @@ from tests.support.transformers_models import (
     mask_sizes_take_positions,
     prompts,
 )
+
+pytestmark = pytest.mark.integration
 
 HEADS, HEAD_SIZE = COMMON["num_key_value_heads"], 16
 
@@ -106,7 +107,7 @@ def test_crop_of_a_window(mistral, any_device):
     """What the last update wrote can always be cropped, and more of it if the cache records what leaves the window."""
     cache = MultikvCache(mistral.config, block_size=2)
     write(cache, 1, 30, any_device)
-    before, _ = write(cache, 1, 12, any_device)
+    write(cache, 1, 12, any_device)
     cache.crop(-12)
     after, returned = write(cache, 1, 12, any_device)
     assert torch.equal(torch.stack(returned)[..., WINDOW - 1 :, :], after)
@@ -217,9 +218,13 @@ def test_masks_of_other_kinds_are_refused(llama, mistral, any_device):
     expected = f"{start} with a window of 5 tokens, got another one"
     refused(expected, make_mask, mask_function=sliding, local_size=5, **sizes)
     chunked = functions.chunked_causal_mask_function(4, torch.zeros(2, dtype=torch.long))
-    refused(f"{start} with a window of 4 tokens, got another one", make_mask, mask_function=chunked, local_size=4, **sizes)
+    refused(
+        f"{start} with a window of 4 tokens, got another one", make_mask, mask_function=chunked, local_size=4, **sizes
+    )
     causal = functions.causal_mask_function
-    refused(f"{start}, got one with a mask function of the model", make_mask, mask_function=causal, use_vmap=True, **sizes)
+    refused(
+        f"{start}, got one with a mask function of the model", make_mask, mask_function=causal, use_vmap=True, **sizes
+    )
     assert make_mask(mask_function=sliding, local_size=4, **sizes).window == 4
     assert make_mask(mask_function=causal, **sizes).window is None
 
@@ -249,9 +254,9 @@ def test_layers_of_other_kinds_are_refused():
 
 
 def test_importing_multikv_imports_no_engine():
-    from tests.support.processes import run_program
-
-    code = "import sys, multikv, multikv.integrations, multikv.integrations.adapters; print('transformers' in sys.modules)"
+    code = (
+        "import sys, multikv, multikv.integrations, multikv.integrations.adapters; print('transformers' in sys.modules)"
+    )
     assert run_program("-c", code).stdout == "False\n"
 
 
