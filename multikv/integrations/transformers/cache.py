@@ -172,7 +172,8 @@ class MultikvLayer(CacheLayerMixin):
         key, value = (x.new_empty(rows, *x.shape[2:], dtype=dtype) for x in caches)
         bounds = (step.end - first) * torch.arange(batch_size + 1, device=key.device)
         starts = torch.full((batch_size,), first, device=key.device)
-        multikv.gather_kv_cache(*caches, key, value, step.table, bounds, *self.format, seq_starts=starts)
+        kv_cache_dtype, k_scale, v_scale = self.format
+        multikv.gather_kv_cache(*caches, key, value, step.table, bounds, kv_cache_dtype, k_scale, v_scale, starts)
         key, value = (x.unflatten(0, (batch_size, -1)).transpose(1, 2) for x in (key, value))
         return key, value
 
