@@ -5,6 +5,7 @@ An empty variable counts as unset.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,16 @@ class AnyPythonWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+def description() -> str:
+    """Returns README.md for a package index: links and pictures that only the repository has become their text."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+    return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     ext_modules=[Extension("multikv.lib", sources=[])],
     cmdclass={"build_ext": BuildWithCMake, "bdist_wheel": AnyPythonWheel},
 )
