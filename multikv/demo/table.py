@@ -71,4 +71,4 @@ def _numbers(r: Result) -> Iterable[str]:
     if r.time_us is None or r.gb_per_s is None or r.share_of_copy is None:
         return ()
     texts = f"{r.time_us:.1f}", f"{r.gb_per_s:.1f}", f"{100 * r.share_of_copy:.0f}"
-    return (text.rjust(width) for text, (_, width) in zip(texts, _NUMBERS, strict=True))
+    return (f" {text:>{width - 1}}" for text, (_, width) in zip(texts, _NUMBERS, strict=True))
