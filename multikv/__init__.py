@@ -15,10 +15,14 @@ Example:
 
 import typing as _typing
 
-from . import platforms as platforms
-from .runtime import explanations as _explanations
-from .runtime import fake as _fake
-from .runtime import loading as _loading
+from .runtime import command as _command
+
+_command.require_torch()
+
+from . import platforms as platforms  # noqa: E402
+from .runtime import explanations as _explanations  # noqa: E402
+from .runtime import fake as _fake  # noqa: E402
+from .runtime import loading as _loading  # noqa: E402
 
 _loading.load()  # before the import of ops, which looks up the schemas that the CPU library registers
 _fake.register()

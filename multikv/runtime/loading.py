@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import detection, libraries
+from . import command, detection, libraries
 from .c_api import ABI_VERSION, CpuLibrary, GpuLibrary
 from .libraries import Library
 from .process import PROCESS
@@ -25,8 +25,10 @@ def load() -> None:
         return
     try:
         _load(Settings.from_environment())
-    except ImportError:
+    except ImportError as error:
         PROCESS.clear()
+        if command.is_running():
+            raise SystemExit(str(error)) from None
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -214,6 +215,9 @@ except ImportError as error:
     assert output_of(code) == not_built
     (clone / "CMakeLists.txt").touch()
     assert output_of(code) == f"{not_built}; `make demo` in {clone} builds and installs it"
+    command = ["-m", "multikv"]
+    run = subprocess.run([sys.executable, *command], cwd=clone, env={"PYTHONPATH": ""}, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stdout == "" and run.stderr.startswith(not_built) and run.stderr.count("\n") == 1
     shutil.copytree(package, installed / "multikv", ignore=others)
     assert output_of(code) == (
         f"{not_built}; the source tree {clone} shadows the installed package {installed / 'multikv'}: "
