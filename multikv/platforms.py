@@ -115,7 +115,7 @@ def set_cpu_isa(name: str) -> None:
         name: one of cpu_isas().
 
     Raises:
-        RuntimeError: the name is unknown, or this CPU lacks the instruction set.
+        ValueError: the name is unknown, or this CPU lacks the instruction set.
 
     Example:
         >>> platforms.set_cpu_isa("avx2")
@@ -149,7 +149,7 @@ def set_swap_strategy(name: str) -> None:
         name: "copy_engine", "kernel", or "auto", which chooses for each run of neighbouring blocks by its size.
 
     Raises:
-        RuntimeError: the name is unknown.
+        ValueError: the name is unknown.
 
     Example:
         >>> platforms.set_swap_strategy("kernel")

@@ -49,6 +49,11 @@ def _print_tables(device: torch.device) -> int:
 
     about, console = describe(device), table.make_console()
     table.print_header(console, about)
-    results = [run(case, device) for case in cases.CASES]
-    table.print_results(console, results, about["copy"])
-    return 0 if all(result.ok for result in results) else 1
+    rows = table.Rows(console, (case.name for case in cases.CASES), about["copy"])
+    all_ok = True
+    for case in cases.CASES:
+        result = run(case, device)
+        rows.add(result)
+        all_ok &= result.ok
+    rows.finish()
+    return 0 if all_ok else 1

@@ -1,65 +1,74 @@
-"""Prints the results of the demo to a terminal or a file."""
+"""Prints the results of the demo to a terminal or a file, each as soon as it is measured."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
-import rich.box
 from rich.console import Console
-from rich.table import Table
 
 from .measure import Result
 
 _FILE_WIDTH = 120  # columns, where the output is not a terminal
+_NUMBERS = (("us", 10), ("GB/s", 8), ("% copy", 8))  # columns of numbers, and their widths
+
+
+def make_console() -> Console:
+    """Returns a console for the standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
 
 
 def print_header(console: Console, about: dict[str, Any]) -> None:
     """Prints what `measure.describe` returned."""
     console.print(f"[bold]multikv {about['multikv']}[/], torch {about['torch']}, Python {about['python']}")
     console.print(
-        f"platform: [bold]{about['platform']}[/]; ops run on {about['device_name']}, {about['threads']} CPU threads",
-        highlight=False,
+        f"platform: [bold]{about['platform']}[/]; ops run on {about['device_name']}, {about['threads']} CPU threads"
     )
-    console.print(*about["report"], sep="\n", markup=False, highlight=False)
+    console.print(*about["report"], sep="\n", markup=False)
 
 
-def print_results(console: Console, results: list[Result], copy: str) -> None:
-    """Prints a table of all results, and then the errors."""
-    console.print(_table(results, copy))
-    for r in results:
-        if r.error:
-            console.print(f"{r.op}, {r.case}: {r.error}", style="red", markup=False)
+class Rows:
+    """The table of results, printed row by row."""
 
+    def __init__(self, console: Console, names: Iterable[str], copy: str) -> None:
+        """Prints the head of the table.
 
-def make_console() -> Console:
-    """Returns a console for the standard output."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
-    return console
+        Args:
+            console: where to print.
+            names: names of all cases that will come.
+            copy: describes the copy that times are compared with.
+        """
+        self._console = console
+        self._width = max(map(len, names)) + 4
+        self._op = ""
+        self._errors: list[Result] = []
+        console.print("\nbytes: compared with those of multikv.reference")
+        console.print(f"% copy: 100 * time of a copy of as many bytes ({copy}) / time of the op\n", markup=False)
+        head = "op and case".ljust(self._width) + "bytes" + "".join(name.rjust(width) for name, width in _NUMBERS)
+        console.print(f"[bold]{head}[/]")
+        console.print("-" * len(head))
 
+    def add(self, result: Result) -> None:
+        """Prints a result, and before it the name of its op if it is another than that of the last result."""
+        if result.op != self._op:
+            self._op = result.op
+            self._console.print(f"[bold]{result.op}[/]")
+        bytes_are = "[green]equal[/]" if result.ok else "[bold red]WRONG[/]"
+        self._console.print(f"  {result.case}".ljust(self._width) + bytes_are + "".join(_numbers(result)))
+        if result.error:
+            self._errors.append(result)
 
-def _table(results: list[Result], copy: str) -> Table:
-    table = Table(
-        title="bytes: compared with those of multikv.reference\n"
-        f"% copy: 100 * time of a copy of as many bytes ({copy}) / time of the op",
-        title_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-    )
-    for name in ("op and case", "bytes"):
-        table.add_column(name, no_wrap=True)
-    for name in ("us", "GB/s", "% copy"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for op, rows in itertools.groupby(results, lambda r: r.op):
-        table.add_row(f"[bold]{op}")
-        for r in rows:
-            table.add_row(f"  {r.case}", "[green]equal[/]" if r.ok else "[bold red]WRONG[/]", *_numbers(r))
-    return table
+    def finish(self) -> None:
+        """Prints the errors."""
+        for r in self._errors:
+            self._console.print(f"{r.op}, {r.case}: {r.error}", style="red", markup=False)
 
 
 def _numbers(r: Result) -> Iterable[str]:
     if r.time_us is None or r.gb_per_s is None or r.share_of_copy is None:
         return ()
-    return f"{r.time_us:.1f}", f"{r.gb_per_s:.1f}", f"{100 * r.share_of_copy:.0f}"
+    texts = f"{r.time_us:.1f}", f"{r.gb_per_s:.1f}", f"{100 * r.share_of_copy:.0f}"
+    return (f" {text:>{width - 1}}" for text, (_, width) in zip(texts, _NUMBERS, strict=True))

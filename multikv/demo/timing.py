@@ -5,6 +5,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +15,6 @@ _SAMPLES = 20
 _FEW_SAMPLES = 9
 _COLD_SAMPLES = 41
 _WARM_UPS = 4  # calls that load code and make first allocations
-_CPU_S = 0.4  # least time of all samples together on a CPU, so that a short disturbance does not matter
 _SAMPLE_S = 2e-3  # approximate time of one sample, so that clock resolution and launch gaps do not matter
 _LONG_S = 100e-6  # a call that takes this long on a GPU hides the launch of the next call
 _HOST_BURST = 50  # maximum calls of a burst: more could fill the launch queue, and a launch into a full queue blocks
@@ -24,7 +24,20 @@ _QUEUED_S = 1.0  # approximate time of all samples of calls that are not in a gr
 _CYCLES_PER_S = 2e9  # a typical clock rate of a GPU; _queued_time doubles the cycles, which allows for faster clocks
 
 
-def device_times(contenders: Sequence[Sequence[Call]], device: torch.device, graph: bool = True) -> list[float]:
+class Effort(NamedTuple):
+    """How many samples are taken on a CPU."""
+
+    seconds: float  # least time of all samples together, so that a short disturbance does not matter
+    samples: int  # least number of samples of each contender
+
+
+THOROUGH = Effort(0.4, _FEW_SAMPLES)
+QUICK = Effort(0.1, 5)
+
+
+def device_times(
+    contenders: Sequence[Sequence[Call]], device: torch.device, graph: bool = True, effort: Effort = THOROUGH
+) -> list[float]:
     """Returns, for each contender, the time of one of its calls on the device.
 
     On a CPU the contenders take turns, so that other work of the machine slows all of them equally. Then their ratios
@@ -35,8 +48,11 @@ def device_times(contenders: Sequence[Sequence[Call]], device: torch.device, gra
         device: a GPU or the CPU.
         graph: whether to time short calls on a GPU as a CUDA graph of many of them, which has no launch gaps. If not,
             the calls are queued while the device is kept busy.
+        effort: how many samples are taken on a CPU.
     """
-    return [_cuda_time(calls, graph) for calls in contenders] if device.type == "cuda" else _cpu_times(contenders)
+    if device.type == "cuda":
+        return [_cuda_time(calls, graph) for calls in contenders]
+    return _cpu_times(contenders, effort)
 
 
 def cold_times(contenders: Sequence[Sequence[Call]], device: torch.device) -> list[float]:
@@ -97,13 +113,13 @@ def _wall_time(calls: Sequence[Call], passes: int) -> float:
     return (time.perf_counter() - start) / (passes * len(calls))
 
 
-def _cpu_times(contenders: Sequence[Sequence[Call]]) -> list[float]:
+def _cpu_times(contenders: Sequence[Sequence[Call]], effort: Effort = THOROUGH) -> list[float]:
     for calls in contenders:
         _wall_time(calls, 1)  # page faults and lazy initialisation
     passes = [_passes(calls, _wall_time(calls, 1)) for calls in contenders]
     samples: list[list[float]] = [[] for _ in contenders]
-    end = time.perf_counter() + _CPU_S
-    while time.perf_counter() < end or len(samples[0]) < _FEW_SAMPLES:
+    end = time.perf_counter() + effort.seconds
+    while time.perf_counter() < end or len(samples[0]) < effort.samples:
         for calls, count, times in zip(contenders, passes, samples, strict=True):
             if count > 1:
                 _wall_time(calls, 1)  # the other contender may have evicted this one's data from the caches

@@ -59,7 +59,9 @@ def calibrate_swaps(device: torch.device | str | int | None = None) -> dict[str,
         Costs of the directions "to_host" and "from_host", as swap_costs returns them.
 
     Raises:
-        RuntimeError: there is no such GPU, or not enough memory. The previous costs remain in use.
+        RuntimeError: no library serves a GPU on this host, or there is not enough memory. The previous costs remain in
+            use.
+        ValueError: the device is not a GPU.
 
     Example:
         >>> costs = multikv.calibrate_swaps("cuda:0")

@@ -60,7 +60,8 @@ def swap_costs(device: torch.device | str | int | None = None) -> dict[str, Swap
         The costs by direction, "to_host" and "from_host".
 
     Raises:
-        RuntimeError: no library serves a GPU on this host, or the device is not a GPU.
+        RuntimeError: no library serves a GPU on this host.
+        ValueError: the device is not a GPU.
 
     Example:
         >>> multikv.offload.swap_costs()["to_host"].kernel_threads  # of a device that is not calibrated
@@ -78,14 +79,15 @@ def gpu(function: str, device: torch.device | str | int | None) -> tuple[GpuLibr
         device: a GPU; None: the current one.
 
     Raises:
-        RuntimeError: no library serves a GPU on this host, or the device is not a GPU.
+        RuntimeError: no library serves a GPU on this host.
+        ValueError: the device is not a GPU.
     """
     library = platforms.gpu_library()
     if library is None or not torch.cuda.is_available():
         raise RuntimeError(f"{function}: no multikv library serves a GPU on this host\n{platforms.report()}")
     device = torch.device("cuda" if device is None else device)
     if device.type != "cuda":
-        raise RuntimeError(f"{function}: device: expected a GPU, got {device}")
+        raise ValueError(f"{function}: device: expected a GPU, got {device}")
     return library, torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 

@@ -38,7 +38,8 @@ def empty_pinned(shape: Iterable[SupportsIndex] | SupportsIndex, dtype: torch.dt
         A contiguous tensor that shares no memory with any other.
 
     Raises:
-        RuntimeError: a size is negative, or there is not enough memory that can be pinned.
+        ValueError: a size is negative, or the sizes have more than 2^63 - 1 bytes.
+        torch.OutOfMemoryError: there is not enough memory that can be pinned.
         TypeError: shape is neither an integer nor a sequence of integers.
 
     Example:
@@ -50,7 +51,7 @@ def empty_pinned(shape: Iterable[SupportsIndex] | SupportsIndex, dtype: torch.dt
     sizes = _sizes(shape)
     library, num_bytes = platforms.gpu_library(), math.prod(sizes) * dtype.itemsize
     if num_bytes > _MOST_BYTES:
-        raise RuntimeError(f"empty_pinned: shape: expected at most {_MOST_BYTES} bytes, got {num_bytes}")
+        raise ValueError(f"empty_pinned: shape: expected at most {_MOST_BYTES} bytes, got {num_bytes}")
     if library is None or num_bytes == 0 or not torch.cuda.is_available():
         return torch.empty(sizes, dtype=dtype)
     _calibrate_once(torch.cuda.current_device())
@@ -68,7 +69,7 @@ def _sizes(shape: Iterable[SupportsIndex] | SupportsIndex) -> tuple[int, ...]:
         expected = "an integer or a sequence of integers"
         raise TypeError(f"empty_pinned: shape: expected {expected}, got {shape!r}") from None
     if any(size < 0 for size in sizes):
-        raise RuntimeError(f"empty_pinned: shape: expected sizes of at least 0, got {list(sizes)}")
+        raise ValueError(f"empty_pinned: shape: expected sizes of at least 0, got {list(sizes)}")
     return sizes
 
 

@@ -38,10 +38,16 @@ def paged_attention_workspace_bytes(
     Returns:
         At most 128 MiB; 0 if no sequence is long enough to be split.
 
+    Raises:
+        ValueError: a number is negative.
+
     Example:
         >>> size = multikv.paged_attention_workspace_bytes(64, 32, 128, 8192)
         >>> workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
     """
+    if min(num_query_tokens, num_query_heads, value_size, max_seq_len) < 0:
+        numbers = f"{num_query_tokens}, {num_query_heads}, {value_size}, {max_seq_len}"
+        raise ValueError(f"paged_attention_workspace_bytes: expected numbers of at least 0, got {numbers}")
     num_granules = -(-max_seq_len // _GRANULE)
     if num_granules <= 1:
         return 0
@@ -232,8 +238,8 @@ def paged_attention_v1(
     max_seq_len: int,
     alibi_slopes: Tensor | None,
     kv_cache_dtype: str,
-    k_scale: Tensor,
-    v_scale: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     tp_rank: int,
     blocksparse_local_blocks: int,
     blocksparse_vert_stride: int,
@@ -316,8 +322,8 @@ def paged_attention_v2(
     max_seq_len: int,
     alibi_slopes: Tensor | None,
     kv_cache_dtype: str,
-    k_scale: Tensor,
-    v_scale: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     tp_rank: int,
     blocksparse_local_blocks: int,
     blocksparse_vert_stride: int,

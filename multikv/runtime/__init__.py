@@ -2,6 +2,7 @@
 
 Each module imports only modules above it:
 
+- `command` says what is missing when `python -m multikv` cannot start.
 - `hosts` finds the GPUs of this host.
 - `settings` reads the environment variables.
 - `c_api` has the prototypes of the C functions, which `csrc/c_api.h` declares.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import detection, libraries
+from . import command, detection, libraries
 from .c_api import ABI_VERSION, CpuLibrary, GpuLibrary
 from .libraries import Library
 from .process import PROCESS
@@ -25,8 +25,10 @@ def load() -> None:
         return
     try:
         _load(Settings.from_environment())
-    except ImportError:
+    except ImportError as error:
         PROCESS.clear()
+        if command.is_running():
+            raise SystemExit(str(error)) from None
         raise
 
 
@@ -39,7 +41,7 @@ def _load(settings: Settings) -> None:
     if settings.cpu_isa is not None:
         try:
             PROCESS.set_cpu_isa(settings.cpu_isa)
-        except RuntimeError as error:
+        except ValueError as error:
             raise ImportError(f"MULTIKV_CPU_ISA: {error}") from None
     for name in GPU_PLATFORMS:
         _consider(PROCESS.libraries[name], settings.platform, cpu.build_id())
@@ -59,7 +61,7 @@ def _open_cpu_library(library: Library) -> CpuLibrary:
         )
     libraries.open_library(library)
     if library.handle is None:
-        raise ImportError(f"multikv: {library.path.name} cannot be loaded: {library.reason}{_shadowed(library)}")
+        raise ImportError(f"multikv: {library.path.name} cannot be loaded: {library.reason}{_advice(library)}")
     try:
         cpu = CpuLibrary(library.handle)
     except AttributeError as error:
@@ -69,13 +71,15 @@ def _open_cpu_library(library: Library) -> CpuLibrary:
     return cpu
 
 
-def _shadowed(library: Library) -> str:
-    """Names the installed package that a source tree without libraries shadows; empty if there is none."""
+def _advice(library: Library) -> str:
+    """Says what to do about a source tree without libraries; empty if the library exists or this is no source tree."""
+    root = library.path.parents[2]
     installed = None if library.path.exists() else libraries.built_package_behind(library.path.parents[1])
     if installed is None:
-        return ""
+        is_unbuilt_clone = not library.path.exists() and (root / "CMakeLists.txt").exists()
+        return f"; `make demo` in {root} builds and installs it" if is_unbuilt_clone else ""
     return (
-        f"; the source tree {library.path.parents[2]} shadows the installed package {installed}: "
+        f"; the source tree {root} shadows the installed package {installed}: "
         "start Python in another directory, or build the source tree"
     )
 

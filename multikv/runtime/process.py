@@ -41,7 +41,7 @@ class Process:
     def set_cpu_isa(self, name: str) -> None:
         """Selects the instruction set of the CPU kernels."""
         if not self.cpu.set_isa(name):
-            raise RuntimeError(f"CPU instruction set: expected one of {', '.join(self.cpu.isas())}, got '{name}'")
+            raise ValueError(f"CPU instruction set: expected one of {', '.join(self.cpu.isas())}, got '{name}'")
 
     def set_check_indices(self, enabled: bool) -> None:
         """Turns the index checks of GPU ops on or off."""
@@ -51,7 +51,7 @@ class Process:
     def set_swap_strategy(self, name: str) -> None:
         """Selects what copies the blocks of swaps."""
         if name not in SWAP_STRATEGIES:
-            raise RuntimeError(f"swap strategy: expected one of {', '.join(SWAP_STRATEGIES)}, got '{name}'")
+            raise ValueError(f"swap strategy: expected one of {', '.join(SWAP_STRATEGIES)}, got '{name}'")
         if self.gpu is not None:
             self.gpu.set_swap_strategy(SWAP_STRATEGIES.index(name))
         self.swap_strategy = name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_set_cpu_isa():
 @pytest.mark.parametrize("name", ["avx", "AVX2", "", "sse2"])
 def test_set_unknown_cpu_isa(name):
     before = platforms.cpu_isa()
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(ValueError) as caught:
         platforms.set_cpu_isa(name)
     assert str(caught.value) == (
         f"CPU instruction set: expected one of {', '.join(platforms.cpu_isas())}, got '{name}'"
@@ -100,7 +101,7 @@ def test_set_unknown_cpu_isa(name):
 
 def test_set_cpu_isa_that_this_cpu_lacks():
     for isa in set(ISAS) - set(platforms.cpu_isas()):
-        with pytest.raises(RuntimeError, match="expected one of"):
+        with pytest.raises(ValueError, match="expected one of"):
             platforms.set_cpu_isa(isa)
 
 
@@ -212,6 +213,11 @@ except ImportError as error:
 """
     not_built = "multikv: libmultikv_cpu.so cannot be loaded: not built"
     assert output_of(code) == not_built
+    (clone / "CMakeLists.txt").touch()
+    assert output_of(code) == f"{not_built}; `make demo` in {clone} builds and installs it"
+    command = ["-m", "multikv"]
+    run = subprocess.run([sys.executable, *command], cwd=clone, env={"PYTHONPATH": ""}, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stdout == "" and run.stderr.startswith(not_built) and run.stderr.count("\n") == 1
     shutil.copytree(package, installed / "multikv", ignore=others)
     assert output_of(code) == (
         f"{not_built}; the source tree {clone} shadows the installed package {installed / 'multikv'}: "

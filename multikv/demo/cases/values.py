@@ -13,14 +13,16 @@ CACHE_DTYPES = {
     "fp8_ds_mla": torch.float8_e4m3fn,
 }
 _LARGEST_FINITE = {torch.float8_e4m3fn: 0x7E, torch.float8_e5m2: 0x7B}
+_DISTINCT = 1_000_003  # random values on a CPU; a prime, so that the rows and blocks of a tensor differ
 SPARE_BLOCKS = 3  # blocks of a cache that no token is in, whose content must not change
 
 
 def bits(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns random bits, which may be any value of the dtype, NaN included."""
+    """Returns random bits, any value of the dtype, NaN included. On a CPU, large tensors repeat themselves."""
     num_bytes = dtype.itemsize * math.prod(shape)
-    words = torch.empty(-(-num_bytes // 8), dtype=torch.int64, device=device).random_(-(2**63), None)
-    return words.view(torch.uint8)[:num_bytes].view(dtype).view(shape)
+    num_words = -(-num_bytes // 8)
+    words = torch.empty(_num_random(num_words, device), dtype=torch.int64, device=device).random_(-(2**63), None)
+    return _repeated(words, num_words).view(torch.uint8)[:num_bytes].view(dtype).view(shape)
 
 
 def finite_fp8(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -30,8 +32,22 @@ def finite_fp8(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
 
 
 def normal(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Returns normally distributed bfloat16 values, which stand for the output of a layer of a model."""
-    return torch.randn(shape, dtype=torch.bfloat16, device=device)
+    """Returns normally distributed bfloat16 values, which stand for the output of a layer of a model.
+
+    On a CPU, large tensors repeat themselves.
+    """
+    size = math.prod(shape)
+    values = torch.randn(_num_random(size, device), dtype=torch.bfloat16, device=device)
+    return _repeated(values, size).view(torch.Size(shape))
+
+
+def _num_random(size: int, device: torch.device) -> int:
+    """Returns how many of `size` values are random. On a CPU a random number takes longer than any op takes for it."""
+    return min(size, _DISTINCT) if device.type == "cpu" else size
+
+
+def _repeated(values: Tensor, size: int) -> Tensor:
+    return values if values.numel() == size else values.repeat(-(-size // values.numel()))[:size]
 
 
 def scales(device: torch.device, *numbers: float) -> Tensor:
