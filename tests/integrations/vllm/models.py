@@ -54,6 +54,7 @@ def save(name: str, folder: Path) -> PreTrainedModel:
             if any(part in parameter_name for part in ("q_proj", "k_proj", "v_proj", "o_proj", "query_key_value")):
                 parameter.mul_(3)
     model.save_pretrained(folder)
+    model.set_attn_implementation("eager")  # "sdpa" ignores softcap
     return model
 
 

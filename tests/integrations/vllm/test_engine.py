@@ -108,7 +108,7 @@ def test_line_of_the_log(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     with caplog.at_level(logging.INFO, "vllm.multikv"):
         line = integration.register()
-    assert [record.message for record in caplog.records] == [line]
+    assert {record.message for record in caplog.records} == {line}
     assert line.startswith("multikv serves 14 cache ops of vLLM 0.33.0: concat_and_cache_mla, ")
     assert line.endswith("; attention: CPU_ATTN")
 
