@@ -37,7 +37,7 @@ OPTIONS = {
 
 
 def cache_in(layout, dtype):
-    """A cache of vLLM, [num_blocks, num_kv_heads, block_size, 2 * head_size], in an order of memory, filled with NaN."""
+    """A cache [num_blocks, num_kv_heads, block_size, 2 * head_size] in an order of memory, filled with NaN."""
     shape = (NUM_BLOCKS, NUM_KV_HEADS, BLOCK_SIZE, 2 * HEAD_SIZE)
     order = layout.layer_view_order
     memory = torch.full([shape[i] for i in order], -1, dtype=torch.int8).view(torch.uint8)  # 0xff is NaN in e4m3
