@@ -26,8 +26,9 @@ class Served:
 def serve_cache_ops() -> Served:
     """Registers the kernels of all libraries that are loaded, and defines the ops that do not exist.
 
-    Later calls do nothing and return the same result. An op whose schema differs from the expected one is left as it is. Kernels stay registered for the rest of the
-    process, so the ops of vLLM's own library must be registered before: it would register its kernels over these.
+    Later calls do nothing and return the same result. An op whose schema differs from the expected one is left as it
+    is. Kernels stay registered for the rest of the process. The ops of vLLM's own library must have been registered
+    before, or it would register its kernels over these.
     """
     libraries: list[CpuLibrary | GpuLibrary] = [PROCESS.cpu]
     if PROCESS.gpu is not None:
