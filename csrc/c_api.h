@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 // Increase this number when a function in this file changes.
-#define MULTIKV_ABI_VERSION 2
+#define MULTIKV_ABI_VERSION 3
 
 #define MULTIKV_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -18,6 +18,18 @@ MULTIKV_EXPORT int32_t multikv_abi_version();
 
 // A digest of the sources that the library was built from.
 MULTIKV_EXPORT const char* multikv_build_id();
+
+// The names of the ops of vLLM's namespace _C_cache_ops that the library has a kernel for, separated by commas.
+MULTIKV_EXPORT const char* multikv_vllm_ops();
+
+// Registers the library's kernel for an op of vLLM's namespace _C_cache_ops, for the rest of the process. The CPU
+// library registers it under dispatch key CPU, a GPU library under CUDA. A kernel that is registered there is replaced.
+//
+//   name    the op, one of multikv_vllm_ops()
+//   schema  the schema of the op in this process, as PyTorch prints it; nullptr if there is none: the op is then defined
+//
+// Returns nullptr, or the text of the reason why the op is not served, which is valid until the thread's next call.
+MULTIKV_EXPORT const char* multikv_serve_vllm(const char* name, const char* schema);
 
 // -- in the CPU library -----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ environment variables, of which an empty one counts as unset:
   of these that this CPU supports.
 - `MULTIKV_SWAP` = `auto` (default), `copy_engine` or `kernel` selects what copies blocks; see set_swap_strategy.
 - `MULTIKV_CHECK_INDICES` = `1` makes GPU ops check their indices; see set_check_indices. Default: `0`.
+- `MULTIKV_VLLM` and `MULTIKV_VLLM_ATTENTION`: see multikv.integrations.vllm.
 
 Example:
     >>> from multikv import platforms

@@ -1,6 +1,9 @@
 // Registers the CPU kernels with the dispatcher.
+#include "c_api.h"
 #include "cpu/launch.h"
+#include "frontend/torch/takeover.h"
 #include "ops.h"
+#include "vllm_ops.h"
 
 namespace multikv::cpu {
 
@@ -24,3 +27,12 @@ struct Backend {
 }  // namespace multikv::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(multikv, CPU, m) { multikv::implement_ops<multikv::cpu::Backend>(m); }
+
+const char* multikv_vllm_ops() {
+  static const std::string names = multikv::op_names(multikv::vllm::kernels<multikv::cpu::Backend>());
+  return names.c_str();
+}
+
+const char* multikv_serve_vllm(const char* name, const char* schema) {
+  return multikv::take_over(multikv::vllm::kernels<multikv::cpu::Backend>(), "_C_cache_ops", "CPU", name, schema);
+}

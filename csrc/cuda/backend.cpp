@@ -7,10 +7,13 @@
 #include <atomic>
 #include <optional>
 
+#include "c_api.h"
 #include "cuda/context.h"
 #include "cuda/swap/addresses.h"
+#include "frontend/torch/takeover.h"
 #include "ops.h"
 #include "vendor/driver.h"
+#include "vllm_ops.h"
 
 namespace multikv::gpu {
 namespace {
@@ -88,3 +91,12 @@ void set_check_indices(bool enabled) { check_indices.store(enabled); }
 }  // namespace multikv::gpu
 
 STABLE_TORCH_LIBRARY_IMPL(multikv, CUDA, m) { multikv::implement_ops<multikv::gpu::Backend>(m); }
+
+const char* multikv_vllm_ops() {
+  static const std::string names = multikv::op_names(multikv::vllm::kernels<multikv::gpu::Backend>());
+  return names.c_str();
+}
+
+const char* multikv_serve_vllm(const char* name, const char* schema) {
+  return multikv::take_over(multikv::vllm::kernels<multikv::gpu::Backend>(), "_C_cache_ops", "CUDA", name, schema);
+}

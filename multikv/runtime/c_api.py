@@ -12,7 +12,7 @@ import json
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
 from typing import Any, NamedTuple
 
-ABI_VERSION = 2  # equals MULTIKV_ABI_VERSION of csrc/c_api.h
+ABI_VERSION = 3  # equals MULTIKV_ABI_VERSION of csrc/c_api.h
 
 
 class Prototype(NamedTuple):
@@ -25,6 +25,8 @@ class Prototype(NamedTuple):
 EVERY_LIBRARY = {
     "multikv_abi_version": Prototype(c_int32),
     "multikv_build_id": Prototype(c_char_p),
+    "multikv_vllm_ops": Prototype(c_char_p),
+    "multikv_serve_vllm": Prototype(c_char_p, (c_char_p, c_char_p)),
 }
 CPU_LIBRARY = EVERY_LIBRARY | {
     "multikv_cpu_isa": Prototype(c_char_p),
@@ -95,6 +97,23 @@ class _Library:
     def build_id(self) -> str:
         """Digest of the sources that the library was compiled from."""
         return self._text("multikv_build_id")
+
+    def vllm_ops(self) -> tuple[str, ...]:
+        """Names of the ops of vLLM's namespace _C_cache_ops that the library has a kernel for."""
+        return tuple(self._text("multikv_vllm_ops").split(","))
+
+    def serve_vllm(self, name: str, schema: str | None) -> str | None:
+        """Registers the library's kernel for an op of vLLM's namespace _C_cache_ops, for the rest of the process.
+
+        Args:
+            name: the op, one of vllm_ops().
+            schema: the op's schema in this process; None if there is none, and the library defines the op.
+
+        Returns:
+            None, or the reason why the op is not served.
+        """
+        reason = self._call("multikv_serve_vllm", name.encode(), None if schema is None else schema.encode())
+        return None if reason is None else str(reason.decode())
 
 
 class CpuLibrary(_Library):

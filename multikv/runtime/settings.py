@@ -22,6 +22,8 @@ class Settings:
     cpu_isa: str | None = None  # MULTIKV_CPU_ISA; None: the best instruction set of this CPU
     swap_strategy: str = "auto"  # MULTIKV_SWAP
     check_indices: bool = False  # MULTIKV_CHECK_INDICES
+    vllm: bool = True  # MULTIKV_VLLM
+    vllm_attention: bool = False  # MULTIKV_VLLM_ATTENTION
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -35,6 +37,8 @@ class Settings:
             check_indices=_choice(environment, "MULTIKV_CHECK_INDICES", ("0", "1"), "0 or 1") == "1",
             swap_strategy=_choice(environment, "MULTIKV_SWAP", SWAP_STRATEGIES, f"one of {', '.join(SWAP_STRATEGIES)}"),
             cpu_isa=environment.get("MULTIKV_CPU_ISA") or None,
+            vllm=_choice(environment, "MULTIKV_VLLM", ("1", "0"), "0 or 1") == "1",
+            vllm_attention=_choice(environment, "MULTIKV_VLLM_ATTENTION", ("0", "1"), "0 or 1") == "1",
         )
 
 

@@ -33,16 +33,29 @@ struct Kernel<Backend, schema, make_params> {
   }
 };
 
-// Registers the kernel under the op's name.
+// A kernel with the dispatcher's calling convention, and the name and schema of its op.
+struct BoxedKernel {
+  const char* name;
+  const char* schema;
+  void (*call)(StableIValue* stack, uint64_t num_arguments, uint64_t num_results);
+};
+
 template <class Backend, const auto& schema, auto make_params>
-void implement(Library& m) {
+BoxedKernel boxed_kernel() {
   static constexpr auto name = [] {
     std::array<char, op_name(schema).size() + 1> text{};
     for (size_t i = 0; i + 1 < text.size(); ++i) text[i] = schema[i];
     return text;
   }();
   constexpr auto* call = &Kernel<Backend, schema, make_params>::call;
-  m.impl(name.data(), TORCH_BOX(call));
+  return {name.data(), schema, TORCH_BOX(call)};
+}
+
+// Registers the kernel under the op's name.
+template <class Backend, const auto& schema, auto make_params>
+void implement(Library& m) {
+  const BoxedKernel kernel = boxed_kernel<Backend, schema, make_params>();
+  m.impl(kernel.name, kernel.call);
 }
 
 }  // namespace multikv

@@ -1,0 +1,73 @@
+#include "frontend/torch/takeover.h"
+
+#include <algorithm>
+#include <exception>
+
+namespace multikv {
+
+std::string op_names(const std::vector<BoxedKernel>& kernels) {
+  std::string names;
+  for (const BoxedKernel& kernel : kernels) {
+    if (!names.empty()) names += ',';
+    names += kernel.name;
+  }
+  return names;
+}
+
+std::string signature(std::string_view schema) {
+  std::string text;
+  int depth = 0;            // of parentheses
+  char quote = 0;           // the quotation mark of the string literal that is being read
+  bool is_default = false;  // whether a default value is being read
+  for (const char c : schema.substr(std::min(schema.find('('), schema.size()))) {
+    if (quote != 0) {
+      if (c == quote) quote = 0;
+      continue;
+    }
+    if (is_default && (c == '\'' || c == '"')) quote = c;
+    if (c == ')') --depth;
+    if (depth == 1 && c == '=') is_default = true;
+    if (depth == 0 || (depth == 1 && c == ',')) is_default = false;
+    // An alias set is in parentheses inside the list of arguments. "->" comes after the list, at depth 0.
+    const bool is_alias_set = depth > 1 || (depth == 1 && (c == '(' || c == ')'));
+    if (!is_default && !is_alias_set) text += c;
+    if (c == '(') ++depth;
+  }
+  return text;
+}
+
+namespace {
+
+const BoxedKernel* find(const std::vector<BoxedKernel>& kernels, std::string_view name) {
+  const auto found =
+      std::find_if(kernels.begin(), kernels.end(), [&](const auto& kernel) { return kernel.name == name; });
+  return found == kernels.end() ? nullptr : &*found;
+}
+
+// Registrations last as long as their Library, so it is never deleted.
+Library& endless_library(Library::Kind kind, const char* ns, const char* dispatch_key) {
+  return *new Library(kind, ns, dispatch_key, __FILE__, __LINE__);
+}
+
+}  // namespace
+
+const char* take_over(const std::vector<BoxedKernel>& kernels, const char* ns, const char* dispatch_key,
+                      std::string_view name, const char* schema) {
+  static thread_local std::string reason;
+  const BoxedKernel* kernel = find(kernels, name);
+  if (kernel == nullptr) return "multikv has no kernel of this name";
+  if (schema != nullptr && signature(schema) != signature(kernel->schema)) {
+    reason = "its schema is " + signature(schema) + ", expected " + signature(kernel->schema);
+    return reason.c_str();
+  }
+  try {
+    if (schema == nullptr) endless_library(Library::Kind::FRAGMENT, ns, nullptr).def(kernel->schema);
+    endless_library(Library::Kind::IMPL, ns, dispatch_key).impl(kernel->name, kernel->call);
+  } catch (const std::exception& caught) {
+    reason = caught.what();
+    return reason.c_str();
+  }
+  return nullptr;
+}
+
+}  // namespace multikv
