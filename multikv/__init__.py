@@ -27,20 +27,31 @@ from .ops import *  # noqa: E402
 
 if typing.TYPE_CHECKING:
     from . import offload as offload
+    from . import pool as pool
     from .offload import calibrate_swaps as calibrate_swaps
     from .offload import empty_pinned as empty_pinned
+    from .pool import Batch as Batch
+    from .pool import CacheStats as CacheStats
+    from .pool import OutOfBlocks as OutOfBlocks
+    from .pool import PagedKVCache as PagedKVCache
+    from .pool import PagedMLACache as PagedMLACache
+    from .pool import Sequence as Sequence
 
     __version__: str
 else:  # type checkers take the names from the imports
-    __all__ = ["calibrate_swaps", "empty_pinned", "platforms"] + ops.__all__
+    _LATER = {"calibrate_swaps": "offload", "empty_pinned": "offload"} | dict.fromkeys(
+        ["Batch", "CacheStats", "OutOfBlocks", "PagedKVCache", "PagedMLACache", "Sequence"], "pool"
+    )
+    __all__ = ["platforms"] + list(_LATER) + ops.__all__
 
     def __getattr__(name):
-        """Imports `multikv.offload`, and looks the version up, at the first use, so that `import multikv` is faster."""
+        """Imports modules, and looks the version up, at the first use, so that `import multikv` is faster."""
         import importlib.metadata  # noqa: PLC0415
 
-        if name in ("offload", "calibrate_swaps", "empty_pinned"):
-            offload = importlib.import_module("multikv.offload")
-            value = offload if name == "offload" else getattr(offload, name)
+        if name in ("offload", "pool", "transfer"):
+            value = importlib.import_module(f"multikv.{name}")
+        elif name in _LATER:
+            value = getattr(importlib.import_module(f"multikv.{_LATER[name]}"), name)
         elif name == "__version__":
             try:
                 value = importlib.metadata.version("multikv")
@@ -52,4 +63,4 @@ else:  # type checkers take the names from the imports
         return value
 
     def __dir__():
-        return sorted({*globals(), *__all__, "__version__", "offload"})
+        return sorted({*globals(), *__all__, "__version__", "offload", "pool", "transfer"})
