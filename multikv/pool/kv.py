@@ -87,7 +87,7 @@ class PagedKVCache(PagedCache):
         stored = storage_dtype("PagedKVCache", kv_cache_dtype, self.dtype)
         scales = {"k_scale": k_scale, "v_scale": v_scale}
         tensors = [as_scale(f"PagedKVCache: {name}", x, num_kv_heads, self.device) for name, x in scales.items()]
-        self.k_scale, self.v_scale = (x.contiguous() for x in torch.broadcast_tensors(*tensors))
+        self.k_scale, self.v_scale = self.scales = [x.contiguous() for x in torch.broadcast_tensors(*tensors)]
         inner = (block_size, num_kv_heads) if layout == "NHD" else (num_kv_heads, block_size)
         memory = torch.zeros(2 * num_layers, num_blocks, *inner, head_size, dtype=stored, device=self.device).unbind()
         self.planes = [plane if layout == "NHD" else plane.transpose(1, 2) for plane in memory]

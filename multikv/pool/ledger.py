@@ -197,6 +197,39 @@ class Ledger:
         self._counts.from_host += len(taken)
         return taken
 
+    def _adopt(self, call: str, drafts: list[Sequence], written: list[int], unit: int) -> list[Sequence]:
+        """Gives new sequences the blocks of `written` tokens each, or raises OutOfBlocks.
+
+        They share the prefix that the cache holds, up to a multiple of `unit` tokens, and num_written is its length.
+        What comes after it is to be filled in; then _finish_adoption makes it the sequences'.
+        """
+        with self._lock:
+            for sequence, end in zip(drafts, written, strict=True):
+                sequence._pool = self._pool
+                self._share_prefix(sequence)
+                kept = min(sequence.num_written, end) // unit * unit
+                self._pool.release(sequence.blocks[kept // self.block_size :])
+                sequence._replace(sequence.blocks[: kept // self.block_size], self.block_size)
+                sequence.num_written = sequence.num_cached_tokens = kept
+            counts = [-(-end // self.block_size) - len(s.blocks) for s, end in zip(drafts, written, strict=True)]
+            if sum(counts) > self._pool.num_free:
+                for sequence in drafts:
+                    self._pool.release(sequence.blocks)
+                raise OutOfBlocks(call, sum(counts), self._pool.num_free, self._pool.num_blocks, "device")
+            for sequence, count in zip(drafts, counts, strict=True):
+                sequence._hold(self._take(count), self.block_size)
+            if self._host is not None:
+                self._order_copies(self._host, drafts)
+                self._host.wait_outgoing()
+            return drafts
+
+    def _finish_adoption(self, sequences: list[Sequence], written: list[int]) -> None:
+        """Declares that the blocks of adopted sequences are filled."""
+        with self._lock:
+            for sequence, end in zip(sequences, written, strict=True):
+                begin, sequence.num_written = sequence.num_written, end
+                self._name_blocks(sequence, begin // self.block_size)
+
     def _finish(self, move: Move, sequences: list[Sequence], is_offloaded: bool) -> None:
         move.finish()
         for sequence in sequences:

@@ -19,13 +19,15 @@ def as_device(device: torch.device | str | None) -> torch.device:
 def storage_dtype(
     owner: str, kv_cache_dtype: str, dtype: torch.dtype, family: formats.Family = formats.Family.CACHE
 ) -> torch.dtype:
-    """Returns the dtype of a cache with this format: that of its input, or uint8 for codes."""
+    """Returns the dtype of a cache with this format: that of its input, an fp8 type, or uint8 for fp8_ds_mla."""
     try:
         codec = formats.find(kv_cache_dtype, family).codec
     except ValueError as error:
         raise ValueError(f"{owner}: {error}") from None
-    if codec.is_fp8:
+    if codec.scale_place == formats.ScalePlace.ENTRY:
         return torch.uint8
+    if isinstance(codec.element, formats.Fp8Format):
+        return codec.element.dtype
     if kv_cache_dtype not in ("auto", str(dtype).removeprefix("torch.")):
         raise ValueError(f"{owner}: kv_cache_dtype: expected 'auto' or the dtype of the cache, got {kv_cache_dtype!r}")
     return dtype

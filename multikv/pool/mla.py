@@ -74,6 +74,7 @@ class PagedMLACache(PagedCache):
                 raise ValueError(f"PagedMLACache: {_DS_MLA}: expected sizes 512 and 64, got {latent_size}, {rope_size}")
             entry_size = DS_MLA_ENTRY.num_bytes
         self.scale = as_scale("PagedMLACache: scale", scale, 1, self.device)
+        self.scales = [self.scale]
         shape = num_layers, num_blocks, block_size, entry_size
         memory = torch.zeros(shape, dtype=stored, device=self.device).unbind()
         self.planes = [plane.unsqueeze(2) for plane in memory]

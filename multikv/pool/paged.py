@@ -67,6 +67,8 @@ class PagedCache(Ledger):
     one cache on the same stream. Copies between the tiers run on a stream of their own, ordered by events.
     """
 
+    kv_cache_dtype: str
+    scales: list[Tensor]  # of the fp8 formats: one element, or one for each head
     planes: list[Tensor]  # [num_blocks, block_size, heads, head_size] each: K0, V0, K1, ...; MLA: one for each layer
 
     def new(self, tokens: Iterable[int], cache_salt: str | bytes = "") -> Sequence:

@@ -49,7 +49,7 @@ class Sequence:
         "tokens",
     )
 
-    def __init__(self, tokens: array.array[int], root: bytes, pool: BlockPool) -> None:
+    def __init__(self, tokens: array.array[int], root: bytes, pool: BlockPool | None) -> None:
         """Makes a sequence without blocks."""
         self.tokens = tokens
         self.blocks: array.array[int] = array.array("i")

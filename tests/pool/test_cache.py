@@ -128,6 +128,17 @@ def test_forks_copy_the_block_that_they_write(any_device):
     check_blocks(cache, forks)
 
 
+def test_a_copied_block_replaces_the_shared_one_in_the_table(any_device):
+    cache = make_cache(any_device)
+    first = cache.new(range(6))
+    step(cache, [first])
+    fork = cache.fork(first)
+    first.append(7)
+    batch = step(cache, [first])
+    assert batch.block_table.tolist() == [list(first.blocks)] and first.blocks != fork.blocks
+    check_contents(cache, [first, fork])
+
+
 def test_a_fork_between_two_blocks_copies_nothing(any_device):
     cache = make_cache(any_device)
     first = cache.new(range(8))

@@ -42,7 +42,7 @@ class CacheMachine(RuleBasedStateMachine):
         try:
             return call()
         except multikv.OutOfBlocks as error:
-            assert error.wanted > error.free >= 0
+            assert error.wanted > error.free >= 0  # noqa: PT017
             after = pool.snapshot(self.cache, self.model)
             assert before[:2] == after[:2]
             assert all(torch.equal(a, b) for a, b in zip(before[2], after[2], strict=False))

@@ -81,6 +81,32 @@ def test_a_prefix_on_the_host_is_taken_as_far_as_there_is_room(any_device):
     check_blocks(cache, [again, other])
 
 
+def test_a_prefix_that_comes_back_is_not_evicted_from_the_host(any_device):
+    cache = make_cache(any_device, num_blocks=3, num_host_blocks=2)
+    for tokens in (range(8), range(100, 112)):  # the second evicts the first to the host
+        sequence = cache.new(tokens)
+        step(cache, [sequence])
+        cache.free(sequence)
+    again = cache.new(range(9))  # evicts the second, for which the host has no room
+    assert again.num_cached_tokens == 8
+    step(cache, [again])
+    check_contents(cache, [again])
+    check_blocks(cache, [again])
+
+
+def test_blocks_that_are_found_are_not_free_for_others(any_device):
+    cache = make_cache(any_device, num_blocks=4, num_host_blocks=8)
+    sequence = cache.new(range(12))
+    step(cache, [sequence])
+    cache.offload([sequence])
+    other = cache.new(range(50, 58))
+    step(cache, [other])  # leaves two of the three blocks on the device
+    with pytest.raises(multikv.OutOfBlocks) as caught:
+        cache.restore([sequence])
+    assert (caught.value.wanted, caught.value.free) == (1, 0)
+    check_blocks(cache, [sequence, other])
+
+
 def test_out_of_host_blocks_changes_nothing(any_device):
     cache = make_cache(any_device, num_blocks=8, num_host_blocks=2)
     sequence = cache.new(range(12))

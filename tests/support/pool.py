@@ -32,6 +32,8 @@ def contents(tokens, begin=0, salt=""):
 
 def write(cache, batch, salts=None):
     """Writes all layers of a batch. The value of layer i is that of layer 0 plus 2 i, and values are keys plus 1."""
+    for row, sequence in zip(batch.block_table.tolist(), batch.sequences, strict=True):
+        assert row[: len(sequence.blocks)] == list(sequence.blocks)[: len(row)]
     numbers = []
     for i, (sequence, start, end) in enumerate(zip(batch.sequences, batch._starts, batch._ends, strict=False)):
         numbers += contents(sequence.tokens[:end], start, salts[i] if salts else "")
