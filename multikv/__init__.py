@@ -34,17 +34,28 @@ from .ops import *  # noqa: E402
 if _typing.TYPE_CHECKING:
     from . import formats as formats
     from . import offload as offload
+    from . import pool as pool
     from . import reference as reference
+    from . import transfer as transfer
     from .offload import SwapCosts as SwapCosts
     from .offload import calibrate_swaps as calibrate_swaps
     from .offload import empty_pinned as empty_pinned
     from .offload import swap_costs as swap_costs
+    from .pool import Batch as Batch
+    from .pool import CacheStats as CacheStats
+    from .pool import OutOfBlocks as OutOfBlocks
+    from .pool import PagedKVCache as PagedKVCache
+    from .pool import PagedMLACache as PagedMLACache
+    from .pool import Sequence as Sequence
 
     __version__: str
 else:  # type checkers take the names from the imports
-    _OF_OFFLOAD = ("SwapCosts", "calibrate_swaps", "empty_pinned", "swap_costs")
-    _MODULES = ("formats", "offload", "ops", "platforms", "reference")
-    __all__ = list(_OF_OFFLOAD + _MODULES) + ops.__all__
+    _MODULES = ("formats", "offload", "ops", "platforms", "pool", "reference", "transfer")
+    _LATER = {
+        **dict.fromkeys(("SwapCosts", "calibrate_swaps", "empty_pinned", "swap_costs"), "offload"),
+        **dict.fromkeys(("Batch", "CacheStats", "OutOfBlocks", "PagedKVCache", "PagedMLACache", "Sequence"), "pool"),
+    }
+    __all__ = list(_LATER) + list(_MODULES) + ops.__all__
 
     def __getattr__(name):
         """Imports modules, and looks the version up, at the first use, so that `import multikv` is faster."""
@@ -52,8 +63,8 @@ else:  # type checkers take the names from the imports
 
         if name in _MODULES:
             value = importlib.import_module(f"multikv.{name}")
-        elif name in _OF_OFFLOAD:
-            value = getattr(importlib.import_module("multikv.offload"), name)
+        elif name in _LATER:
+            value = getattr(importlib.import_module(f"multikv.{_LATER[name]}"), name)
         elif name == "__version__":
             try:
                 value = importlib.metadata.version("multikv")

@@ -1,0 +1,118 @@
+"""What two sides must agree on: the shapes of their caches, the heads that go from one to the other, and the chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ..pool.paged import PagedCache
+from .errors import TransferError
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape and format of the share of a model's cache that one rank holds."""
+
+    num_planes: int
+    head_size: int
+    element_bytes: int
+    format: str
+    block_size: int
+    first_head: int
+    num_heads: int
+    scales: list[list[float]]  # of k and v (MLA: one list), one number for each head
+
+    @classmethod
+    def of(cls, cache: PagedCache, first_head: int) -> Geometry:
+        """Describes a cache, whose first head is head `first_head` of the model."""
+        plane = cache.planes[0]
+        format = cache.kv_cache_dtype if plane.dtype == torch.uint8 else str(plane.dtype).removeprefix("torch.")
+        has_scales = plane.dtype.itemsize == 1 and plane.dtype != torch.uint8
+        scales = [x.expand(plane.size(2)).tolist() for x in cache.scales] if has_scales else []
+        sizes = len(cache.planes), plane.size(3), plane.element_size()
+        return cls(*sizes, format, cache.block_size, first_head, plane.size(2), scales)
+
+    @classmethod
+    def from_json(cls, message: dict[str, Any]) -> Geometry:
+        """Reads what to_json wrote."""
+        return cls(**message)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what a message can hold."""
+        return asdict(self)
+
+    @property
+    def heads(self) -> range:
+        """The heads of the model that this rank holds."""
+        return range(self.first_head, self.first_head + self.num_heads)
+
+    def difference(self, other: Geometry, heads: range) -> str | None:
+        """Says why heads of another cache cannot be copied to this one, or returns None."""
+        for name in ("num_planes", "head_size", "element_bytes", "format"):
+            if getattr(self, name) != getattr(other, name):
+                return f"{name}: expected {getattr(self, name)}, got {getattr(other, name)}"
+        for mine, theirs in zip(self.scales, other.scales, strict=True):
+            for head in heads:
+                a, b = mine[head - self.first_head], theirs[head - other.first_head]
+                if a != b:
+                    return f"scale of head {head}: expected {a}, got {b}"
+        return None
+
+
+def assign_heads(mine: Geometry, sources: dict[int, Geometry]) -> dict[int, range]:
+    """Returns the heads that each source sends. A head that several sources hold comes from the first of them."""
+    missing = set(mine.heads)
+    chosen: dict[int, range] = {}
+    for rank, source in sources.items():
+        taken = sorted(missing.intersection(source.heads))
+        chosen[rank] = range(taken[0], taken[-1] + 1) if taken else range(0)
+        if len(taken) != len(chosen[rank]):
+            raise TransferError(f"rank {rank}: expected neighbouring heads, got {taken}")
+        missing.difference_update(taken)
+    if missing:
+        raise TransferError(f"no source holds the heads {sorted(missing)}")
+    return chosen
+
+
+class Chunk(NamedTuple):
+    """Positions begin to end of a sequence, which are packed and sent together."""
+
+    sequence: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The chunks of a hand-over. They begin at blocks of both sides."""
+
+    starts: list[int]  # of each sequence, the first position that is sent
+    ends: list[int]
+    size: int  # the most tokens of a chunk
+
+    @classmethod
+    def of(cls, starts: list[int], ends: list[int], alignment: int, token_bytes: int, chunk_bytes: int) -> Chunks:
+        """Plans chunks of about chunk_bytes; both sides get the same."""
+        size = max(chunk_bytes // max(token_bytes, 1) // alignment, 1) * alignment
+        longest = max((end - start for start, end in zip(starts, ends, strict=True)), default=0)
+        return cls(starts, ends, min(size, -(-longest // alignment) * alignment))
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of all chunks."""
+        return sum(self.ends) - sum(self.starts)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yields the chunks in the order in which they are sent."""
+        for i, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
+            for begin in range(start, end, max(self.size, 1)):
+                yield Chunk(i, begin, min(begin + self.size, end))
+
+
+def alignment(one: Geometry, other: Geometry) -> int:
+    """Returns the tokens after which a block ends on both sides."""
+    return math.lcm(one.block_size, other.block_size)

@@ -1,0 +1,91 @@
+"""The pipeline: chunks are packed and unpacked while others are on their way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..offload import empty_pinned
+from ..ops import checksum_blocks, pack_layers, unpack_layers
+from ..pool import Sequence
+from ..pool.paged import PagedCache
+from .channel import Channel, Pending
+from .plan import Chunk, Chunks
+
+_NUM_BUFFERS = 3
+
+
+class Staging:
+    """Buffers that hold some heads of a chunk of tokens of all planes, and the checksums of all tokens.
+
+    | buffer 0: chunk 0, 3, ... | buffer 1: chunk 1, 4, ... | buffer 2: chunk 2, 5, ... |
+    """
+
+    def __init__(
+        self, cache: PagedCache, sequences: list[Sequence], heads: range, chunks: Chunks, device: torch.device
+    ):
+        """Makes buffers on a device; heads are counted from the first of the cache."""
+        self._cache, self._sequences, self._heads, self._chunks = cache, sequences, heads, chunks
+        plane = cache.planes[0]
+        self._inner = len(cache.planes), len(heads), plane.size(3)
+        shape, dtype = (_NUM_BUFFERS, chunks.size, *self._inner), plane.dtype
+        self._is_on_host = device.type == "cpu" and cache.device.type != "cpu"
+        self._buffers = (
+            empty_pinned(shape, dtype) if self._is_on_host else torch.empty(shape, dtype=dtype, device=device)
+        )
+        self.checksums = torch.empty(chunks.num_tokens, 1, dtype=torch.int64, device=device)
+        self._num_hashed = 0
+
+    def send(self, channel: Channel) -> None:
+        """Packs and sends all chunks."""
+        pending: list[Pending] = []
+        for i, chunk in enumerate(self._chunks):
+            if i >= _NUM_BUFFERS:
+                pending[i - _NUM_BUFFERS].wait()
+            rows = self._rows(i, chunk)
+            pack_layers(self._cache.planes, self._blocks(chunk), rows[None], len(rows), self._heads.start)
+            self._settle()
+            self._hash(rows)
+            pending.append(channel.start_sending(_bytes(rows)))
+        for sent in pending[-_NUM_BUFFERS:]:
+            sent.wait()
+
+    def receive(self, channel: Channel) -> None:
+        """Receives and unpacks all chunks."""
+        chunks = list(self._chunks)
+
+        def start(i: int) -> Pending:
+            return channel.start_receiving(_bytes(self._rows(i, chunks[i])))
+
+        pending = [start(i) for i in range(min(_NUM_BUFFERS, len(chunks)))]
+        for i, chunk in enumerate(chunks):
+            pending[i].wait()
+            rows = self._rows(i, chunk)
+            self._hash(rows)
+            unpack_layers(rows[None], self._cache.planes, self._blocks(chunk), len(rows), self._heads.start)
+            self._settle()
+            if i + _NUM_BUFFERS < len(chunks):
+                pending.append(start(i + _NUM_BUFFERS))
+
+    def _rows(self, i: int, chunk: Chunk) -> Tensor:
+        return self._buffers[i % _NUM_BUFFERS, : chunk.end - chunk.begin]
+
+    def _blocks(self, chunk: Chunk) -> Tensor:
+        size = self._cache.block_size
+        blocks = self._sequences[chunk.sequence].blocks[chunk.begin // size : -(-chunk.end // size)]
+        return torch.frombuffer(blocks, dtype=torch.int32)
+
+    def _hash(self, rows: Tensor) -> None:
+        """Hashes the bytes of each token."""
+        begin, self._num_hashed = self._num_hashed, self._num_hashed + len(rows)
+        tokens = torch.arange(len(rows), device=rows.device)
+        checksum_blocks([rows.view(len(rows), 1, -1)], tokens, self.checksums[begin : self._num_hashed])
+
+    def _settle(self) -> None:
+        """Waits until a GPU has written or read a buffer in host memory."""
+        if self._is_on_host:
+            torch.cuda.current_stream(self._cache.device).synchronize()
+
+
+def _bytes(rows: Tensor) -> Tensor:
+    return rows.view(-1).view(torch.uint8)

@@ -1,0 +1,115 @@
+"""multikv.transfer between processes: `tests/support/ranks.py` has what the four ranks do."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import pytest
+import torch
+
+from multikv.transfer import TransferError
+from multikv.transfer.plan import Chunks, Geometry, assign_heads
+from tests.support.processes import run_program
+
+GOOD = ("one_to_one", "no_sequences", "fewer_ranks", "more_ranks", "head_of_two_sources", "mla")
+FULL = "receive: 27 blocks wanted, 20 of 20 device blocks are free; free, truncate or offload sequences"
+MISFIT = "receive: the cache of rank 0 does not fit: "
+REFUSALS = {
+    "other_dtype": MISFIT + "element_bytes: expected 4, got 2",
+    "other_scale": MISFIT + "scale of head 0: expected 1.5, got 0.5",
+    "missing_heads": "receive: no source holds the heads [0]",
+}
+
+
+@functools.cache
+def results(device: str, backend: str) -> list[dict[str, object]]:
+    """What each of the ranks says about each scenario."""
+    run = run_program("-m", "tests.support.ranks", device, backend, OMP_NUM_THREADS="1")
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.fixture
+def outcome(device_type):
+    """Returns what the ranks say about a scenario, with the blocks of a GPU going through pinned memory."""
+    return lambda name: [rank.get(name, "ended") for rank in results(device_type, "gloo")]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_sequences_arrive(outcome, name):
+    assert outcome(name) == [None] * 4
+
+
+def test_a_known_prefix_is_not_sent(outcome):
+    """Of 57 tokens the receiver has 54, and blocks of 4 and of 6 tokens end together after 48."""
+    assert outcome("known_prefix") == [9, None, None, None]
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_caches_that_do_not_fit(outcome, name):
+    sent, received, *_ = outcome(name)
+    assert received == f"TransferError: {REFUSALS[name]}"
+    assert sent == f"TransferError: send: rank 1 refused: {REFUSALS[name]}"
+
+
+def test_a_receiver_without_room(outcome):
+    sent, full, other, _ = outcome("too_few_blocks")
+    assert full == f"OutOfBlocks: {FULL}"
+    assert sent == f"TransferError: send: rank 1 refused: {FULL}"
+    assert other == f"TransferError: receive: rank 0 refused: send: rank 1 refused: {FULL}"
+
+
+def test_senders_that_disagree(outcome):
+    first, second, received, _ = outcome("different_sequences")
+    reason = "receive: ranks 0 and 1 send different sequences"
+    assert received == f"TransferError: {reason}"
+    assert first == second == f"TransferError: send: rank 2 refused: {reason}"
+
+
+def test_a_damaged_chunk(outcome):
+    sent, received, *_ = outcome("damaged")
+    reason = "the checksums of 1 of 100 tokens differ"
+    assert received == f"TransferError: receive: rank 0: {reason}"
+    assert sent == f"TransferError: send: rank 1 refused: {reason}"
+
+
+def test_a_peer_that_does_not_answer(outcome):
+    sent, *_ = outcome("nobody_answers")
+    assert sent.startswith("TransferError: send: rank 1 died or did not answer in time: ")
+
+
+def test_a_peer_that_dies(outcome):
+    _, _, received, died = outcome("sender_dies")
+    assert died == "ended" and received.startswith("TransferError: receive: rank 3 died or did not answer in time: ")
+
+
+def test_nccl(gpu):
+    if torch.cuda.device_count() < 4:
+        pytest.skip("needs four GPUs")
+    wanted = dict.fromkeys(GOOD, [None] * 4)
+    assert {name: [rank.get(name, "ended") for rank in results("cuda", "nccl")] for name in GOOD} == wanted
+
+
+def geometry(first_head, num_heads, **options):
+    return Geometry(
+        **{"num_planes": 2, "head_size": 8, "element_bytes": 2, "format": "bfloat16"} | options,
+        **{"block_size": 4, "first_head": first_head, "num_heads": num_heads, "scales": []},
+    )
+
+
+def test_heads():
+    mine = geometry(2, 4)
+    assert assign_heads(mine, {0: geometry(0, 4), 1: geometry(4, 4)}) == {0: range(2, 4), 1: range(4, 6)}
+    assert assign_heads(mine, {5: geometry(0, 8), 7: geometry(0, 8)}) == {5: range(2, 6), 7: range(0)}
+    with pytest.raises(TransferError, match=r"^no source holds the heads \[2, 5\]$"):
+        assign_heads(mine, {0: geometry(3, 2)})
+    with pytest.raises(TransferError, match=r"^rank 1: expected neighbouring heads, got \[2, 5\]$"):
+        assign_heads(mine, {0: geometry(3, 2), 1: geometry(0, 8)})
+
+
+def test_chunks():
+    chunks = Chunks.of([0, 8, 4], [20, 8, 9], alignment=4, token_bytes=100, chunk_bytes=900)
+    assert [tuple(chunk) for chunk in chunks] == [(0, 0, 8), (0, 8, 16), (0, 16, 20), (2, 4, 9)]
+    assert chunks.num_tokens == 25
+    assert Chunks.of([0], [3], 4, 100, 1).size == 4 and Chunks.of([], [], 4, 100, 1).num_tokens == 0
