@@ -3,8 +3,8 @@
 
 set(MULTIKV_DEFAULT_HIP_ARCHS gfx90a gfx942 gfx950 gfx1100 gfx1201)
 
-# Sets HIPCC (the command and its options), MULTIKV_HIP_VERSION, MULTIKV_HIP_INCLUDE, MULTIKV_HIP_LIBRARY and
-# MULTIKV_HIP_ARCHS_BUILT in the caller.
+# Sets HIPCC (the command and its options), MULTIKV_HIP_LAUNCHER (what stands before a compiler), MULTIKV_HIP_VERSION,
+# MULTIKV_HIP_INCLUDE, MULTIKV_HIP_LIBRARY and MULTIKV_HIP_ARCHS_BUILT in the caller.
 macro(multikv_find_hip)
   # Without this, Debian's hipcc calls nvcc where there is one.
   execute_process(COMMAND "${CMAKE_COMMAND}" -E env HIP_PLATFORM=amd "${MULTIKV_HIPCC}" --version
@@ -23,11 +23,12 @@ macro(multikv_find_hip)
     # hipcc is a script: its own time says nothing of the compiler that it calls.
     set(launcher "CCACHE_COMPILERCHECK=%compiler% --version" "${MULTIKV_CCACHE}")
   endif()
+  set(MULTIKV_HIP_LAUNCHER "${CMAKE_COMMAND}" -E env ${launcher})
   # Debian 12 has HIP 5.2, whose own compiler is clang 15 and knows no GPU after gfx1036 but gfx940.
   find_program(MULTIKV_HIP_CLANG clang++-22)
   if(MULTIKV_HIP_CLANG AND MULTIKV_HIP_VERSION VERSION_LESS 6)
     multikv_clang_hip_options(options)
-    set(HIPCC "${CMAKE_COMMAND}" -E env ${launcher} "${MULTIKV_HIP_CLANG}" ${options})
+    set(HIPCC ${MULTIKV_HIP_LAUNCHER} "${MULTIKV_HIP_CLANG}" ${options})
   else()
     set(HIPCC "${CMAKE_COMMAND}" -E env HIP_PLATFORM=amd ${launcher} "${MULTIKV_HIPCC}")
   endif()
