@@ -1,7 +1,7 @@
 """The HIP kernels on an emulated AMD GPU: tests/hip/emulation.
 
-With MULTIKV_TEST_DEVICES=wave64 (or wave32), all ops on CPU tensors run the HIP backend's kernels, lane by lane, in waves of
-64 (or 32) lanes. The whole process is given to that: the kernels take the place of the CPU's.
+With MULTIKV_TEST_DEVICES=wave64 (or wave32), all ops on CPU tensors run the HIP backend's kernels, lane by lane, in
+waves of 64 (or 32) lanes. The whole process is given to that: the kernels take the place of the CPU's.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def closing(text: str, start: int) -> int:
 
 
 def beginning_of_kernel(text: str, end: int) -> int:
-    """The index at which the expression of the kernel begins that ends before `end`: a name, with template arguments."""
+    """The index at which the kernel's name begins, whose template arguments end before `end`."""
     i, depth = len(text[:end].rstrip()), 0
     while i > 0 and (depth > 0 or re.match(r"[\w:<>]", text[i - 1])):
         i -= 1

@@ -17,8 +17,9 @@
 #include "emulation/execution.h"
 
 #undef __shared__
-// Shared memory is static: one thread block runs at a time. The section lets the emulation fill all of it.
-#define __shared__ static __attribute__((section("multikv_lds")))
+// Shared memory is static: one thread block runs at a time. The section lets the emulation fill all of it, and
+// `used` keeps the compiler from relying on what the program alone stores.
+#define __shared__ static __attribute__((section("multikv_lds"), used))
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
