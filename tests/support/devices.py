@@ -42,10 +42,15 @@ def device_names() -> list[str]:
     return names
 
 
+def is_emulated() -> bool:
+    """Whether this process gives all CPU tensors to the emulated GPU."""
+    return device_names()[0] in emulation.WAVE_SIZES
+
+
 def untested() -> list[str]:
     """A line for each group of kernels that a run on these devices does not reach."""
     names, lines = device_names(), []
-    if names[0] in emulation.WAVE_SIZES:
+    if is_emulated():
         count = emulation.launches()
         return [f"{names[0]}: emulated HIP kernels, in {count} launches; no other kernels were tested"]
     for isa in platforms.libraries()[0].architectures:

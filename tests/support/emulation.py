@@ -10,9 +10,15 @@ import ctypes
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
 import multikv  # noqa: F401  # the CPU library registers its kernels first
+
+# Tests of what only a CPU's kernels do: the last of duplicate slots wins, and the host's rounding modes are kept.
+CPU_ONLY = ("one_slot_wins", "duplicates_wins", "flushed_subnormals")
+# Tests of large calls, which for a GPU are as small ones.
+LARGE = ("cpu_cache_holds", "test_many_tokens")
 
 WAVE_SIZES = {"wave64": 64, "wave32": 32}
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,3 +42,15 @@ def load(name: str) -> None:
 def launches() -> int:
     """The number of kernels that this process has launched."""
     return int(ctypes.CDLL(str(path())).multikv_emulated_launches())
+
+
+def mark(item: pytest.Item) -> None:
+    """Gives a test of the emulated kernels its markers: hip, for large calls slow as well, and skip for a CPU's."""
+    name = getattr(item, "originalname", item.name)
+    if not {"device", "any_device"} & set(getattr(item, "fixturenames", ())):
+        return
+    item.add_marker("hip")
+    if name.endswith(LARGE):
+        item.add_marker("slow")
+    if name.endswith(CPU_ONLY):
+        item.add_marker(pytest.mark.skip(reason="a promise of the CPU's kernels"))
