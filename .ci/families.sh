@@ -53,9 +53,9 @@ for family in exact=no fast=yes; do
   expect "$name, CUDA, code for sm_90" "for 'sm_90'" yes "$name.log"
   expect "$name, CUDA, code for sm_90a" "for 'sm_90a'" "$fuses" "$name.log"
   objcopy -O binary --only-section=.hip_fatbin "build/$object" hip.bundle
-  clang-offload-bundler-15 --unbundle --type=o --targets=hipv4-amdgcn-amd-amdhsa--gfx90a \
+  clang-offload-bundler-22 --unbundle --type=o --targets=hipv4-amdgcn-amd-amdhsa--gfx90a \
     --input=hip.bundle --output=hip.o
-  llvm-objdump-15 -d hip.o >hip.txt
+  llvm-objdump-22 -d hip.o >hip.txt
   expect "$name, HIP, fused" 'v_(pk_)?fma' "$fuses" hip.txt
 done
 exit $failed

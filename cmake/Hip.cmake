@@ -1,11 +1,14 @@
-# The HIP backend: the CUDA sources, hipified into the build tree and compiled by hipcc, with AMD's vendor headers from
-# csrc/hip. It needs neither an AMD GPU nor a ROCm build of torch.
+# The HIP backend: the CUDA sources, hipified into the build tree and compiled by AMD's hipcc or by clang-22, with AMD's
+# vendor headers from csrc/hip. It needs neither an AMD GPU nor a ROCm build of torch.
 
-# Sets HIPCC (the command), MULTIKV_HIP_VERSION, MULTIKV_HIP_INCLUDE and MULTIKV_HIP_LIBRARY in the caller.
+set(MULTIKV_DEFAULT_HIP_ARCHS gfx90a gfx942 gfx950 gfx1100 gfx1201)
+
+# Sets HIPCC (the command and its options), MULTIKV_HIP_LAUNCHER (what stands before a compiler), MULTIKV_HIP_VERSION,
+# MULTIKV_HIP_INCLUDE, MULTIKV_HIP_LIBRARY and MULTIKV_HIP_ARCHS_BUILT in the caller.
 macro(multikv_find_hip)
   # Without this, Debian's hipcc calls nvcc where there is one.
-  set(HIPCC "${CMAKE_COMMAND}" -E env HIP_PLATFORM=amd "${MULTIKV_HIPCC}")
-  execute_process(COMMAND ${HIPCC} --version OUTPUT_VARIABLE found ERROR_QUIET)
+  execute_process(COMMAND "${CMAKE_COMMAND}" -E env HIP_PLATFORM=amd "${MULTIKV_HIPCC}" --version
+    OUTPUT_VARIABLE found ERROR_QUIET)
   if(NOT found MATCHES "HIP version: ([0-9.]+)")
     message(FATAL_ERROR "${MULTIKV_HIPCC} --version does not tell the version of HIP: ${found}")
   endif()
@@ -14,13 +17,81 @@ macro(multikv_find_hip)
   get_filename_component(root "${root}/../.." ABSOLUTE)
   find_path(MULTIKV_HIP_INCLUDE hip/hip_runtime_api.h HINTS "${root}/include" "${root}/../include" REQUIRED)
   find_library(MULTIKV_HIP_LIBRARY amdhip64 HINTS "${root}/lib" "${root}/../lib" REQUIRED)
-  # hipcc is a script: its own time says nothing of the compiler that it calls.
-  get_filename_component(launcher "${MULTIKV_CCACHE}" NAME)
-  if(launcher STREQUAL "ccache")
-    set(HIPCC "${CMAKE_COMMAND}" -E env HIP_PLATFORM=amd "CCACHE_COMPILERCHECK=%compiler% --version"
-              "${MULTIKV_CCACHE}" "${MULTIKV_HIPCC}")
+  set(launcher)
+  get_filename_component(name "${MULTIKV_CCACHE}" NAME)
+  if(name STREQUAL "ccache")
+    # hipcc is a script: its own time says nothing of the compiler that it calls.
+    set(launcher "CCACHE_COMPILERCHECK=%compiler% --version" "${MULTIKV_CCACHE}")
   endif()
+  set(MULTIKV_HIP_LAUNCHER "${CMAKE_COMMAND}" -E env ${launcher})
+  # Debian 12 has HIP 5.2, whose own compiler is clang 15 and knows no GPU after gfx1036 but gfx940.
+  find_program(MULTIKV_HIP_CLANG clang++-22)
+  if(MULTIKV_HIP_CLANG AND MULTIKV_HIP_VERSION VERSION_LESS 6)
+    multikv_clang_hip_options(options)
+    set(HIPCC ${MULTIKV_HIP_LAUNCHER} "${MULTIKV_HIP_CLANG}" ${options})
+  else()
+    set(HIPCC "${CMAKE_COMMAND}" -E env HIP_PLATFORM=amd ${launcher} "${MULTIKV_HIPCC}")
+  endif()
+  multikv_hip_architectures(MULTIKV_HIP_ARCHS_BUILT)
 endmacro()
+
+# Sets `result` to the options with which clang-22 compiles against the headers and device libraries of HIP 5.
+function(multikv_clang_hip_options result)
+  get_filename_component(libraries "${MULTIKV_HIP_LIBRARY}" DIRECTORY)
+  find_path(MULTIKV_HIP_BITCODE ocml.bc HINTS "${libraries}" PATH_SUFFIXES amdgcn/bitcode REQUIRED)
+  get_filename_component(prefix "${MULTIKV_HIP_INCLUDE}" DIRECTORY)
+  set(${result} -x hip "--hip-path=${prefix}" "--rocm-device-lib-path=${CMAKE_BINARY_DIR}/hip/bitcode"
+    -D__HIP_PLATFORM_AMD__=1 -mcode-object-version=5 -include "${CMAKE_SOURCE_DIR}/csrc/hip/compat/hip5_clang22.h"
+    PARENT_SCOPE)
+endfunction()
+
+# Sets `result` to the architectures of MULTIKV_HIP_ARCHS; if it is empty, to the default ones that the compiler and its
+# device libraries know.
+function(multikv_hip_architectures result)
+  string(REGEX REPLACE "[ ,]+" ";" archs "${MULTIKV_HIP_ARCHS}")
+  set(candidates ${archs})
+  if(NOT archs)
+    set(candidates ${MULTIKV_DEFAULT_HIP_ARCHS})
+  endif()
+  foreach(arch IN LISTS candidates)
+    if(HIPCC MATCHES "--rocm-device-lib-path")
+      multikv_complete_bitcode("${arch}")
+    endif()
+    execute_process(COMMAND ${HIPCC} -x hip -E --cuda-device-only "--offload-arch=${arch}" /dev/null
+      OUTPUT_QUIET ERROR_VARIABLE error RESULT_VARIABLE failed)
+    if(NOT failed)
+      list(APPEND known "${arch}")
+    elseif(archs)
+      message(FATAL_ERROR "MULTIKV_HIP_ARCHS names ${arch}, which the compiler does not know: ${error}")
+    endif()
+  endforeach()
+  message(STATUS "multikv: building HIP ${MULTIKV_HIP_VERSION} for ${known}")
+  set(${result} "${known}" PARENT_SCOPE)
+endfunction()
+
+# Makes build/hip/bitcode: links to the device libraries, and the library that states the GPU's number, which device
+# libraries older than the GPU lack.
+function(multikv_complete_bitcode arch)
+  set(directory "${CMAKE_BINARY_DIR}/hip/bitcode")
+  file(MAKE_DIRECTORY "${directory}")
+  file(GLOB libraries "${MULTIKV_HIP_BITCODE}/*.bc")
+  foreach(library IN LISTS libraries)
+    get_filename_component(name "${library}" NAME)
+    file(CREATE_LINK "${library}" "${directory}/${name}" SYMBOLIC)
+  endforeach()
+  string(REGEX REPLACE "^gfx([^:]+).*" "\\1" name "${arch}")  # gfx90a:xnack- is code for a gfx90a
+  set(library "${directory}/oclc_isa_version_${name}.bc")
+  if(NOT EXISTS "${library}" AND name MATCHES "^([0-9]+)([0-9])([0-9a-f])$")
+    # 9010 for gfx90a, 12001 for gfx1201.
+    math(EXPR number "1000 * ${CMAKE_MATCH_1} + 100 * ${CMAKE_MATCH_2} + 0x${CMAKE_MATCH_3}")
+    file(WRITE "${directory}/isa_version.ll"
+      "@__oclc_ISA_version = linkonce_odr protected local_unnamed_addr addrspace(4) constant i32 ${number}\n")
+    execute_process(
+      COMMAND "${MULTIKV_HIP_CLANG}" -x ir --target=amdgcn-amd-amdhsa -nogpulib -Wno-override-module -emit-llvm
+              -c "${directory}/isa_version.ll" -o "${library}"
+      COMMAND_ERROR_IS_FATAL ANY)
+  endif()
+endfunction()
 
 # The library without kernels, which multikv_add_hip_family adds.
 function(multikv_add_hip_backend)
@@ -47,23 +118,16 @@ function(multikv_add_hip_backend)
   target_include_directories(multikv_hip BEFORE PRIVATE "${directory}" csrc/hip)
   target_include_directories(multikv_hip SYSTEM PRIVATE "${MULTIKV_HIP_INCLUDE}")
   target_link_libraries(multikv_hip PRIVATE frontend multikv_torch "${MULTIKV_HIP_LIBRARY}" ${CMAKE_DL_LIBS})
-  multikv_hip_architectures(archs)
-  list(TRANSFORM archs REPLACE ":.*" "")  # gfx90a:xnack- is code for a gfx90a
+  list(TRANSFORM MULTIKV_HIP_ARCHS_BUILT REPLACE ":.*" "" OUTPUT_VARIABLE archs)  # gfx90a:xnack- is code for a gfx90a
   list(REMOVE_DUPLICATES archs)
   multikv_finish_library(multikv_hip rocm "${MULTIKV_HIP_VERSION}" "${archs}")
-endfunction()
-
-function(multikv_hip_architectures result)
-  string(REGEX REPLACE "[ ,]+" ";" archs "${MULTIKV_HIP_ARCHS}")
-  set(${result} "${archs}" PARENT_SCOPE)
 endfunction()
 
 # One object for each source, in the place of the source.
 function(multikv_add_hip_family name arithmetic)
   multikv_gpu_sources(sources ${name})
   multikv_contraction_option(contraction ${arithmetic})
-  multikv_hip_architectures(archs)
-  list(TRANSFORM archs PREPEND "--offload-arch=")
+  list(TRANSFORM MULTIKV_HIP_ARCHS_BUILT PREPEND "--offload-arch=" OUTPUT_VARIABLE archs)
   set(directory "${CMAKE_BINARY_DIR}/hip")
   foreach(source IN LISTS sources)
     set(object "${directory}/${source}.o")
@@ -71,6 +135,7 @@ function(multikv_add_hip_family name arithmetic)
       OUTPUT "${object}"
       COMMAND ${HIPCC} -c "${directory}/${source}" -o "${object}" -MD -MT "${object}" -MF "${object}.d"
               -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${archs}
+              -Wno-bitwise-instead-of-logical  # kernels evaluate both sides on purpose: it saves a branch
               "-I${directory}" "-I${CMAKE_SOURCE_DIR}/csrc/hip" "-I${CMAKE_SOURCE_DIR}/csrc"
               # Divisions and square roots are rounded as IEEE says.
               -fhip-fp32-correctly-rounded-divide-sqrt ${contraction}

@@ -2,7 +2,8 @@
 
 MULTIKV_TEST_DEVICES is a comma-separated list of `cpu` (once per instruction set of this host) and `cuda` (also what
 ROCm's devices are called); by default `cpu`, and `cuda` where there is one. A device that is named and missing fails
-the run: a test that is skipped everywhere finds nothing.
+the run: a test that is skipped everywhere finds nothing. `wave64` or `wave32` alone is the emulated AMD GPU of
+tests/support/emulation.py.
 
 The folders slow/, gpu/ and hip/ give their tests the marker of that name; a test that asks for the fixture `gpu`, or
 that runs on the device `cuda`, has the marker gpu.
@@ -19,7 +20,7 @@ import pytest
 import torch
 
 from multikv import platforms
-from tests.support import devices
+from tests.support import devices, emulation
 
 hypothesis.settings.register_profile(
     "multikv",
@@ -37,7 +38,9 @@ FOLDERS_OF_MARKERS = ("slow", "gpu", "hip")
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        devices.device_names()
+        names = devices.device_names()
+        if devices.is_emulated():
+            emulation.load(names[0])
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -60,6 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker in FOLDERS_OF_MARKERS:
             if marker in folders or (marker == "gpu" and "gpu" in getattr(item, "fixturenames", ())):
                 item.add_marker(marker)
+        if devices.is_emulated():
+            emulation.mark(item)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -80,6 +85,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     kind, _, isa = request.param.partition("-")
     if kind == "cuda":
         yield torch.device("cuda", torch.cuda.current_device())
+        return
+    if kind in emulation.WAVE_SIZES:
+        yield torch.device("cpu")
         return
     before = platforms.cpu_isa()
     platforms.set_cpu_isa(isa)

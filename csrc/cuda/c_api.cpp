@@ -56,7 +56,7 @@ const char* multikv_gpu_swap_batch(const void* params, int32_t* is_done) {
 }
 
 const char* multikv_allocate_host(void** address, int64_t num_bytes) {
-  const cudaError_t error = cudaHostAlloc(address, num_bytes, cudaHostAllocPortable);
+  const cudaError_t error = cudaHostAlloc(address, num_bytes, gpu::kPinnedFlags);
   if (error == cudaSuccess) return nullptr;
   static_cast<void>(cudaGetLastError());  // clears the error, which the next launch would report otherwise
   return cudaGetErrorString(error);

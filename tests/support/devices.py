@@ -8,6 +8,11 @@ from pathlib import Path
 import torch
 
 from multikv import platforms
+from tests.support import emulation
+
+
+def _names(wanted: str) -> list[str]:
+    return [name.strip() for name in wanted.split(",") if name.strip()]
 
 
 def serves_gpu() -> bool:
@@ -18,15 +23,16 @@ def serves_gpu() -> bool:
 def device_names() -> list[str]:
     """The values of the `device` fixture: each instruction set of this CPU, and the GPU. See MULTIKV_TEST_DEVICES."""
     default = "cpu,cuda" if torch.cuda.is_available() else "cpu"
-    wanted = [name.strip() for name in (os.environ.get("MULTIKV_TEST_DEVICES") or default).split(",") if name.strip()]
-    names = []
+    wanted, names = _names(os.environ.get("MULTIKV_TEST_DEVICES") or default), []
+    if len(wanted) == 1 and wanted[0] in emulation.WAVE_SIZES:
+        return wanted
     for name in wanted:
         if name == "cpu":
             names += [f"cpu-{isa}" for isa in platforms.cpu_isas()]
         elif name == "cuda":
             names.append("cuda")
         else:
-            raise ValueError(f"MULTIKV_TEST_DEVICES: expected cpu or cuda, got {name!r}")
+            raise ValueError(f"MULTIKV_TEST_DEVICES: expected cpu or cuda, or wave32 or wave64 alone, got {name!r}")
     if not names:
         raise ValueError("MULTIKV_TEST_DEVICES: expected at least one of cpu and cuda")
     if "cuda" in names and not torch.cuda.is_available():
@@ -36,9 +42,17 @@ def device_names() -> list[str]:
     return names
 
 
+def is_emulated() -> bool:
+    """Whether this process gives all CPU tensors to the emulated GPU."""
+    return device_names()[0] in emulation.WAVE_SIZES
+
+
 def untested() -> list[str]:
     """A line for each group of kernels that a run on these devices does not reach."""
     names, lines = device_names(), []
+    if is_emulated():
+        count = emulation.launches()
+        return [f"{names[0]}: emulated HIP kernels, in {count} launches; no other kernels were tested"]
     for isa in platforms.libraries()[0].architectures:
         if f"cpu-{isa}" not in names:
             lacking = isa not in platforms.cpu_isas()

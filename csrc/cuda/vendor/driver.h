@@ -35,6 +35,9 @@ inline constexpr int kMaxParameterBytes = 4'000;
 inline bool has_large_parameters() { return false; }
 #endif
 
+// The flags of pinned memory: every GPU can access it.
+inline constexpr unsigned kPinnedFlags = cudaHostAllocPortable;
+
 // A function of the driver. The driver is not linked, so that this library can be loaded on hosts without a driver.
 // The process may load the driver after the first call of get(), so that only the answer of a loaded driver is kept.
 template <class Function>

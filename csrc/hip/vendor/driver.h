@@ -1,6 +1,7 @@
 // Everything on the host that is specific to AMD. cuda/vendor/driver.h has the same interface for NVIDIA.
 #pragma once
 
+#include <dlfcn.h>
 #include <hip/hip_runtime_api.h>
 
 #include <atomic>
@@ -41,6 +42,20 @@ inline Element e4m3_of_bytes(int32_t device_index) {
 inline constexpr int kMaxParameterBytes = 4'000;
 inline bool has_large_parameters() { return false; }
 
+// The flags of pinned memory. Without flags, the memory is coherent, and every GPU can access it. With
+// hipHostMallocPortable alone it is not coherent unless the variable HIP_HOST_COHERENT is set.
+inline constexpr unsigned kPinnedFlags = hipHostMallocDefault;
+
+// Whether the process has initialised AMD's runtime. Any call of HIP initialises it, and children that the process
+// forks later cannot use a GPU. hsa_system_get_info() fails until then. If the function is not found, the runtime
+// counts as initialised.
+inline bool has_runtime() {
+  using Getter = int(int attribute, void* value);
+  static const auto get = reinterpret_cast<Getter*>(dlsym(RTLD_DEFAULT, "hsa_system_get_info"));
+  uint16_t major = 0;  // the value of attribute 0, the major version
+  return get == nullptr || get(0, &major) == 0;
+}
+
 // Whether this process has initialised a GPU. The query does not initialise it.
 inline bool has_context(int32_t device_index) {
   unsigned flags = 0;
@@ -50,6 +65,7 @@ inline bool has_context(int32_t device_index) {
 
 // Whether this process has initialised any GPU. On a host without a driver, or with all GPUs hidden, it has not.
 inline bool has_any_context() {
+  if (!has_runtime()) return false;
   int count = 0;
   if (hipGetDeviceCount(&count) != hipSuccess) {
     static_cast<void>(hipGetLastError());  // clears the error, which the next launch would report otherwise
@@ -68,24 +84,38 @@ struct Memory {
   int32_t device;      // -1: the host
 };
 
+// Finds the first address and the size of the range that holds an address. AMD's runtime has no call that always
+// returns both: hipMemGetAddressRange() sets a null address for host memory that was registered, and the attribute
+// HIP_POINTER_ATTRIBUTE_RANGE_SIZE has only 32 bits.
+inline bool find_range(const void* address, uintptr_t& begin, size_t& size) {
+  auto* const at = const_cast<void*>(address);
+  hipDeviceptr_t base = nullptr;
+  if (hipMemGetAddressRange(&base, &size, at) != hipSuccess) return false;
+  if (base == nullptr && hipPointerGetAttribute(&base, HIP_POINTER_ATTRIBUTE_RANGE_START_ADDR, at) != hipSuccess)
+    return false;
+  begin = reinterpret_cast<uintptr_t>(base);
+  return true;
+}
+
 // Returns the range of memory that holds an address; nothing if no GPU can access the address.
 inline std::optional<Memory> memory_at(const void* address) {
   const auto at = reinterpret_cast<uintptr_t>(address);
   hipPointerAttribute_t attributes{};
-  if (hipPointerGetAttributes(&attributes, address) != hipSuccess || attributes.devicePointer == nullptr) {
+  uintptr_t begin = 0;
+  size_t size = 0;
+  if (hipPointerGetAttributes(&attributes, address) != hipSuccess || attributes.devicePointer == nullptr ||
+      !find_range(address, begin, size)) {
     static_cast<void>(hipGetLastError());
     return {};
   }
   const auto gpu_address = reinterpret_cast<uintptr_t>(attributes.devicePointer);
-  hipDeviceptr_t begin = nullptr;
-  size_t size = 0;
-  if (hipMemGetAddressRange(&begin, &size, attributes.devicePointer) != hipSuccess) {
-    static_cast<void>(hipGetLastError());
-    return {};
-  }
-  const uintptr_t first = at - (gpu_address - reinterpret_cast<uintptr_t>(begin));
-  const bool is_host = attributes.hostPointer != nullptr;
-  return Memory{first, first + size, static_cast<intptr_t>(gpu_address - at), is_host ? -1 : attributes.device};
+  const auto host_address = reinterpret_cast<uintptr_t>(attributes.hostPointer);  // null for memory of a GPU
+  // The first address of host memory is one of the host, or of the GPU in older versions of the runtime.
+  const bool is_host = host_address != 0, starts_on_host = is_host && host_address - begin < size;
+  const uintptr_t offset_bytes = (starts_on_host ? host_address : gpu_address) - begin;
+  if (offset_bytes >= size) return {};
+  return Memory{at - offset_bytes, at - offset_bytes + size, static_cast<intptr_t>(gpu_address - at),
+                is_host ? -1 : attributes.device};
 }
 
 // Batches of copies are not used. Up to ROCm 7.2, hipMemcpyBatchAsync is a loop over single copies, and fails if it is
