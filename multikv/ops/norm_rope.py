@@ -138,12 +138,12 @@ def qk_norm_rope_cache(
 
 
 def rms_norm(out: Tensor, input: Tensor, weight: Tensor | None, eps: float, weight_bias: float = 0.0) -> None:
-    """Writes the root mean square norm over the last dimension: x / sqrt(mean(x * x) + eps) * (weight + weight_bias).
+    """Writes x / sqrt(mean(x * x) + eps) * (weight + weight_bias), the root mean square norm over the last dimension.
 
-    Every operation rounds to float32, and the result is rounded once to the dtype of out. The squares of a row are added
-    in a fixed order: neighbours are added, then neighbours of these sums, and so on; at the end of a row, zeros fill up
-    the number of elements to a power of two. With r = 1 / sqrt(sum / n + eps), y = (x * r) * (weight + weight_bias). So
-    the bytes are the same on every device.
+    Every operation rounds to float32, and the result is rounded once to the dtype of out. With r = 1 / sqrt(sum / n +
+    eps), the result is (x * r) * (weight + weight_bias). The squares of a row are added in a fixed order: neighbours
+    are added, then neighbours of these sums, and so on; at the end of a row, zeros fill up the number of elements to a
+    power of two. So the bytes are the same on every device.
 
     Args:
         out: [..., n], the dtype of input, written. Any strides except that the innermost is 1. In eager code it may be

@@ -70,16 +70,14 @@ def rotary_embedding(
     positions = positions.cpu().long()
     good = _good_positions(positions, len(cos_sin_cache), bad_indices)
     cos, sin = cos_sin_cache.cpu()[positions[good]].chunk(2, -1)
-    for x in (query, key):
-        if x is not None:
-            x = x if x.dim() == 3 else x.unflatten(1, (x.shape[1] // head_size, head_size))
-            tokens = good.nonzero().flatten().to(x.device)
+    tokens = good.nonzero().flatten().to(query.device)
+    for rows in (query, key):
+        if rows is not None:
+            x = rows if rows.dim() == 3 else rows.unflatten(1, (rows.shape[1] // head_size, head_size))
             x[tokens] = _rotated_part(x[tokens].cpu(), cos, sin, is_neox, 0).to(x.device)
 
 
-def _angles(
-    table: Tensor, positions: Tensor, section: list[int] | None, interleaved: bool
-) -> tuple[Tensor, Tensor]:
+def _angles(table: Tensor, positions: Tensor, section: list[int] | None, interleaved: bool) -> tuple[Tensor, Tensor]:
     """Returns the cosines and sines of tokens, [T, R / 2] each, from positions [T] or, with a section, [3, T]."""
     num_pairs = table.shape[1] // 2
     pairs = torch.arange(num_pairs)

@@ -107,9 +107,7 @@ def fused_arguments(
     keys = embed((rows, kv_heads, head_size), dtype, device, **OUTPUT_LAYOUTS[outputs]) if k_out else None
     stored = cache_dtype(format, dtype, float8=float8)
     cache = ("NHD" if x is None else "dense") if cache is None else cache
-    key_cache, value_cache = _caches(
-        (blocks, block_size, kv_heads, head_size), stored, device, cache, x, value_x
-    )
+    key_cache, value_cache = _caches((blocks, block_size, kv_heads, head_size), stored, device, cache, x, value_x)
     table = None
     if rope:
         table = embed((num_positions, rotary_size), table_dtype or dtype, device, **(table_options or {}))
@@ -263,9 +261,7 @@ CALLS = {
     ),
     "fused-nans": Call(FUSED, fused_arguments, {"extreme": True, "norm": "head"}, PADDED, FUSED_OUTPUTS, LARGER),
     "fused-no_tokens": Call(FUSED, fused_arguments, {"tokens": 0}),
-    "norm": Call(
-        NORM, norm_arguments, {}, {"weight_bias": 1.0}, ("out",), {"shape": (3000, 3, 64)}, uses_all=True
-    ),
+    "norm": Call(NORM, norm_arguments, {}, {"weight_bias": 1.0}, ("out",), {"shape": (3000, 3, 64)}, uses_all=True),
     "norm-wide": Call(
         NORM,
         norm_arguments,
