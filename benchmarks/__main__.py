@@ -22,6 +22,7 @@ from benchmarks import (
     mla,
     mla_rope,
     moves,
+    norm_rope,
     report,
     reshape_and_cache,
     rotate,
@@ -31,7 +32,21 @@ from benchmarks import (
 )
 from benchmarks.case import Case
 
-SUITES = (reshape_and_cache, mla, mla_rope, indexer, gather, convert, swap, blocks, moves, slots, rotate, attention)
+SUITES = (
+    reshape_and_cache,
+    mla,
+    mla_rope,
+    indexer,
+    gather,
+    convert,
+    swap,
+    blocks,
+    moves,
+    slots,
+    rotate,
+    norm_rope,
+    attention,
+)
 CPU_MAX_MB = 512
 FILE_WIDTH = 120  # columns of tables, where the output is not a terminal
 

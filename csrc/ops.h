@@ -16,6 +16,7 @@
 #include "params/mla_params.h"
 #include "params/mla_rope_params.h"
 #include "params/moves_params.h"
+#include "params/norm_rope_params.h"
 #include "params/reshape_and_cache_params.h"
 #include "params/rotate_params.h"
 #include "params/slots_params.h"
@@ -182,6 +183,40 @@ RotateCachedKeysParams make_rotate_cached_keys_params(Call& call, const MutableT
                                                       const FormatName& kv_cache_dtype, const OptionalTensor& k_scale,
                                                       int64_t rotary_offset, const OptionalMutableTensor& k_scales);
 
+// -- norm_rope --------------------------------------------------------------------------------------------------------
+
+// Norms and rotates the queries and keys of a projection, and writes its keys and values into a paged cache.
+inline constexpr char qk_norm_rope_cache[] =
+    "qk_norm_rope_cache(Tensor qkv, Tensor(a!) q_out, Tensor(b!)? k_out, Tensor(c!) key_cache, "
+    "Tensor(d!) value_cache, Tensor slot_mapping, Tensor positions, Tensor? cos_sin_cache, int num_heads, "
+    "int num_kv_heads, int head_size, bool is_neox, str kv_cache_dtype, Tensor? k_scale=None, Tensor? v_scale=None, "
+    "Tensor? q_scale=None, Tensor? q_weight=None, Tensor? k_weight=None, float eps=-1.0, float weight_bias=0.0, "
+    "str norm_order='head', int rotary_offset=0, int[]? mrope_section=None, bool mrope_interleaved=False, "
+    "Tensor(e!)? k_scales=None, Tensor(f!)? v_scales=None) -> ()";
+QkNormRopeCacheParams make_qk_norm_rope_cache_params(
+    Call& call, const Tensor& qkv, const MutableTensor& q_out, const OptionalMutableTensor& k_out,
+    const MutableTensor& key_cache, const MutableTensor& value_cache, const Tensor& slot_mapping,
+    const Tensor& positions, const OptionalTensor& cos_sin_cache, int64_t num_heads, int64_t num_kv_heads,
+    int64_t head_size, bool is_neox, const FormatName& kv_cache_dtype, const OptionalTensor& k_scale,
+    const OptionalTensor& v_scale, const OptionalTensor& q_scale, const OptionalTensor& q_weight,
+    const OptionalTensor& k_weight, double eps, double weight_bias, const Word& norm_order, int64_t rotary_offset,
+    const OptionalIntList& mrope_section, bool mrope_interleaved, const OptionalMutableTensor& k_scales,
+    const OptionalMutableTensor& v_scales);
+
+// Computes the root mean square norm over the last dimension.
+inline constexpr char rms_norm[] =
+    "rms_norm(Tensor(a!) out, Tensor input, Tensor? weight, float eps, float weight_bias=0.0) -> ()";
+RmsNormParams make_rms_norm_params(Call& call, const MutableTensor& out, const Tensor& input,
+                                   const OptionalTensor& weight, double eps, double weight_bias);
+
+// Applies rotary embedding to queries and keys in place.
+inline constexpr char rotary_embedding[] =
+    "rotary_embedding(Tensor positions, Tensor(a!) query, Tensor(b!)? key, int head_size, Tensor cos_sin_cache, "
+    "bool is_neox) -> ()";
+RotaryEmbeddingParams make_rotary_embedding_params(Call& call, const Tensor& positions, const MutableTensor& query,
+                                                   const OptionalMutableTensor& key, int64_t head_size,
+                                                   const Tensor& cos_sin_cache, bool is_neox);
+
 // -- attention --------------------------------------------------------------------------------------------------------
 
 // Computes attention of each query token over the visible keys and values of its sequence in a paged cache.
@@ -331,6 +366,9 @@ void for_each_op(Visit visit) {
   visit(Op<cp_gather_indexer_k_quant_cache, make_cp_gather_indexer_k_quant_cache_params>{});
   visit(Op<compute_slot_mapping, make_compute_slot_mapping_params>{});
   visit(Op<rotate_cached_keys, make_rotate_cached_keys_params>{});
+  visit(Op<qk_norm_rope_cache, make_qk_norm_rope_cache_params>{});
+  visit(Op<rms_norm, make_rms_norm_params>{});
+  visit(Op<rotary_embedding, make_rotary_embedding_params>{});
   visit(Op<paged_attention, make_paged_attention_params>{});
   visit(Op<paged_attention_v1, make_paged_attention_v1_params>{});
   visit(Op<paged_attention_v2, make_paged_attention_v2_params>{});

@@ -102,6 +102,7 @@ from .indexer import *
 from .mla import *
 from .mla_rope import *
 from .moves import *
+from .norm_rope import *
 from .reshape_and_cache import *
 from .rotate import *
 from .slots import *

@@ -39,6 +39,13 @@ DRAWN = {
     "cp_gather_cache": {"dtype": FLOATS, "entry": ((), (3,), (2, 5)), "spare_columns": (-2, 1)},
     "cp_gather_and_upconvert_fp8_kv_cache": {"host_rows": (None, 0, 50), "dtype": (torch.uint8, torch.float8_e4m3fn)},
     "indexer_k_quant_and_cache": {"dtype": FLOATS, "format": ("auto", "ue8m0", "mxfp8"), "quant_block_size": (8, 32)},
+    "qk_norm_rope_cache": {
+        "dtype": FLOATS,
+        "format": FORMATS,
+        "per_head": (False, True),
+        "norm": (None, "head", "all_heads"),
+        "k_out": (False, True),
+    },
     "compute_slot_mapping": {
         "table_rows": (None, (4, 2, -1, 0, 1)),
         "cp_world": (1, 3),

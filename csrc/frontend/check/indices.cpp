@@ -89,4 +89,16 @@ void check_positions(const Call& call, const Indices& positions, int64_t num_tok
   if (i >= 0) call.fail_index("positions", text(i), range_text("position", num_positions), host[i]);
 }
 
+void check_positions_of_rows(const Call& call, const Indices& positions, int64_t num_tokens, int64_t num_positions) {
+  constexpr int64_t kRows = 3;
+  if (call.nothing_to_do() || !checks_indices(call)) return;
+  const HostIndices host(call, positions, kRows, num_tokens);
+  for (int64_t row = 0; row < kRows; ++row) {
+    const int64_t i = first_outside(host.view().row(row), num_tokens, 0, num_positions);
+    if (i < 0) continue;
+    call.fail_index("positions", join({text(row), ", ", text(i)}), range_text("position", num_positions),
+                    host.at(row, i));
+  }
+}
+
 }  // namespace multikv

@@ -27,6 +27,9 @@ void check_slots_of_layers(Call& call, const Slots& slots, const Blocks& blocks,
 // Fails unless the position of every token is from 0 to num_positions - 1.
 void check_positions(const Call& call, const Indices& positions, int64_t num_tokens, int64_t num_positions);
 
+// The same for positions [3, tokens].
+void check_positions_of_rows(const Call& call, const Indices& positions, int64_t num_tokens, int64_t num_positions);
+
 // Returns whether the call checks the values of indices.
 bool checks_indices(const Call& call);
 

@@ -21,8 +21,8 @@ Divisor vector_size(const Call& call, std::string_view argument, const Tensor& c
 }  // namespace
 
 void set_packed_keys(const Call& call, PackedCache& view, const Tensor& key_cache, const Heads& heads) {
-  check_size(call, "key_cache", key_cache, 1, heads.num_heads, heads.num_heads_source);
-  view.vector_size = vector_size(call, "key_cache", key_cache, heads.head_size, heads.head_size_source);
+  check_size(call, "key_cache", key_cache, 1, heads.num_heads, heads.num_heads_of);
+  view.vector_size = vector_size(call, "key_cache", key_cache, heads.head_size, heads.head_size_of);
   view.stride_head_bytes = stride_bytes(key_cache, 1);
   view.stride_vector_bytes = stride_bytes(key_cache, 2);
   view.stride_row_bytes = stride_bytes(key_cache, 3);
@@ -31,7 +31,7 @@ void set_packed_keys(const Call& call, PackedCache& view, const Tensor& key_cach
 void set_packed_values(const Call& call, PackedCache& view, const Tensor& value_cache, const Heads& heads) {
   const bool is_interleaved = value_cache.dim() == 5;
   const int64_t block_size = view.blocks.block_size.signed_value();
-  check_size(call, "value_cache", value_cache, 1, heads.num_heads, heads.num_heads_source);
+  check_size(call, "value_cache", value_cache, 1, heads.num_heads, heads.num_heads_of);
   view.stride_head_bytes = stride_bytes(value_cache, 1);
   if (is_interleaved) {
     view.vector_size = vector_size(call, "value_cache", value_cache, block_size, "block size of key_cache");
@@ -42,7 +42,7 @@ void set_packed_values(const Call& call, PackedCache& view, const Tensor& value_
     view.vector_size = view.blocks.block_size;
     view.stride_row_bytes = stride_bytes(value_cache, 2);
   }
-  check_size(call, "value_cache", value_cache, is_interleaved ? 3 : 2, heads.head_size, heads.head_size_source);
+  check_size(call, "value_cache", value_cache, is_interleaved ? 3 : 2, heads.head_size, heads.head_size_of);
 }
 
 }  // namespace multikv

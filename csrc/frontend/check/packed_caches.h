@@ -6,10 +6,11 @@
 
 namespace multikv {
 
-// The number and size of heads that a packed cache must have, and where they come from, in the words of messages.
+// The heads that a packed cache belongs to: by default, those of the tensor `key`. The texts say in error messages what
+// the two sizes are.
 struct Heads {
   int64_t num_heads, head_size;
-  std::string_view num_heads_source = "heads of key", head_size_source = "head size of key";
+  std::string_view num_heads_of = "heads of key", head_size_of = "head size of key";
 };
 
 // set_packed_keys() and set_packed_values() check the shape of a cache, and set the vector size and the strides within

@@ -1,8 +1,5 @@
-#include <bit>
-#include <cmath>
-#include <limits>
-
 #include "frontend/check/formats.h"
+#include "frontend/check/numbers.h"
 #include "frontend/check/shapes.h"
 #include "frontend/check/strided.h"
 #include "params/convert_params.h"
@@ -13,14 +10,6 @@ namespace {
 
 bool is_float(const Tensor& tensor) {
   return tensor.dtype() == Dtype::kFloat32 || tensor.dtype() == Dtype::kFloat16 || tensor.dtype() == Dtype::kBFloat16;
-}
-
-// Converts to float32, rounded to nearest even. A subnormal result is computed as an integer bit pattern, because the
-// caller's thread may flush subnormal numbers to zero (torch.set_flush_denormal).
-float rounded(double scale) {
-  if (!(std::fabs(scale) < std::numeric_limits<float>::min())) return static_cast<float>(scale);
-  const auto bits = static_cast<uint32_t>(std::nearbyint(std::fabs(scale) * 0x1p149));
-  return std::bit_cast<float>(bits | (std::signbit(scale) ? 0x80000000u : 0u));
 }
 
 }  // namespace
@@ -43,7 +32,7 @@ ConvertFp8Params make_convert_fp8_params(Call& call, const MutableTensor& dst_ca
     p.element = fp8_element(call, format, "src_cache", src_cache);
     p.dtype = float_dtype(call, "dst_cache", dst_cache);
   }
-  p.scale = rounded(scale);
+  p.scale = rounded_to_float(scale);
   if (dst_cache.numel() == 0) {
     call.set_nothing_to_do();
     return p;

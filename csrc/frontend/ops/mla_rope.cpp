@@ -1,5 +1,6 @@
 #include "frontend/check/formats.h"
 #include "frontend/check/indices.h"
+#include "frontend/check/rope.h"
 #include "frontend/check/shapes.h"
 #include "frontend/ops/mla_write.h"
 #include "params/mla_rope_params.h"
@@ -27,10 +28,7 @@ void set_queries(Call& call, ConcatAndCacheMlaRopeFusedParams& p, const Tensor& 
 
 void set_table(Call& call, ConcatAndCacheMlaRopeFusedParams& p, const Tensor& cos_sin_cache, const Tensor& q_pe) {
   check_device_and_dim(call, "cos_sin_cache", cos_sin_cache, 2);
-  if (cos_sin_cache.dtype() != Dtype::kFloat32 && cos_sin_cache.dtype() != q_pe.dtype()) {
-    const std::string_view other = q_pe.dtype() == Dtype::kFloat32 ? "" : ", or float32";
-    call.fail("cos_sin_cache", join({"dtype ", dtype_text(q_pe), " like q_pe", other}), dtype_text(cos_sin_cache));
-  }
+  check_table_dtype(call, cos_sin_cache, q_pe, "q_pe");
   p.table_dtype = float_dtype(call, "cos_sin_cache", cos_sin_cache);
   check_size(call, "cos_sin_cache", cos_sin_cache, 1, p.write.rope_size, "size of k_pe");
   check_inner_stride(call, "cos_sin_cache", cos_sin_cache);

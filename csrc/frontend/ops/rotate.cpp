@@ -1,5 +1,6 @@
 #include "frontend/check/formats.h"
 #include "frontend/check/indices.h"
+#include "frontend/check/rope.h"
 #include "frontend/check/shapes.h"
 #include "params/rotate_params.h"
 
@@ -43,22 +44,9 @@ void set_codec(Call& call, RotateCachedKeysParams& p, const Tensor& cache, const
 
 void set_table(Call& call, RotateCachedKeysParams& p, const Tensor& cos_sin_cache, int64_t rotary_offset,
                int64_t head_size) {
-  check_device_and_dim(call, "cos_sin_cache", cos_sin_cache, 2);
-  p.table_dtype = float_dtype(call, "cos_sin_cache", cos_sin_cache);
-  check_inner_stride(call, "cos_sin_cache", cos_sin_cache);
+  p.table_dtype = check_table(call, cos_sin_cache, {rotary_offset, head_size, "head size of key_cache"});
   p.num_positions = cos_sin_cache.size(0);
   p.rotary_size = cos_sin_cache.size(1);
-  if (p.rotary_size % 2 != 0) call.fail("cos_sin_cache", "an even size in dimension 1", shape_text(cos_sin_cache));
-  check_at_least(call, "rotary_offset", rotary_offset, 0);
-  if (p.rotary_size > head_size) {
-    call.fail("cos_sin_cache", join({"at most ", text(head_size), " (head size of key_cache) in dimension 1"}),
-              shape_text(cos_sin_cache));
-  }
-  const int64_t last = head_size - p.rotary_size;
-  if (rotary_offset > last) {
-    call.fail("rotary_offset", join({"at most ", text(last), " (head size of key_cache minus size of cos_sin_cache)"}),
-              text(rotary_offset));
-  }
   p.rotary_offset = rotary_offset;
   p.cos_sin_cache = token_rows(cos_sin_cache);
 }

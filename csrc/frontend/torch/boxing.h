@@ -13,6 +13,7 @@
 #include "frontend/torch/format_name.h"
 #include "frontend/torch/list.h"
 #include "frontend/torch/tensor.h"
+#include "frontend/torch/word.h"
 
 HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
 
@@ -62,19 +63,31 @@ struct ToImpl<multikv::ListOf<Item>> {
   }
 };
 
-// FormatName has its own conversion, because torch 2.13's conversion of a str to std::string allocates a std::string
-// that it never frees.
-template <>
-struct ToImpl<multikv::FormatName> {
-  static multikv::FormatName call(StableIValue value, uint64_t, bool) {
+template <class Item>
+struct ToImpl<std::optional<multikv::ListOf<Item>>> {
+  static std::optional<multikv::ListOf<Item>> call(StableIValue value, uint64_t version, bool is_internal) {
+    auto* inner = to<StableIValue*>(value);
+    if (inner == nullptr) return std::nullopt;
+    auto list = ToImpl<multikv::ListOf<Item>>::call(*inner, version, is_internal);
+    delete inner;
+    return list;
+  }
+};
+
+// A str has its own conversion, because torch 2.13's conversion of a str to std::string allocates a std::string that it
+// never frees.
+template <class Text>
+  requires std::same_as<Text, multikv::FormatName> || std::same_as<Text, multikv::Word>
+struct ToImpl<Text> {
+  static Text call(StableIValue value, uint64_t, bool) {
     auto handle = to<StringHandle>(value);
     const char* data = "";
     size_t length = 0;
     torch_string_length(handle, &length);
     torch_string_c_str(handle, &data);
-    auto name = multikv::FormatName::parse({data, length});
+    auto text = Text::parse({data, length});
     torch_delete_string(handle);
-    return name;
+    return text;
   }
 };
 

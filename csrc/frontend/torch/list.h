@@ -1,6 +1,7 @@
 // Lists of tensors and of numbers, as arguments of ops.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "frontend/torch/tensor.h"
@@ -18,7 +19,8 @@ struct ListOf {
 // `Tensor[]` and `Tensor(a!)[]` in the schema.
 using TensorList = ListOf<Tensor>;
 using MutableTensorList = ListOf<MutableTensor>;
-// `int[]` in the schema.
+// `int[]` and `int[]?` in the schema.
 using IntList = ListOf<int64_t>;
+using OptionalIntList = std::optional<IntList>;
 
 }  // namespace multikv

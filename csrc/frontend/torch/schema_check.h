@@ -11,6 +11,7 @@
 #include "frontend/torch/format_name.h"
 #include "frontend/torch/list.h"
 #include "frontend/torch/tensor.h"
+#include "frontend/torch/word.h"
 
 namespace multikv {
 
@@ -33,7 +34,11 @@ inline constexpr std::string_view schema_type<const MutableTensorList&> = "Tenso
 template <>
 inline constexpr std::string_view schema_type<const FormatName&> = "str";
 template <>
+inline constexpr std::string_view schema_type<const Word&> = "str";
+template <>
 inline constexpr std::string_view schema_type<const IntList&> = "int[]";
+template <>
+inline constexpr std::string_view schema_type<const OptionalIntList&> = "int[]?";
 template <>
 inline constexpr std::string_view schema_type<int64_t> = "int";
 template <>

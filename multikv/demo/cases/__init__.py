@@ -18,6 +18,7 @@ from . import indexer as _indexer
 from . import mla as _mla
 from . import mla_rope as _mla_rope
 from . import moves as _moves
+from . import norm_rope as _norm_rope
 from . import reshape_and_cache as _reshape_and_cache
 from . import rotate as _rotate
 from . import slots as _slots
@@ -31,6 +32,7 @@ from .indexer import *
 from .mla import *
 from .mla_rope import *
 from .moves import *
+from .norm_rope import *
 from .reshape_and_cache import *
 from .rotate import *
 from .slots import *
@@ -52,6 +54,7 @@ CASES: list[Case] = [
         _moves,
         _slots,
         _rotate,
+        _norm_rope,
         _attention,
     )
     for case in family.CASES

@@ -15,6 +15,7 @@ from tests.support.calls import (
     indexer,
     mla,
     moves,
+    norm_rope,
     reshape_and_cache,
     rotate,
     slots,
@@ -22,7 +23,21 @@ from tests.support.calls import (
 )
 from tests.support.calls.call import Call
 
-_FAMILIES = (reshape_and_cache, mla, convert, gather, gather_kv, indexer, swap, blocks, moves, slots, rotate, attention)
+_FAMILIES = (
+    reshape_and_cache,
+    mla,
+    convert,
+    gather,
+    gather_kv,
+    indexer,
+    swap,
+    blocks,
+    moves,
+    slots,
+    rotate,
+    norm_rope,
+    attention,
+)
 CALLS = {name: Call(*call) for family in _FAMILIES for name, call in family.CALLS.items()}
 GPU_CALLS = {name: Call(*call) for family in (swap, blocks, moves) for name, call in family.GPU_CALLS.items()}
 ONE_OF_EACH = {call.op: call for call in reversed(CALLS.values())}  # the first of each op

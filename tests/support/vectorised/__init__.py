@@ -13,12 +13,15 @@ from multikv.reference import (  # noqa: F401  these have no loops over elements
     paged_attention,
     paged_attention_v1,
     paged_attention_v2,
+    rms_norm,
+    rotary_embedding,
     rotate_cached_keys,
     swap_blocks_batch,
 )
 from tests.support.vectorised.blocks import *
 from tests.support.vectorised.gathers import *
 from tests.support.vectorised.moves import *
+from tests.support.vectorised.norm_rope import *
 from tests.support.vectorised.numbers import decode_fp8, encode_fp8  # noqa: F401
 from tests.support.vectorised.slots import *
 from tests.support.vectorised.swaps import *

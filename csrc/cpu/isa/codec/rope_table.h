@@ -21,7 +21,7 @@ inline void store_as(char* to, int64_t i, Value value) {
 
 // Rounds to Rounded and widens again.
 template <FloatElement Rounded>
-inline float rounded(float x) {
+[[gnu::flatten]] inline float rounded(float x) {
   return widen(narrow<Rounded>(x));
 }
 // x is the result of an operation on bfloat16 values. If it is NaN, its lower 16 bits are zeros, and rounding leaves it

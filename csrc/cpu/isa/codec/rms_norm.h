@@ -1,0 +1,181 @@
+// The root mean square norm of rows (params/norm_rope_params.h). The loops are vectorised by the compiler.
+#pragma once
+
+#include "cpu/isa/codec/rotate.h"
+#include "params/norm_rope_params.h"
+
+namespace multikv::cpu {
+namespace {
+
+inline float square_root(float x) {
+#if defined(__SSE2__)
+  return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)));  // without the call that sets errno
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+
+// Rows of contiguous elements that are `stride_bytes` apart.
+struct NormRows {
+  const char* data;
+  int64_t num_rows, stride_bytes;
+
+  const char* row(int64_t i) const { return data + i * stride_bytes; }
+};
+
+// Computes sums of squares. The tree of additions of RmsNorm is computed level by level, for many rows at once, so that
+// each level is a long loop without dependences.
+template <FloatElement T>
+class SumsOfSquares {
+ public:
+  // Writes the sum of squares of each row of `size` elements to `sums`.
+  void operator()(float* sums, const NormRows& rows, int64_t size) {
+    if (size > kMost) {
+      for (int64_t i = 0; i < rows.num_rows; ++i) sums[i] = sum_of_long_row(rows.row(i), size);
+      return;
+    }
+    const int64_t most_rows = kMost / size;
+    for (int64_t i = 0; i < rows.num_rows; i += most_rows) {
+      const int64_t left = rows.num_rows - i, count = left < most_rows ? left : most_rows;
+      add_rows(sums + i, {rows.row(i), count, rows.stride_bytes}, size);
+    }
+  }
+
+ private:
+  static constexpr int64_t kMost = 4096;  // the elements that are processed at a time: a power of two
+
+  // Writes the sums of the squares of neighbours, (count + 1) / 2 numbers.
+  static void add_squares(float* __restrict to, const char* __restrict from, int64_t count) {
+    for (int64_t i = 0; i < count / 2; ++i) {
+      float a, b;
+      if constexpr (FloatOf16Bits<T>) {
+        const auto word = load_as<uint32_t>(from, i);
+        a = low<T>(word), b = high<T>(word);
+      } else {
+        a = load_as<T>(from, 2 * i), b = load_as<T>(from, 2 * i + 1);
+      }
+      to[i] = a * a + b * b;
+    }
+    if (count % 2 == 0) return;
+    const float last = widen(load_as<T>(from, count - 1));
+    to[count / 2] = last * last;
+  }
+
+  static void add_neighbours(float* __restrict to, const float* __restrict from, int64_t count) {
+    for (int64_t i = 0; i < count / 2; ++i) to[i] = from[2 * i] + from[2 * i + 1];
+    if (count % 2 != 0) to[count / 2] = from[count - 1];
+  }
+
+  // Rows of at most kMost elements together.
+  void add_rows(float* sums, const NormRows& rows, int64_t size) {
+    float *from = buffers_[0], *to = buffers_[1];
+    const bool is_dense = rows.stride_bytes == size * static_cast<int64_t>(sizeof(T)) && size % 2 == 0;
+    int64_t left = (size + 1) / 2;  // of each row
+    if (is_dense) add_squares(from, rows.data, rows.num_rows * size);
+    for (int64_t i = 0; i < rows.num_rows && !is_dense; ++i) add_squares(from + i * left, rows.row(i), size);
+    while (left > 1) {
+      const int64_t next = (left + 1) / 2;
+      if (left % 2 == 0) add_neighbours(to, from, rows.num_rows * left);
+      for (int64_t i = 0; i < rows.num_rows && left % 2 != 0; ++i) add_neighbours(to + i * next, from + i * left, left);
+      float* previous = from;
+      from = to, to = previous, left = next;
+    }
+    std::memcpy(sums, from, rows.num_rows * sizeof(float));
+  }
+
+  // Sums pieces of kMost elements. sums[k] is the sum of 2^k pieces, if bit k of the number of pieces is set.
+  float sum_of_long_row(const char* row, int64_t size) {
+    float sums[64];
+    int64_t num_pieces = 0;
+    for (int64_t begin = 0; begin < size; begin += kMost, ++num_pieces) {
+      const int64_t count = size - begin < kMost ? size - begin : kMost;
+      float sum;
+      add_rows(&sum, {row + begin * static_cast<int64_t>(sizeof(T)), 1, 0}, count);
+      int level = 0;
+      for (; num_pieces >> level & 1; ++level) sum = sums[level] + sum;
+      sums[level] = sum;
+    }
+    int level = 0;
+    while ((num_pieces >> level & 1) == 0) ++level;
+    float sum = sums[level];
+    while (num_pieces >> ++level != 0) {
+      if (num_pieces >> level & 1) sum = sums[level] + sum;
+    }
+    return sum;
+  }
+
+  alignas(64) float buffers_[2][kMost];
+};
+
+// Returns what the elements of a row are multiplied by.
+inline float reciprocal_root(const RmsNorm& norm, float sum_of_squares, int64_t size) {
+  return 1.0f / square_root(sum_of_squares / static_cast<float>(size) + norm.eps);
+}
+
+// Weights, each with the bias added, for rows of elements of type T. They are loaded in chunks, and kept until another
+// chunk is loaded.
+template <FloatElement T>
+class NormWeights {
+  static constexpr bool kHasWords = FloatOf16Bits<T>;
+
+ public:
+  static constexpr int64_t kMaxElements = RopeTable::kMaxPairs * (kHasWords ? 2 : 1);
+  using Values = RopeTable::Values;  // [0] holds the even elements and [1] the odd ones; without words, [0] holds all
+
+  NormWeights(const NormWeight& weight, float bias) : weight_(weight), bias_(bias) {}
+
+  bool are_given() const { return weight_.is_given(); }
+  const Values& values() const { return values_; }
+
+  // Loads the weights begin .. begin + count - 1.
+  void load(int64_t begin, int64_t count) {
+    if (begin == begin_ || !are_given()) return;
+    begin_ = begin;
+    with_float(weight_.dtype, [&]<FloatElement Weight>() {
+      fill<Weight>(values_, weight_.data + begin * static_cast<int64_t>(sizeof(Weight)), count,
+                   kHasWords ? RopeOrder::kAlternating : RopeOrder::kInOrder);
+    });
+    for (auto& half : values_) {
+      for (int64_t i = 0; i < (kHasWords ? (count + 1) / 2 : count); ++i) {
+        const float weight = half[i] + bias_;
+        half[i] = weight == weight ? weight : __builtin_nanf("");  // whose low bits are zeros, as rounded() requires
+      }
+      if (!kHasWords) break;
+    }
+  }
+
+ private:
+  const NormWeight weight_;
+  const float bias_;
+  int64_t begin_ = -1;
+  alignas(64) Values values_;
+};
+
+// Multiplies the elements of a row by `factor` and, if kIsWeighted, by weights. `to` may be `from`.
+template <FloatElement T, bool kIsWeighted>
+[[gnu::flatten]] void normalise(char* to, const char* from, int64_t count, float factor,
+                                const RopeTable::Values& weights) {
+  const auto normed = [&](float x, int half, int64_t i) {
+    return kIsWeighted ? x * factor * weights[half][i] : x * factor;
+  };
+  if constexpr (FloatOf16Bits<T>) {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count / 2; ++i) {
+      const auto word = load_as<uint32_t>(from, i);
+      store_as(to, i, Rope<T, T>::word_of(normed(low<T>(word), 0, i), normed(high<T>(word), 1, i)));
+    }
+    if (count % 2 != 0) store_as(to, count - 1, narrow<T>(normed(widen(load_as<T>(from, count - 1)), 0, count / 2)));
+  } else {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i) store_as(to, i, normed(load_as<T>(from, i), 0, i));
+  }
+}
+
+template <FloatElement T>
+void normalise(char* to, const char* from, int64_t count, float factor, const NormWeights<T>& weights) {
+  if (weights.are_given()) normalise<T, true>(to, from, count, factor, weights.values());
+  else normalise<T, false>(to, from, count, factor, weights.values());
+}
+
+}  // namespace
+}  // namespace multikv::cpu

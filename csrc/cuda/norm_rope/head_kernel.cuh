@@ -1,0 +1,289 @@
+// Norms, rotates and caches heads. A few lanes share a head, which they hold in registers.
+#pragma once
+
+#include "cuda/cache/packed_keys.cuh"
+#include "cuda/core/rotate_pairs.cuh"
+#include "cuda/norm_rope/head_vectors.cuh"
+#include "cuda/norm_rope/row_norm.cuh"
+
+namespace multikv::gpu {
+
+enum class HeadKind : uint8_t { kQuery, kKey, kValue };
+
+// The work of a group of lanes: neighbouring heads of one kind of a token. Groups are numbered token by token; the
+// groups of a token are those of queries, of keys, and of values.
+struct HeadGroups {
+  HeadLanes lanes;
+  Divisor per_token;
+  int64_t queries, keys;  // groups of a token
+  int64_t num_groups;
+  bool only_rotated;  // heads are rotated in place: vectors that are not rotated are neither read nor written
+};
+
+struct HeadGroup {
+  int64_t token, first_head;
+  HeadKind kind;
+};
+
+__device__ __forceinline__ HeadGroup group_at(const HeadGroups& groups, int64_t group, int heads) {
+  const auto token = static_cast<int64_t>(quotient_of(group, groups.per_token));
+  const int64_t i = group - token * groups.per_token.signed_value();
+  if (i < groups.queries) return {token, i * heads, HeadKind::kQuery};
+  if (i < groups.queries + groups.keys) return {token, (i - groups.queries) * heads, HeadKind::kKey};
+  return {token, (i - groups.queries - groups.keys) * heads, HeadKind::kValue};
+}
+
+// The prefetched positions of a token: one, or three for multimodal rotary embedding.
+struct TokenPositions {
+  PrefetchedIndex rows[3];
+
+  __device__ static __forceinline__ TokenPositions read(const Rope& rope, int64_t token) {
+    TokenPositions positions;
+    if (!rope.is_on) return positions;
+    positions.rows[0] = PrefetchedIndex(rope.positions, token);
+    if (!rope.section.is_given) return positions;
+    positions.rows[1] = PrefetchedIndex(rope.positions.row(1), token);
+    positions.rows[2] = PrefetchedIndex(rope.positions.row(2), token);
+    return positions;
+  }
+  __device__ __forceinline__ bool are_good(const Rope& rope) const {
+    if (!rope.is_on) return true;
+    bool are_good = is_in(rope, rows[0].value());
+    if (rope.section.is_given) are_good = are_good && is_in(rope, rows[1].value()) && is_in(rope, rows[2].value());
+    return are_good;
+  }
+  // The row of the table for a pair.
+  __device__ __forceinline__ const char* row(const Rope& rope, int64_t pair) const {
+    if (!rope.section.is_given) return rope.cos_sin_cache.row(rows[0].value());
+    const int row = rope.section.row_of(pair);
+    return rope.cos_sin_cache.row(row == 0 ? rows[0].value() : row == 1 ? rows[1].value() : rows[2].value());
+  }
+
+ private:
+  __device__ static __forceinline__ bool is_in(const Rope& rope, int64_t position) {
+    return static_cast<uint64_t>(position) < static_cast<uint64_t>(rope.num_positions);
+  }
+};
+
+// Reads the cosines and sines of the pairs i, i + 1, ...
+template <Float kTable, int kPairs>
+__device__ __forceinline__ Angles<kPairs> token_angles(const Rope& rope, const TokenPositions& positions, int64_t i) {
+  if (!rope.section.is_given) return read_angles<kTable, kPairs>(positions.row(rope, i), rope.num_pairs(), i);
+  Angles<kPairs> angles;
+#pragma unroll
+  for (int k = 0; k < kPairs; ++k) {
+    const Angles<1> one = read_angles<kTable, 1>(positions.row(rope, i + k), rope.num_pairs(), i + k);
+    angles.cosines[k] = one.cosines[0];
+    angles.sines[k] = one.sines[0];
+  }
+  return angles;
+}
+
+// Where the elements of a head of a slot lie in a cache of keys or values.
+struct HeadEntry {
+  const HeadCache& cache;
+  bool is_packed;
+  BlockOffset at;
+  int64_t head;
+
+  __device__ __forceinline__ char* element(int64_t dim, int64_t element_bytes) const {
+    if (is_packed) return cache.element(at, head, dim, element_bytes, divide_index);
+    return cache.block(at.block) + at.offset * cache.stride_row_bytes + head * cache.stride_head_bytes +
+           dim * element_bytes;
+  }
+  // Writes neighbouring elements, which lie in kBytes / kElementBytes different vectors of the cache if slots are
+  // packed.
+  template <int kBytes, int kElementBytes>
+  __device__ __forceinline__ void write(int64_t dim, const Pack<kBytes>& codes) const {
+    if (!cache.packs_slots) return codes.template write<true>(element(dim, kElementBytes));
+#pragma unroll
+    for (int i = 0; i < kBytes / kElementBytes; ++i) {
+      Pack<kElementBytes> one;
+      one.words[0] = codes.words[i * kElementBytes / 4] >> (i * kElementBytes % 4 * 8);
+      one.write(element(dim + i, kElementBytes));
+    }
+  }
+};
+
+// Writes kElements elements from element `dim` on to a head of a cache.
+template <Float kDtype, int kElements>
+__device__ __forceinline__ void write_to_cache(const HeadEntry& entry, int64_t dim, float scale,
+                                               const FloatPack<kDtype, kElements>& elements) {
+  if (entry.cache.codec.is_float()) {
+    entry.write<kElements * num_bytes(kDtype), num_bytes(kDtype)>(dim, elements);
+  } else {
+    const Quantise<kDtype, kElements> quantise(scale, entry.cache.codec.element);
+    entry.write<kElements, 1>(dim, quantise(elements));
+  }
+}
+
+// Writes a vector of a query to query.out.
+template <Float kDtype, int kElements>
+__device__ __forceinline__ void write_query(const QkNormRopeCacheParams& p, int64_t token, int64_t head, int64_t dim,
+                                            float scale, const FloatPack<kDtype, kElements>& elements) {
+  char* to = p.query.out.head(token, head);
+  if (!p.quantises_queries()) return elements.template write<true>(to + dim * num_bytes(kDtype));
+  const Quantise<kDtype, kElements> quantise(scale, p.query_element);
+  quantise(elements).template write<true>(to + dim);
+}
+
+// A thread's two vectors of each of kHeads heads of a group.
+template <Float kDtype, Float kTable, int kHeads>
+struct HeadVectors {
+  static constexpr int kElements = 16 / static_cast<int>(num_bytes(kDtype));
+  using Vector = FloatPack<kDtype, kElements>;
+
+  Vector vectors[kHeads][2];
+  int64_t dims[2];  // the first elements of the two vectors
+  bool exists[2];
+
+  __device__ __forceinline__ HeadVectors(const HeadLanes& lanes, int lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int vector = lanes.vector_of(lane, half);
+      exists[half] = vector < lanes.vectors;
+      dims[half] = static_cast<int64_t>(vector) * kElements;
+    }
+  }
+
+  __device__ __forceinline__ void read(const char* heads, int64_t stride_head_bytes, int count) {
+#pragma unroll
+    for (int k = 0; k < kHeads; ++k) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        vectors[k][half] = Vector{};
+        if (k < count && exists[half]) {
+          vectors[k][half] =
+              Vector::template read<true>(heads + k * stride_head_bytes + dims[half] * num_bytes(kDtype));
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void rotate(bool is_neox, const Angles<kElements>& angles) {
+#pragma unroll
+    for (int k = 0; k < kHeads; ++k) {
+      if (is_neox) {
+        gpu::rotate<kDtype, kTable, kElements, true>(vectors[k][0], vectors[k][1], angles.cosines, angles.sines);
+      } else {
+        gpu::rotate<kDtype, kTable, kElements, false>(vectors[k][0], vectors[k][1], angles.cosines, angles.sines);
+      }
+    }
+  }
+
+  // Norms each head, unless it is a value: then `weight` is nullptr. All lanes of the warp must call.
+  __device__ __forceinline__ void norm(const QkNormRopeCacheParams& p, const HeadLanes& lanes, int lane,
+                                       const NormWeight* weight, const Weights<kElements> (&weights)[2]) {
+#pragma unroll
+    for (int k = 0; k < kHeads; ++k) {
+      const float first = sum_of_squares<kDtype, kElements>(vectors[k][0].words);
+      const float second = sum_of_squares<kDtype, kElements>(vectors[k][1].words);
+      const float sum = sum_of_lanes(sum_in_order(lanes, lane, first, second), lanes.count);
+      const float factor = reciprocal_root(p.norm, sum, static_cast<float>(p.head_size));
+      if (weight == nullptr) continue;
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        vectors[k][half] = normed<kDtype, kElements>(vectors[k][half], factor, weight->is_given(), weights[half]);
+    }
+  }
+
+ private:
+  // Returns the sum of the vectors 2 * lane and 2 * lane + 1, which other lanes may hold.
+  __device__ __forceinline__ float sum_in_order(const HeadLanes& lanes, int lane, float first, float second) const {
+    if (lanes.are_in_order()) return first + second;
+    const int begin = static_cast<int>(threadIdx.x % 32) - lane;
+    float sums[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int vector = 2 * lane + half, holder = vector < lanes.vectors ? lanes.holder_of(vector) : 0;
+      const float from_first = shuffle(first, begin + holder / 2), from_second = shuffle(second, begin + holder / 2);
+      sums[half] = vector >= lanes.vectors ? 0.0f : holder % 2 == 0 ? from_first : from_second;
+    }
+    return sums[0] + sums[1];
+  }
+};
+
+template <Float kDtype, Float kTable, int kHeads, bool kHasNorm>
+__global__ void __launch_bounds__(kThreads)
+    head_kernel(const HeadGroups groups, const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
+  using Heads = HeadVectors<kDtype, kTable, kHeads>;
+  constexpr int kElements = Heads::kElements;
+  const HeadLanes& lanes = groups.lanes;
+  const int lane = static_cast<int>(threadIdx.x) & (lanes.count - 1);
+  const int64_t number = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / lanes.count;
+  bool is_active = number < groups.num_groups;
+  if (!kHasNorm && !is_active) return;
+  const HeadGroup group = group_at(groups, is_active ? number : 0, kHeads);
+  const bool is_query = group.kind == HeadKind::kQuery, is_value = group.kind == HeadKind::kValue;
+  const NormRopeHeads& side = is_query ? p.query : p.key;
+  const TokenHeads& source = is_value ? p.value : side.source;
+  const int64_t left = side.num_heads - group.first_head;
+  const int count = left < kHeads ? static_cast<int>(left) : kHeads;
+
+  const TokenPositions positions = TokenPositions::read(p.rope, group.token);
+  PrefetchedIndex slot_index;
+  if (!is_query && p.slots.mapping.is_given()) slot_index = PrefetchedIndex(p.slots.mapping, group.token);
+  Heads heads(lanes, lane);
+  if (groups.only_rotated && lane >= lanes.rotated) is_active = false;
+  heads.read(source.head(group.token, group.first_head), source.stride_head_bytes, is_active ? count : 0);
+  Weights<kElements> weights[2];
+  if constexpr (kHasNorm) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      weights[half] = {};
+      if (!is_value && heads.exists[half]) {
+        weights[half] = Weights<kElements>::template read<kDtype, true>(side.weight, p.norm.weight_bias,
+                                                                        heads.dims[half], kElements);
+      }
+    }
+  }
+  const HeadCache& cache = is_value ? p.value_cache : p.key_cache;
+  float scales[kHeads];
+#pragma unroll
+  for (int k = 0; k < kHeads; ++k) {
+    const float* scale = is_query                 ? p.query_scale
+                         : cache.scale == nullptr ? nullptr
+                                                  : cache.scale_of(group.first_head + k);
+    scales[k] = scale == nullptr || k >= count ? 1.0f : *scale;
+  }
+
+  is_active = is_active && positions.are_good(p.rope);
+  const auto rotate = [&] {
+    if (!is_active || is_value || lane >= lanes.rotated) return;
+    heads.rotate(p.rope.is_neox, token_angles<kTable, kElements>(p.rope, positions, lane * kElements));
+  };
+  if constexpr (kHasNorm) {
+    if (p.order == NormOrder::kAfterRope) rotate();
+    // A warp whose lanes all have values needs no norm. Otherwise all its lanes take part in the sums.
+    if (ballot(!is_value) != 0) heads.norm(p, lanes, lane, is_value ? nullptr : &side.weight, weights);
+    if (p.order != NormOrder::kAfterRope) rotate();
+  } else {
+    rotate();
+  }
+  if (!is_active) return;
+
+  const int64_t slot = slot_index.value();
+  const bool is_cached = !is_query && is_slot(p.blocks(), slot);
+  const BlockOffset at = is_cached ? split(p.blocks(), slot) : BlockOffset{0, 0};
+#pragma unroll
+  for (int k = 0; k < kHeads; ++k) {
+    const int64_t head = group.first_head + k;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (k >= count || !heads.exists[half]) continue;
+      const auto& vector = heads.vectors[k][half];
+      const int64_t dim = heads.dims[half];
+      if (is_query) {
+        write_query<kDtype, kElements>(p, group.token, head, dim, scales[k], vector);
+        continue;
+      }
+      if (!is_value && p.key.out.data != nullptr)
+        vector.template write<true>(p.key.out.head(group.token, head) + dim * num_bytes(kDtype));
+      if (is_cached) {
+        write_to_cache<kDtype, kElements>(HeadEntry{cache, p.is_packed, at, head}, dim, scales[k], vector);
+      }
+    }
+  }
+}
+
+}  // namespace multikv::gpu

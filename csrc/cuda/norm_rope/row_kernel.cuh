@@ -1,0 +1,163 @@
+// Norms, rotates and caches heads of any size and alignment, and rows of all heads of a token. A thread block works on
+// one row, element by element.
+#pragma once
+
+#include "cuda/norm_rope/head_kernel.cuh"
+
+namespace multikv::gpu {
+
+// The elements of a head as tasks: first the pairs, then the elements that are not rotated.
+struct HeadTasks {
+  Divisor per_head;
+  int64_t num_pairs, offset;
+  bool is_neox;
+
+  static HeadTasks of(const QkNormRopeCacheParams& p) {
+    const int64_t num_pairs = p.rope.is_on ? p.rope.num_pairs() : 0;
+    return {Divisor::of(p.head_size - num_pairs), num_pairs, p.rope.is_on ? p.rope.offset : 0, p.rope.is_neox};
+  }
+  __device__ bool is_pair(int64_t task) const { return task < num_pairs; }
+  // The first, or only, element of a task, and the second element of a pair.
+  __device__ int64_t first_of(int64_t task) const {
+    if (is_pair(task)) return offset + (is_neox ? task : 2 * task);
+    const int64_t i = task - num_pairs;
+    return i < offset ? i : i + 2 * num_pairs;
+  }
+  __device__ int64_t second_of(int64_t task) const { return first_of(task) + (is_neox ? num_pairs : 1); }
+  // The pair that an element belongs to, or -1.
+  __device__ int64_t pair_of(int64_t element) const {
+    const int64_t i = element - offset;
+    if (i < 0 || i >= 2 * num_pairs) return -1;
+    return is_neox ? (i < num_pairs ? i : i - num_pairs) : i / 2;
+  }
+};
+
+// The rows of a token: its heads, or if all heads are normed together, its queries, its keys and its values.
+struct TokenRowsShape {
+  HeadTasks tasks;
+  Divisor per_token;  // rows
+  int64_t queries, keys;
+  int64_t num_rows;
+};
+
+template <Float kDtype>
+struct Pair {
+  FloatPack<kDtype, 1> x, y;
+};
+
+// A row of `num_heads` neighbouring heads of one kind of a token.
+template <Float kDtype, Float kTable>
+struct HeadRow {
+  using One = FloatPack<kDtype, 1>;
+  static constexpr int64_t kBytes = num_bytes(kDtype);
+  const QkNormRopeCacheParams& p;
+  const HeadTasks& tasks;
+  const TokenPositions& positions;
+  const char* source;  // of the first head
+  const NormRopeHeads& side;
+  int64_t first_head;
+  bool is_rotated;
+
+  __device__ One read(int64_t element) const { return One::read(source + element * kBytes); }
+
+  __device__ Pair<kDtype> rotated(Pair<kDtype> pair, int64_t i) const {
+    const Angles<1> angles = token_angles<kTable, 1>(p.rope, positions, i);
+    rotate<kDtype, kTable, 1, true>(pair.x, pair.y, angles.cosines, angles.sines);
+    return pair;
+  }
+  // An element of the row, which counts over all heads, as the norm reads it.
+  __device__ One before_norm(int64_t element) const {
+    if (p.order != NormOrder::kAfterRope || !is_rotated) return read(element);
+    const int64_t pair = tasks.pair_of(element);  // there is one head in the row
+    if (pair < 0) return read(element);
+    const int64_t first = tasks.first_of(pair), second = tasks.second_of(pair);
+    const Pair<kDtype> result = rotated({read(first), read(second)}, pair);
+    return element == first ? result.x : result.y;
+  }
+  __device__ One normed(One x, int64_t element, float factor) const {
+    const bool is_weighted = side.weight.is_given();
+    Weights<1> weight{};
+    // In a row of all heads, every element has a weight of its own.
+    if (is_weighted) weight = Weights<1>::template read<kDtype, false>(side.weight, p.norm.weight_bias, element, 1);
+    return gpu::normed<kDtype, 1>(x, factor, is_weighted, weight);
+  }
+};
+
+template <Float kDtype, Float kTable>
+__global__ void __launch_bounds__(kThreads)
+    row_kernel(const TokenRowsShape shape, const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
+  using Row = HeadRow<kDtype, kTable>;
+  constexpr int kElements = 8;
+  constexpr int64_t kPiece = kThreads * kElements;
+  __shared__ float shared[kThreads / 32];
+  const bool is_one_row = p.order == NormOrder::kAllHeads;
+  const auto token = static_cast<int64_t>(quotient_of(blockIdx.x, shape.per_token));
+  const int64_t i = blockIdx.x - token * shape.per_token.signed_value();
+  const HeadKind kind = i < shape.queries                ? HeadKind::kQuery
+                        : i < shape.queries + shape.keys ? HeadKind::kKey
+                                                         : HeadKind::kValue;
+  const bool is_query = kind == HeadKind::kQuery, is_value = kind == HeadKind::kValue;
+  const int64_t first_head = is_query ? i : kind == HeadKind::kKey ? i - shape.queries : i - shape.queries - shape.keys;
+  const NormRopeHeads& side = is_query ? p.query : p.key;
+  const TokenHeads& heads = is_value ? p.value : side.source;
+  const int64_t num_heads = is_one_row ? side.num_heads : 1, size = num_heads * p.head_size;
+  const TokenPositions positions = TokenPositions::read(p.rope, token);
+  PrefetchedIndex slot_index;
+  if (!is_query && p.slots.mapping.is_given()) slot_index = PrefetchedIndex(p.slots.mapping, token);
+  if (!positions.are_good(p.rope)) return;  // the whole thread block
+  const bool is_normed = p.order != NormOrder::kNone && !is_value;
+  const Row row = {
+      p, shape.tasks, positions, heads.head(token, first_head), side, first_head, p.rope.is_on && !is_value};
+
+  float factor = 1.0f;
+  if (is_normed) {
+    PieceSums sums;
+    for (int64_t begin = 0; begin < size; begin += kPiece) {
+      const int64_t at = begin + threadIdx.x * kElements;
+      float squares[kElements];
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) {
+        const auto one = at + k < size ? row.before_norm(at + k) : typename Row::One{};
+        const float x = at + k < size ? element<kDtype>(one.words, 0) : 0.0f;
+        squares[k] = x * x;
+      }
+      const float sum = ((squares[0] + squares[1]) + (squares[2] + squares[3])) +
+                        ((squares[4] + squares[5]) + (squares[6] + squares[7]));
+      sums.add(sum_of_threads<kThreads>(sum, shared));
+    }
+    factor = reciprocal_root(p.norm, sums.total(), static_cast<float>(size));
+    __syncthreads();  // the row has been read; it may be written in place
+  }
+
+  const int64_t slot = slot_index.value();
+  const bool is_cached = !is_query && is_slot(p.blocks(), slot);
+  const BlockOffset at = is_cached ? split(p.blocks(), slot) : BlockOffset{0, 0};
+  const HeadCache& cache = is_value ? p.value_cache : p.key_cache;
+  const auto write = [&](int64_t head, int64_t dim, const typename Row::One& one) {
+    if (is_query) {
+      const float scale = p.quantises_queries() ? *p.query_scale : 1.0f;
+      return write_query<kDtype, 1>(p, token, head, dim, scale, one);
+    }
+    if (!is_value && p.key.out.data != nullptr) one.write(p.key.out.head(token, head) + dim * Row::kBytes);
+    const float scale = cache.scale == nullptr ? 1.0f : *cache.scale_of(head);
+    if (is_cached) write_to_cache<kDtype, 1>(HeadEntry{cache, p.is_packed, at, head}, dim, scale, one);
+  };
+  const int64_t tasks_per_head = shape.tasks.per_head.signed_value();
+  for (int64_t task = threadIdx.x; task < num_heads * tasks_per_head; task += kThreads) {
+    const auto in_row = static_cast<int64_t>(quotient_of(task, shape.tasks.per_head));
+    const int64_t in_head = task - in_row * tasks_per_head, head = first_head + in_row, begin = in_row * p.head_size;
+    const bool is_pair = shape.tasks.is_pair(in_head);
+    const int64_t first = shape.tasks.first_of(in_head), second = is_pair ? shape.tasks.second_of(in_head) : first;
+    Pair<kDtype> pair = {row.read(begin + first), row.read(begin + second)};
+    if (is_pair && row.is_rotated && p.order == NormOrder::kAfterRope) pair = row.rotated(pair, in_head);
+    if (is_normed) {
+      pair.x = row.normed(pair.x, begin + first, factor);
+      pair.y = row.normed(pair.y, begin + second, factor);
+    }
+    if (is_pair && row.is_rotated && p.order != NormOrder::kAfterRope) pair = row.rotated(pair, in_head);
+    write(head, first, pair.x);
+    if (is_pair) write(head, second, pair.y);
+  }
+}
+
+}  // namespace multikv::gpu

@@ -1,0 +1,149 @@
+// The root mean square norm (params/norm_rope_params.h): the tree of additions, and the norm of elements in registers.
+#pragma once
+
+#include "cuda/core/pack.cuh"
+#include "params/norm_rope_params.h"
+
+namespace multikv::gpu {
+
+// Returns the sum of the squares of kCount elements: level by level, neighbours are added. kCount is a power of two.
+template <Float kDtype, int kCount>
+__device__ __forceinline__ float sum_of_squares(const uint32_t* words) {
+  float sums[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const float x = element<kDtype>(words, i);
+    sums[i] = x * x;
+  }
+#pragma unroll
+  for (int count = kCount / 2; count > 0; count /= 2) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+  }
+  return sums[0];
+}
+
+// Returns the sum of the values of `count` neighbouring lanes, a power of two. All lanes of the warp must call.
+__device__ __forceinline__ float sum_of_lanes(float value, int count) {
+  for (int mask = 1; mask < count; mask *= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
+// Returns what the elements of a row are multiplied by. The square root and the divisions are those of IEEE 754.
+__device__ __forceinline__ float reciprocal_root(const RmsNorm& norm, float sum_of_squares, float size) {
+  return 1.0f / sqrtf(sum_of_squares / size + norm.eps);
+}
+
+// Reads kCount elements as one vector if kWide; else one by one, and only the first `count`. The others are zeros.
+template <Float kDtype, int kCount, bool kWide, bool kOnce = false>
+__device__ __forceinline__ FloatPack<kDtype, kCount> read_elements(const char* from, int64_t count) {
+  using Vector = FloatPack<kDtype, kCount>;
+  if constexpr (kWide) {
+    if (count >= kCount) return Vector::template read<kOnce>(from);
+  }
+  Vector vector;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(Vector)) / 4; ++i) {
+    if constexpr (kDtype == Float::kFloat32) {
+      vector.words[i] = i < count ? reinterpret_cast<const uint32_t*>(from)[i] : 0;
+    } else {
+      const auto* elements = reinterpret_cast<const uint16_t*>(from);
+      const uint32_t low = 2 * i < count ? elements[2 * i] : 0, high = 2 * i + 1 < count ? elements[2 * i + 1] : 0;
+      vector.words[i] = low | high << 16;
+    }
+  }
+  return vector;
+}
+
+// Writes kCount elements as one vector if kWide; else one by one, and only the first `count`.
+template <Float kDtype, int kCount, bool kWide, bool kOnce = false>
+__device__ __forceinline__ void write_elements(char* to, const FloatPack<kDtype, kCount>& vector, int64_t count) {
+  if constexpr (kWide) {
+    if (count >= kCount) return vector.template write<kOnce>(to);
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i >= count) continue;
+    if constexpr (kDtype == Float::kFloat32) reinterpret_cast<uint32_t*>(to)[i] = vector.words[i];
+    else reinterpret_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(vector.words[i / 2] >> (i % 2 * 16));
+  }
+}
+
+// The weights of kCount neighbouring elements, each with the bias added.
+template <int kCount>
+struct Weights {
+  float values[kCount];
+
+  // Reads the weights from `at` on, of a norm of elements of type kDtype.
+  template <Float kDtype, bool kWide>
+  __device__ static __forceinline__ Weights read(const NormWeight& weight, float bias, int64_t at, int64_t count) {
+    Weights weights;
+    const auto read_as = [&]<Float kWeight>() {
+      const auto vector = read_elements<kWeight, kCount, kWide>(weight.data + at * num_bytes(kWeight), count);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) weights.values[i] = element<kWeight>(vector.words, i) + bias;
+    };
+    if (!weight.is_given()) return weights;
+    if (weight.dtype == Float::kFloat32) read_as.template operator()<Float::kFloat32>();
+    else read_as.template operator()<kDtype>();
+    return weights;
+  }
+};
+
+// Returns the elements, multiplied by `factor` and, if there are weights, by these.
+template <Float kDtype, int kCount>
+__device__ __forceinline__ FloatPack<kDtype, kCount> normed(const FloatPack<kDtype, kCount>& vector, float factor,
+                                                            bool is_weighted, const Weights<kCount>& weights) {
+  return pack_floats<kDtype, kCount>([&](int i) {
+    const float y = element<kDtype>(vector.words, i) * factor;
+    return is_weighted ? y * weights.values[i] : y;
+  });
+}
+
+// Adds the sums of equal pieces of a row, in the order of the row. sums[k] is the sum of 2^k pieces, if bit k of the
+// number of pieces is set.
+class PieceSums {
+ public:
+  __device__ __forceinline__ void add(float sum) {
+    bool is_carried = true;
+#pragma unroll
+    for (int k = 0; k < kLevels; ++k) {
+      const bool is_set = (num_pieces_ >> k & 1) != 0;
+      if (is_carried && is_set) sum = sums_[k] + sum;
+      if (is_carried && !is_set) sums_[k] = sum;
+      is_carried = is_carried && is_set;
+    }
+    ++num_pieces_;
+  }
+  __device__ __forceinline__ float total() const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < kLevels; ++k) {
+      if ((num_pieces_ >> k & 1) != 0) sum = sums_[k] + sum;
+    }
+    return sum;
+  }
+
+ private:
+  static constexpr int kLevels = 24;
+  uint32_t num_pieces_ = 0;
+  float sums_[kLevels] = {};
+};
+
+// Returns the sum of the values of the kCount threads that share a row: a warp, or a thread block of kCount threads.
+// All threads must call. `shared` has a float for each warp.
+template <int kCount>
+__device__ __forceinline__ float sum_of_threads(float value, float* shared) {
+  value = sum_of_lanes(value, 32);
+  if constexpr (kCount == 32) {
+    return value;
+  } else {
+    static_assert(kCount == 4 * 32);
+    __syncthreads();  // the values of the call before have been read
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+    __syncthreads();
+    return (shared[0] + shared[1]) + (shared[2] + shared[3]);
+  }
+}
+
+}  // namespace multikv::gpu
