@@ -42,9 +42,9 @@ if _typing.TYPE_CHECKING:
 
     __version__: str
 else:  # type checkers take the names from the imports
-    _OF_OFFLOAD = ("SwapCosts", "calibrate_swaps", "empty_pinned", "swap_costs")
-    _MODULES = ("formats", "offload", "ops", "platforms", "reference")
-    __all__ = list(_OF_OFFLOAD + _MODULES) + ops.__all__
+    _MODULES = ["formats", "offload", "ops", "platforms", "reference"]
+    _LATER = dict.fromkeys(["SwapCosts", "calibrate_swaps", "empty_pinned", "swap_costs"], "offload")
+    __all__ = list(_MODULES) + list(_LATER) + ops.__all__
 
     def __getattr__(name):
         """Imports modules, and looks the version up, at the first use, so that `import multikv` is faster."""
@@ -52,8 +52,8 @@ else:  # type checkers take the names from the imports
 
         if name in _MODULES:
             value = importlib.import_module(f"multikv.{name}")
-        elif name in _OF_OFFLOAD:
-            value = getattr(importlib.import_module("multikv.offload"), name)
+        elif name in _LATER:
+            value = getattr(importlib.import_module(f"multikv.{_LATER[name]}"), name)
         elif name == "__version__":
             try:
                 value = importlib.metadata.version("multikv")
