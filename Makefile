@@ -52,6 +52,11 @@ gates: torch
 	$(pip_install) pre-commit==4.7.0
 	$(python) -m pre_commit run --all-files --show-diff-on-failure
 
+# Warnings are errors. The API reference is made from the sources, so that nothing need be built.
+docs: torch
+	$(pip_install) "mkdocs-material>=9.5" "mkdocstrings[python]>=0.26" ruff
+	$(python) -m mkdocs build --strict
+
 # A wheel for every Python >= 3.10 and every torch >= 2.11, with the oldest manylinux tag that its libraries allow. torch
 # and AMD's runtime are the user's; CUDA's runtime is linked statically. MULTIKV_CUDA_ARCHS defaults to a portable set,
 # and not to the GPU of this host.

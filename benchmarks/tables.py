@@ -1,0 +1,203 @@
+"""Writes the tables of README.md and docs/ that show committed results. No number in them is typed by hand.
+
+Usage: python -m benchmarks.tables [--check]
+
+A table stands between the lines `<!-- table: NAME -->` and `<!-- end of table -->` of a Markdown file. --check changes
+nothing, and fails if a table is not what its results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/speed.md")
+H200 = "nvidia-h200_torch-2.11.0_2026-11-21"
+H200_SWAPS = "nvidia-h200_swaps_torch-2.11.0_2026-11-21"
+EPYC_1, EPYC_2 = (f"amd-epyc-avx512_{n}_torch-2.13.0_2026-11-21" for n in ("1-thread", "2-threads"))
+
+Row = dict[str, Any]
+
+
+class Key(NamedTuple):
+    """Names a case."""
+
+    op: str
+    case: str
+
+
+@cache
+def results(file: str) -> dict[Key, list[Row]]:
+    """Returns the rows of a file by case: that of multikv, and those of PyTorch."""
+    rows: dict[Key, list[Row]] = {}
+    for row in json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text())["results"]:
+        rows.setdefault(Key(row["op"], row["case"]), []).append(row)
+    return rows
+
+
+def ours(file: str, key: Key) -> Row:
+    """Returns multikv's row."""
+    (row,) = [row for row in results(file)[key] if row["contender"] == "multikv"]
+    return row
+
+
+def best_of_torch(file: str, key: Key) -> Row | None:
+    """Returns the row of the fastest way to do the same with PyTorch."""
+    others = [row for row in results(file)[key] if row["contender"] != "multikv" and row["device_us"]]
+    return min(others, key=lambda row: row["device_us"], default=None)
+
+
+def microseconds(value: float) -> str:
+    """Formats a time in microseconds with three digits or more."""
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+
+
+def percent(share: float) -> str:
+    """Formats a share in %."""
+    return f"{100 * share:.0f}"
+
+
+def markdown(head: str, rows: Iterable[Iterable[str]]) -> str:
+    """Returns a table. A cell of the head that ends with ":" is a column of numbers."""
+    names = head.split(" | ")
+    rule = "|".join("---:" if name.endswith(":") else "---" for name in names)
+    lines = [" | ".join(name.rstrip(":") for name in names), *map(" | ".join, rows)]
+    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
+
+
+def once(names: Iterable[str]) -> list[str]:
+    """Returns the names in backquotes, and "" for a name that repeats the one before."""
+    listed = list(names)
+    return [f"`{name}`" if i == 0 or listed[i - 1] != name else "" for i, name in enumerate(listed)]
+
+
+GPU_CASES = [
+    Key(op, case)
+    for op, cases in {
+        "reshape_and_cache_flash": ("NHD/bf16/T=1", "NHD/bf16/T=131072", "HND/bf16/T=131072")
+        + ("NHD/fp8_e4m3/T=131072", "HND/fp8_e4m3/T=131072"),
+        "reshape_and_cache": ("packed/bf16/T=1", "packed/bf16/T=131072", "packed/fp8_e4m3/T=131072"),
+        "concat_and_cache_mla": ("bf16/T=1", "bf16/T=131072", "fp8_e4m3/T=131072", "fp8_ds_mla/T=131072"),
+        "concat_and_cache_mla_rope_fused": ("16-heads/bf16/T=131072", "16-heads/fp8_e4m3/T=131072")
+        + ("128-heads/bf16/T=16384",),
+        "concat_and_cache_mla_grouped": ("4-layers/bf16/T=16384",),
+        "concat_mla_q": ("128-heads/T=16384",),
+        "convert_fp8": ("bf16-to-fp8_e4m3/2^29", "fp8_e4m3-to-bf16/2^29"),
+        "cp_gather_cache": ("bf16/1x128", "bf16/256x512"),
+        "gather_and_maybe_dequant_cache": ("fp8_e4m3/256x512",),
+        "cp_gather_and_upconvert_fp8_kv_cache": ("256x512",),
+        "indexer_k_quant_and_cache": ("ue8m0/T=131072",),
+        "cp_gather_indexer_k_quant_cache": ("256x512",),
+    }.items()
+    for case in cases
+]
+
+
+def gpu() -> str:
+    """Returns the table of device times on a GPU, beside PyTorch."""
+    rows = []
+    for name, key in zip(once(key.op for key in GPU_CASES), GPU_CASES, strict=True):
+        row, best = ours(H200, key), best_of_torch(H200, key)
+        torch = f"{microseconds(best['device_us'])} {best['contender']}" if best else ""
+        rows.append((name, key.case, microseconds(row["device_us"]), percent(row["share_of_copy"]), torch))
+    return markdown("op | case | us: | % copy: | best of PyTorch, us:", rows)
+
+
+CPU_CASES = [
+    Key(op, case)
+    for op, cases in {
+        "reshape_and_cache_flash": ("NHD/bf16/T=16384", "HND/bf16/T=16384")
+        + ("NHD/fp8_e4m3/T=16384", "HND/fp8_e4m3/T=16384"),
+        "reshape_and_cache": ("packed/bf16/T=16384", "packed/fp8_e4m3/T=16384"),
+        "concat_and_cache_mla": ("bf16/T=131072", "fp8_e4m3/T=131072", "fp8_ds_mla/T=131072"),
+        "concat_and_cache_mla_grouped": ("4-layers/bf16/T=16384", "4-layers/fp8_e4m3/T=16384"),
+        "concat_and_cache_mla_rope_fused": ("16-heads/bf16/T=16384", "16-heads/fp8_e4m3/T=16384"),
+        "concat_mla_q": ("128-heads/T=256",),
+        "convert_fp8": ("bf16-to-fp8_e4m3/2^25", "fp8_e4m3-to-bf16/2^25"),
+        "cp_gather_cache": ("bf16/256x512",),
+        "gather_and_maybe_dequant_cache": ("fp8_e4m3/256x512",),
+        "cp_gather_and_upconvert_fp8_kv_cache": ("256x512", "host-1-in-64/256x512"),
+        "indexer_k_quant_and_cache": ("ue8m0/T=131072", "fp8_e4m3fn/T=131072"),
+        "cp_gather_indexer_k_quant_cache": ("256x512",),
+        "swap_blocks": ("h2h/4K",),
+    }.items()
+    for case in cases
+]
+
+
+def cpu() -> str:
+    """Returns the table of shares of a copy on a CPU, beside PyTorch."""
+    rows = []
+    for name, key in zip(once(key.op for key in CPU_CASES), CPU_CASES, strict=True):
+        shares = [percent(ours(file, key)["share_of_copy"]) for file in (EPYC_1, EPYC_2)]
+        best = best_of_torch(EPYC_1, key)
+        torch = f"{percent(best['copy_us'] / best['device_us'])} {best['contender']}" if best else ""
+        rows.append((name, key.case, *shares, torch))
+    return markdown("op | case | 1 thread, %: | 2 threads, %: | best of PyTorch, 1 thread, %:", rows)
+
+
+def swaps() -> str:
+    """Returns the table of swaps: shares of one copy, and host times of calls."""
+    directions = {"d2h": "device to host", "h2d": "host to device", "d2d": "within the device"}
+    rows = []
+    for op, prefix in (("swap_blocks", ""), ("swap_blocks_layers", "32x")):
+        for direction, name in directions.items():
+            cases = [ours(H200_SWAPS, Key(op, f"{direction}/{prefix}{size}")) for size in ("4K", "32K", "256K", "2M")]
+            layers = "32 layers, " if prefix else ""
+            host = " / ".join(f"{case['host_us']:.0f}" for case in cases)
+            rows.append((f"{layers}{name}", *(percent(case["share_of_copy"]) for case in cases), host))
+    return markdown("blocks in random order | 4 KiB: | 32 KiB: | 256 KiB: | 2 MiB: | host us of the call:", rows)
+
+
+def summary() -> str:
+    """Returns README's few lines."""
+    chosen = [
+        ("write 131,072 tokens, bfloat16", H200, Key("reshape_and_cache_flash", "NHD/bf16/T=131072")),
+        ("the same as fp8", H200, Key("reshape_and_cache_flash", "NHD/fp8_e4m3/T=131072")),
+        ("gather 256 x 512 MLA entries from fp8", H200, Key("gather_and_maybe_dequant_cache", "fp8_e4m3/256x512")),
+        ("swap 2,045 blocks of 32 KiB to the host", H200_SWAPS, Key("swap_blocks", "d2h/32K")),
+        ("write 16,384 tokens as fp8", EPYC_1, Key("reshape_and_cache_flash", "NHD/fp8_e4m3/T=16384")),
+        ("gather 256 x 512 MLA entries from fp8", EPYC_1, Key("gather_and_maybe_dequant_cache", "fp8_e4m3/256x512")),
+    ]
+    rows = []
+    for what, file, key in chosen:
+        row, best = ours(file, key), best_of_torch(file, key)
+        where = "CPU, 1 thread" if file == EPYC_1 else "H200"
+        torch = f"{percent(best['copy_us'] / best['device_us'])} ({best['contender']})" if best else ""
+        rows.append((where, what, microseconds(row["device_us"]), percent(row["share_of_copy"]), torch))
+    return markdown("on | job | us: | % of a copy: | best of PyTorch, %:", rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"summary": summary, "gpu": gpu, "cpu": cpu, "swaps": swaps}
+
+
+def filled(text: str) -> str:
+    """Returns a page with all its tables made from the results."""
+    pattern = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}", text)
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    for page in PAGES:
+        path = ROOT / page
+        text = path.read_text()
+        if filled(text) == text:
+            continue
+        if options.check:
+            parser.exit(1, f"{page}: run python -m benchmarks.tables\n")
+        path.write_text(filled(text))
+        print(page)
+
+
+if __name__ == "__main__":
+    main()
