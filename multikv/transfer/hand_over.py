@@ -28,6 +28,7 @@ from .staging import Staging
 __all__ = ["receive", "send"]
 
 _VERSION = 1
+_CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 2 << 20, 32 << 20
 
 
 def send(
@@ -36,7 +37,7 @@ def send(
     dst: int | Iterable[int],
     group: dist.ProcessGroup | None = None,
     first_head: int = 0,
-    chunk_bytes: int = 8 << 20,
+    chunk_bytes: int | None = None,
     timeout: float | None = None,
 ) -> None:
     """Sends sequences to the caches of other ranks, each of which calls `receive`.
@@ -51,7 +52,7 @@ def send(
         group: a process group: nccl for caches on GPUs, gloo for any (a GPU's blocks then go through pinned memory).
             None: the default group.
         first_head: under tensor parallelism, the number of this cache's first head among those of the model.
-        chunk_bytes: the size of a chunk, of which three are in flight.
+        chunk_bytes: the size of a chunk, of which three are in flight. None: 2 MiB, and 32 MiB on a GPU.
         timeout: the most seconds to wait for a peer in one step. None: the timeout of the group.
 
     Raises:
@@ -68,6 +69,8 @@ def send(
         ...     (sequence,) = multikv.transfer.receive(cache, src=0)
     """
     device = carrier(group, cache.device)
+    if chunk_bytes is None:
+        chunk_bytes = _CHUNK_BYTES_OF_GPU if cache.device.type == "cuda" else _CHUNK_BYTES
     with _held(cache, list(sequences)) as mine:
         geometry = Geometry.of(cache, first_head)
         channels = [Channel("send", rank, group, device, timeout) for rank in _ranks(dst)]
