@@ -14,26 +14,43 @@ std::string op_names(const std::vector<BoxedKernel>& kernels) {
   return names;
 }
 
-std::string signature(std::string_view schema) {
+namespace {
+
+// Removes "=value" after the names of arguments.
+std::string without_defaults(std::string_view arguments) {
   std::string text;
-  int depth = 0;            // of parentheses
-  char quote = 0;           // the quotation mark of the string literal that is being read
-  bool is_default = false;  // whether a default value is being read
-  for (const char c : schema.substr(std::min(schema.find('('), schema.size()))) {
+  char quote = 0;  // the quotation mark of the string literal that is being read
+  bool is_default = false;
+  for (const char c : arguments) {
     if (quote != 0) {
       if (c == quote) quote = 0;
       continue;
     }
-    if (is_default && (c == '\'' || c == '"')) quote = c;
+    if (c == '=') is_default = true;
+    if (c == ',' || c == ')') is_default = false;
+    if (c == '\'' || c == '"') quote = c;
+    if (!is_default) text += c;
+  }
+  return text;
+}
+
+// Removes the alias sets, which are the parentheses inside the list of arguments: Tensor(a!) becomes Tensor.
+std::string without_alias_sets(std::string_view arguments) {
+  std::string text;
+  int depth = 0;  // of parentheses
+  for (const char c : arguments) {
     if (c == ')') --depth;
-    if (depth == 1 && c == '=') is_default = true;
-    if (depth == 0 || (depth == 1 && c == ',')) is_default = false;
-    // An alias set is in parentheses inside the list of arguments. "->" comes after the list, at depth 0.
     const bool is_alias_set = depth > 1 || (depth == 1 && (c == '(' || c == ')'));
-    if (!is_default && !is_alias_set) text += c;
+    if (!is_alias_set) text += c;
     if (c == '(') ++depth;
   }
   return text;
+}
+
+}  // namespace
+
+std::string signature(std::string_view schema) {
+  return without_alias_sets(without_defaults(schema.substr(std::min(schema.find('('), schema.size()))));
 }
 
 namespace {
