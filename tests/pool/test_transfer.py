@@ -46,6 +46,11 @@ def test_a_known_prefix_is_not_sent(outcome):
     assert outcome("known_prefix") == [9, None, None, None]
 
 
+def test_prefill_in_one_process_and_decode_in_another(outcome):
+    one_process, two_processes, *_ = outcome("prefill_and_decode")
+    assert one_process == two_processes and [len(tokens) for tokens in one_process] == [20, 63, 14]
+
+
 @pytest.mark.parametrize("name", REFUSALS)
 def test_caches_that_do_not_fit(outcome, name):
     sent, received, *_ = outcome(name)
