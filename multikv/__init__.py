@@ -28,6 +28,7 @@ from .ops import *  # noqa: E402
 if typing.TYPE_CHECKING:
     from . import offload as offload
     from . import pool as pool
+    from . import transfer as transfer
     from .offload import calibrate_swaps as calibrate_swaps
     from .offload import empty_pinned as empty_pinned
     from .pool import Batch as Batch
