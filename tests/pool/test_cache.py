@@ -283,7 +283,8 @@ def test_attention_over_a_cache_is_that_over_plain_tensors(any_device, format, l
                 mask = torch.ones(len(q), len(k), dtype=torch.bool, device=any_device).tril(len(k) - len(q))
                 q, k, v = q.transpose(0, 1), *(x.transpose(0, 1).repeat_interleave(3, 0) for x in (k, v))
                 wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
-                assert torch.allclose(got, wanted.transpose(0, 1), atol=1e-4)
+                tolerance = 1e-4 if any_device.type == "cpu" else 2e-2  # a GPU may multiply in 16 bits
+                assert torch.allclose(got, wanted.transpose(0, 1), atol=tolerance)
         for sequence in sequences:
             sequence.append(5)
     if format == "auto":

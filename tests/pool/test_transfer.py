@@ -23,9 +23,9 @@ REFUSALS = {
 
 
 @functools.cache
-def results(device: str, backend: str) -> list[dict[str, object]]:
-    """What each of the ranks says about each scenario."""
-    run = run_program("-m", "tests.support.ranks", device, backend, OMP_NUM_THREADS="1")
+def results(device: str, backend: str, *names: str) -> list[dict[str, object]]:
+    """What each of the ranks says about each scenario, or about all."""
+    run = run_program("-m", "tests.support.ranks", device, backend, *names, OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
@@ -44,6 +44,11 @@ def test_sequences_arrive(outcome, name):
 def test_a_known_prefix_is_not_sent(outcome):
     """Of 57 tokens the receiver has 54, and blocks of 4 and of 6 tokens end together after 48."""
     assert outcome("known_prefix") == [9, None, None, None]
+
+
+def test_prefill_in_one_process_and_decode_in_another(outcome):
+    one_process, two_processes, *_ = outcome("prefill_and_decode")
+    assert one_process == two_processes and [len(tokens) for tokens in one_process] == [20, 63, 14]
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -85,10 +90,12 @@ def test_a_peer_that_dies(outcome):
 
 
 def test_nccl(gpu):
-    if torch.cuda.device_count() < 4:
-        pytest.skip("needs four GPUs")
-    wanted = dict.fromkeys(GOOD, [None] * 4)
-    assert {name: [rank.get(name, "ended") for rank in results("cuda", "nccl")] for name in GOOD} == wanted
+    """With two GPUs, those scenarios that need ranks 0 and 1 only: nccl connects ranks when they first send."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    names = GOOD if torch.cuda.device_count() >= 4 else ("one_to_one", "no_sequences", "mla")
+    ranks = results("cuda", "nccl", *names)
+    assert {name: [rank.get(name, "ended") for rank in ranks] for name in names} == dict.fromkeys(names, [None] * 4)
 
 
 def geometry(first_head, num_heads, **options):

@@ -12,6 +12,7 @@ from benchmarks import swap
 from multikv import platforms
 from multikv.demo import cases as workloads
 from multikv.demo import timing
+from tests.support.processes import run_program
 
 ONE_CASE = ("--device", "cpu", "--op", "concat_and_cache_mla", "--only", "bf16/T=1$", "--no-compile")
 CASE = "concat_and_cache_mla/bf16/T=1"
@@ -100,3 +101,11 @@ def test_a_batch_of_addresses_does_the_same_job():
     expected.bind()()
     multikv.swap_blocks_batch(*swap._addresses(workload))
     assert workloads.same_bytes(workload.outputs(), expected.outputs())
+
+
+def test_the_cache(tmp_path):
+    run = run_program("-m", "benchmarks.pool", "--device", "cpu", "--no-transfer", "--out", tmp_path / "pool.json")
+    assert run.returncode == 0, run.stderr
+    content = json.loads((tmp_path / "pool.json").read_text())
+    assert content.pop("machine")["device"] == "cpu"
+    assert len(content) == 3 and all(0 < time < 1e6 for time in content.values())

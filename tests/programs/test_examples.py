@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import pytest
 
@@ -44,3 +45,13 @@ def test_generate(device_type):
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in run.stdout.splitlines() if "│" in line]
     equal = {row[0]: int(row[3]) for row in rows}
     assert equal["float32"] == 24 and equal["fp8_e4m3"] >= 12
+
+
+def test_serve(device_type):
+    """Conversations go to the host and come back, and share prefixes; every token is that of a conversation alone."""
+    run = run_program("examples/serve.py", "--device", device_type, "--conversations", "24", OMP_NUM_THREADS="1")
+    assert run.returncode == 0, run.stdout + run.stderr
+    text = " ".join(run.stdout.split())
+    assert "all tokens are right" in text
+    found, out, back = re.search(r"\((\d+)%\)\. ([\d,]+) blocks went to the host, ([\d,]+) came back", text).groups()
+    assert int(found) > 50 and int(out) > 0 and int(back) > 0

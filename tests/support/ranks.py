@@ -6,6 +6,7 @@ or the exception that it raises, is printed by the parent.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -179,6 +180,32 @@ def mla(r):
             assert torch.allclose(cache.read(layer, batch)[:21], rows, rtol=0.1, atol=0.02)
 
 
+def prefill_and_decode(r):
+    """Rank 0 computes prompts, and rank 1 goes on: the tokens are those of one process."""
+    if r.rank > 1:
+        return None
+    path = pathlib.Path(__file__).parents[2] / "examples" / "serve.py"
+    spec = importlib.util.spec_from_file_location("serve", path)
+    serve = sys.modules["serve"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(serve)
+    model, cache = serve.TinyLlama(r.device), serve.make_cache(64, 0, r.device)
+
+    def run(sequences, count):
+        for _ in range(count):
+            tokens = model.next_tokens(cache, cache.extend(sequences))
+            for sequence, token in zip(sequences, tokens, strict=True):
+                sequence.append(token)
+        return [sequence.tokens.tolist() for sequence in sequences]
+
+    prompts = [range(7), range(40, 90), [3]]
+    if r.rank == 0:
+        sequences = [cache.new(prompt) for prompt in prompts]
+        run(sequences, 1)
+        r.send(cache, sequences, 1)
+        return run(sequences, 12)
+    return run(r.receive(cache, 0), 12)
+
+
 def refused(r, **options):
     """Both sides get an error, and nothing is left behind."""
     if r.rank == 0:
@@ -309,7 +336,16 @@ def sender_dies(r):
 
 ALL = {
     f.__name__: f
-    for f in (one_to_one, no_sequences, known_prefix, fewer_ranks, more_ranks, head_of_two_sources, mla)
+    for f in (
+        one_to_one,
+        no_sequences,
+        known_prefix,
+        fewer_ranks,
+        more_ranks,
+        head_of_two_sources,
+        mla,
+        prefill_and_decode,
+    )
     + (other_dtype, other_scale, missing_heads, too_few_blocks, different_sequences, damaged)
     + (nobody_answers, sender_dies)  # the last, because they break their group or end a rank
 }
