@@ -151,7 +151,8 @@ def kernels_of(run: Any) -> dict[str, int]:
     counts: collections.Counter[str] = collections.Counter()
     for event in profiler.events():
         if any(word in event.name for word in ("cache", "multikv", "swap_blocks", "concat_mla")):
-            counts[event.name.partition("(")[0].removeprefix("void ")[:100]] += 1
+            name = event.name.replace("(anonymous namespace)::", "").removeprefix("void ")
+            counts[name.partition("(")[0].partition("<")[0]] += 1
     return dict(counts)
 
 
