@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import gc
 import json
 import os
@@ -150,7 +151,8 @@ def kernels_of(run: Any) -> dict[str, int]:
     counts: collections.Counter[str] = collections.Counter()
     for event in profiler.events():
         if any(word in event.name for word in ("cache", "multikv", "swap_blocks", "concat_mla")):
-            counts[event.name.partition("(")[0].removeprefix("void ")[:100]] += 1
+            name = event.name.replace("(anonymous namespace)::", "").removeprefix("void ")
+            counts[name.partition("(")[0].partition("<")[0]] += 1
     return dict(counts)
 
 
@@ -177,7 +179,8 @@ def run_case(folder: Path, name: str, mode: str) -> dict[str, Any]:
         together = engine.generate(many)
         result["alone_equal"] = [engine.generate([many[i]])[0] == together[i] for i in (4, 9, 15)]
     result["seconds"] = time.perf_counter() - begun
-    engine.llm.llm_engine.engine_core.shutdown()
+    with contextlib.suppress(Exception):  # an engine that remains takes memory, and no more
+        engine.llm.llm_engine.engine_core.shutdown()
     return result
 
 
@@ -219,6 +222,18 @@ def summary_of(folder: Path, names: list[str], modes: list[str]) -> dict[str, An
     return cases
 
 
+def wait(running: list[tuple[str, subprocess.Popen[bytes]]], seconds: float) -> None:
+    """Waits for processes, and stops those that take longer."""
+    end = time.monotonic() + seconds
+    for mode, process in running:
+        try:
+            process.wait(max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            print(f"{mode}: stopped after {seconds} s", flush=True)
+
+
 def main() -> None:
     """Runs all modes one after another, and compares them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -227,6 +242,7 @@ def main() -> None:
     parser.add_argument("--modes", default="vllm,multikv,attention")
     parser.add_argument("--list", action="store_true", help="prints the cases and their numbers")
     parser.add_argument("--child", nargs=2, metavar=("MODE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--parallel", action="store_true", help="all modes at once; the speeds then mean nothing")
     parser.add_argument("--seconds", type=float, default=3600, help="limit of each mode")
     options = parser.parse_args()
     names = [list(CASES)[int(i)] for i in options.cases.split(",")]
@@ -242,17 +258,19 @@ def main() -> None:
     modes = options.modes.split(",")
     folder = Path(tempfile.mkdtemp())
     save_models(folder)
+    running = []
     for mode in modes:
         command = [sys.executable, "-m", "benchmarks.vllm_engine", "--child", mode, str(folder)]
         environment = os.environ | CHILD_ENVIRONMENT | MODES[mode]
-        try:
-            subprocess.run([*command, "--cases", options.cases], env=environment, timeout=options.seconds, check=False)
-        except subprocess.TimeoutExpired:
-            print(f"{mode}: stopped after {options.seconds} s", flush=True)
+        running.append((mode, subprocess.Popen([*command, "--cases", options.cases], env=environment)))
+        if not options.parallel or mode == modes[-1]:
+            wait(running, options.seconds)
+            running = []
     report = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "vllm": "0.33.0",
+        "modes_shared_the_gpu": options.parallel,
         "cases": summary_of(folder, names, modes),
     }
     text = json.dumps(report, indent=1)
