@@ -44,8 +44,8 @@ def qk_norm_rope_cache(
     may be fp8, and the keys and the values go to the cache. The bytes are those of the separate calls: rms_norm, then
     rotary_embedding, then reshape_and_cache_flash or reshape_and_cache.
 
-    A token with a negative slot is written to q_out and k_out, but not to the cache. On a GPU, so is a token with a slot
-    past the end, and nothing is written of a token with a position outside cos_sin_cache.
+    A token with a negative slot is written to q_out and k_out, but not to the cache. On a GPU, so is a token with a
+    slot past the end, and nothing is written of a token with a position outside cos_sin_cache.
 
     Args:
         qkv: [>= num_tokens, >= (num_heads + 2 * num_kv_heads) * head_size], float32, float16 or bfloat16: the query

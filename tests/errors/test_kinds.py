@@ -29,6 +29,7 @@ BAD = {  # kind in the schema -> what is expected, and other objects with the wo
     "Optional[Tensor]": ("a tensor", NOT_TENSORS),
     "List[Tensor]": ("a list of tensors", [(numpy.zeros(3), "a NumPy array"), (None, "None"), (0.5, "a float")]),
     "List[int]": ("a list of integers", [(None, "None"), ("16", "a str"), ([0.5], "a list")]),
+    "Optional[List[int]]": ("a list of integers", [("16", "a str"), ([0.5], "a list")]),
     "str": ("a string", [(torch.float16, "torch.float16 (a torch.dtype)"), (1, "an int"), (None, "None")]),
     "int": ("a 64-bit integer", [(1.5, "a float"), (2**64, str(2**64)), *NOT_NUMBERS]),
     "Optional[int]": ("a 64-bit integer", [(1.5, "a float"), (2**64, str(2**64)), *NOT_NUMBERS[:-1]]),
