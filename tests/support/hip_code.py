@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,10 +111,10 @@ def main() -> None:
     titles = ("architecture", "wave", "kernels", "fp8", "matrix", "most VGPRs", "kernels that spill SGPRs", "most LDS")
     print(f"| {' | '.join(titles)} |")
     print("|---|---:|---:|---:|---:|---:|---|---:|")
-    for architecture, objects in sorted(
-        code_by_architecture(Path(*sys.argv[1:2] or [DEFAULT])).items(), key=_generation
-    ):
-        code = examine(objects)
+    items = sorted(code_by_architecture(Path(*sys.argv[1:2] or [DEFAULT])).items(), key=_generation)
+    with ThreadPoolExecutor() as pool:  # each thread waits for LLVM's tools
+        codes = list(pool.map(examine, [objects for _, objects in items]))
+    for (architecture, _), code in zip(items, codes, strict=True):
         found += faults(architecture, code)
         spills = [k.sgpr_spills for k in code.kernels if k.sgpr_spills]
         numbers = (code.wave, len(code.kernels), code.fp8, code.matrix, max(k.vgprs for k in code.kernels))
