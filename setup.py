@@ -86,7 +86,7 @@ class BuildWithCMake(build_ext):
         with (build / "log.txt").open("w") as log:
             # Ninja runs CMake itself where a CMake file has changed, and this saves its two seconds where none has.
             configured, done = build / "configured.json", json.dumps([configure, torch_version()])
-            if not configured.exists() or configured.read_text() != done:
+            if not ((build / "build.ninja").exists() and configured.exists() and configured.read_text() == done):
                 run(configure, log)
                 configured.write_text(done)
             jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []

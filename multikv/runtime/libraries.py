@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import json
+import platform
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,9 +53,20 @@ def open_library(library: Library) -> None:
         torch.ops.load_library(str(library.path))
         library.handle = ctypes.CDLL(str(library.path))
     except OSError as error:
-        library.reason = str(error)
+        library.reason = _explained(str(error))
         return
     library.loaded = True
+
+
+def _explained(error: str) -> str:
+    """Adds to an error of the dynamic loader what the host lacks, where this is known."""
+    if found := re.search(r"version `GLIBC_([\d.]+)' not found", error):
+        return f"it needs glibc {found[1]} or newer, and this host has {platform.libc_ver()[1]}: {error}"
+    if found := re.search(r"version `(GLIBCXX|CXXABI)_[\d.]+' not found", error):
+        return f"it needs a newer libstdc++ ({found[0]}): {error}"
+    if found := re.search(r"libamdhip64\.so\.(\d+): cannot open", error):
+        return f"it needs the runtime of ROCm {found[1]}; with another ROCm, build multikv from source: {error}"
+    return error
 
 
 def built_package_behind(package: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 import multikv
 from multikv import platforms, reference
-from multikv.demo import cases
+from multikv.demo import cases, plot
+from multikv.demo.measure import Result
 from tests.support.processes import run_program
 
 # The demo has no addresses to copy between.
@@ -68,6 +70,21 @@ def test_json_of_one_wrong_byte(run_module, monkeypatch):
         differs = result["op"] == "convert_fp8"
         expected = "bytes differ from multikv.reference" if differs else "ValueError: no reference"
         assert (result["ok"], result["error"], result["time_us"]) == (False, expected, None)
+
+
+def test_plot(tmp_path):
+    """The figure has every case that was timed."""
+    pytest.importorskip("matplotlib")
+    results = [Result("op_a", "case 1", True, None, 1.0, 1.0, 0.5), Result("op_b", "wrong", False, "bytes differ")]
+    about = {"copy": "memmove", "multikv": "1", "torch": "2", "device_name": "CPU"}
+    plot.draw(results, about, tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").stat().st_size > 1000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="matplotlib is installed")
+def test_plot_without_matplotlib(run_module, tmp_path):
+    run = run_module("multikv", "--plot", tmp_path / "figure.svg")
+    assert run.code == 2 and "matplotlib is not installed" in run.err
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,20 @@ except ImportError as error:
     assert str(package.resolve()) in text and str(tmp_path / "multikv") in text
 
 
+@pytest.mark.parametrize(
+    "error, beginning",
+    [
+        ("/lib/libc.so.6: version `GLIBC_2.34' not found (required by x.so)", "it needs glibc 2.34 or newer, and this"),
+        ("libstdc++.so.6: version `GLIBCXX_3.4.29' not found", "it needs a newer libstdc++ (version `GLIBCXX_3.4.29'"),
+        ("libamdhip64.so.5: cannot open shared object file", "it needs the runtime of ROCm 5; with another ROCm,"),
+        ("invalid ELF header", "invalid ELF header"),
+    ],
+)
+def test_what_a_host_lacks(error, beginning):
+    reason = libraries._explained(error)
+    assert reason.startswith(beginning) and reason.endswith(error)
+
+
 # What a host says of its GPUs: CUDA version of the driver, compute capabilities (None: no NVML), a device file.
 @pytest.mark.parametrize(
     "driver, capabilities, device_file, refusal",
