@@ -24,93 +24,49 @@ struct Storage {
 inline constexpr int kChunkBytes = 16;
 
 // A tile in shared memory: rows of kRowBytes, which is a power of two, in chunks of 16 bytes. Chunks are permuted so
-// that the same chunk of eight neighbouring rows lies in eight different groups of memory banks.
+// that two kinds of loads need each memory bank once for 128 bytes: the same chunk of eight neighbouring rows, and four
+// neighbouring chunks of rows 2 * i and 2 * i + 1.
 template <int kRowBytes>
 struct SharedTile {
   static constexpr int kChunks = kRowBytes / kChunkBytes;
   static_assert(kChunks >= 4);
   __device__ static constexpr int permuted(int row, int chunk) {
-    return kChunks == 4 ? chunk ^ (row >> 1 & 3) : chunk ^ (row & 7);
+    return chunk ^ (kChunks == 4 ? row >> 1 & 3 : (row & 1) << 2 | (row >> 1 & 3));
   }
   __device__ static constexpr int offset_bytes(int row, int chunk) {
     return row * kRowBytes + permuted(row, chunk) * kChunkBytes;
   }
 };
 
-inline constexpr int kMaxStages = 6, kFlagSteps = 8;
-
-// The keys of one step.
-struct StepPlan {
-  bool is_past_end;  // there is no such step
-  int key, kv_head;
-  Range readable;  // the keys that may be read
-  int64_t sequence;
-};
-
-// Enumerates the steps of a thread block. It lies in shared memory, to save registers: one thread moves it on.
-template <class Shape>
-class Steps {
- public:
-  Steps() = default;
-  __device__ void start(const AttentionProblem& p, const WorkStart& start) {
-    segments_.start(p, start);
-    enter(p);
-  }
-  __device__ StepPlan take(const AttentionProblem& p) {
-    const StepPlan plan = plan_;
-    if (plan.is_past_end) return plan;
-    plan_.key += kStep;
-    if (plan_.key >= end_) {
-      segments_.next(p);
-      enter(p);
-    }
-    return plan;
-  }
-
- private:
-  __device__ void enter(const AttentionProblem& p) {
-    for (; !segments_.is_done(); segments_.next(p)) {
-      const Segment segment = segments_.get(p);
-      const Range keys = segment.keys();
-      if (keys.size() == 0) continue;
-      end_ = keys.end;
-      plan_ = {false, keys.begin, segment.kv_head, segment.visible.any, segment.sequence_index};
-      return;
-    }
-    plan_.is_past_end = true;
-  }
-
-  Segments<Shape> segments_;
-  StepPlan plan_;
-  int end_;
-};
+inline constexpr int kFlagSteps = 8;  // a power of two, greater than the number of stages
 
 // The part of shared memory that the loader keeps beside the tiles.
-template <class Shape>
 struct LoaderState {
-  Steps<Shape> steps;
-  StepPlan plans[4];             // of the steps whose block ids are looked up next
-  int64_t offsets[2][2][kStep];  // of the next two steps: where each key and each value lies in its cache; -1: nowhere
+  // Where each key and each value of a step lies in its cache, of two steps in turn: in vectors of 16 bytes, which is
+  // kNowhere if it cannot be read, and in bytes, which is -1.
+  static constexpr uint32_t kNowhere = ~uint32_t{0};
+  uint32_t vectors[2][2][kStep];
+  int64_t offsets[2][2][kStep];
   uint32_t valid[kFlagSteps][kStep / 32];  // which keys of a step can be read
 };
 
 // Copies one tile of keys or of values with asynchronous copies of 16 bytes.
 template <int kRowBytes, int kThreads>
-__device__ inline void copy_tile_vectors(uint32_t tile, const CacheSource& cache, const int64_t* offsets, int row_bytes,
-                                         int element_bytes) {
+__device__ inline void copy_tile_vectors(uint32_t tile, const CacheSource& cache, const uint32_t* vectors,
+                                         int num_chunks) {
   using Tile = SharedTile<kRowBytes>;
   constexpr int kRowsAtOnce = kThreads / Tile::kChunks;
+  static_assert(kRowsAtOnce % 8 == 0);  // so that all rows of a thread have the same permutation
   const int thread = threadIdx.x, chunk = thread % Tile::kChunks, first_row = thread / Tile::kChunks;
-  if (chunk * kChunkBytes >= row_bytes) return;
-  const int element = chunk * kChunkBytes / element_bytes;
-  const auto group = static_cast<int64_t>(quotient_of(element, cache.elements_per_group));
-  const char* from = cache.data + group * cache.stride_element_group_bytes +
-                     (element - group * cache.elements_per_group.signed_value()) * cache.stride_element_bytes;
+  if (chunk >= num_chunks) return;
+  const char* from = cache.data + chunk * cache.stride_chunk_bytes;
+  const uint32_t to = tile + Tile::offset_bytes(first_row, chunk);
 #pragma unroll
   for (int i = 0; i < kStep / kRowsAtOnce; ++i) {
-    const int row = first_row + i * kRowsAtOnce;
-    const int64_t offset = offsets[row];
-    copy_async(tile + Tile::offset_bytes(row, chunk), from + max(offset, int64_t{0}), offset >= 0);
+    const uint32_t vector = vectors[first_row + i * kRowsAtOnce];
+    const bool is_valid = vector != LoaderState::kNowhere;
+    const uint64_t offset = static_cast<uint64_t>(is_valid ? vector : 0) * kChunkBytes;
+    copy_async(to + i * kRowsAtOnce * kRowBytes, from + offset, is_valid);
   }
 }
 
@@ -131,28 +87,27 @@ __device__ inline void copy_tile_elements(char* tile, const CacheSource& cache, 
   }
 }
 
-// Loads tiles. A stage is the memory of one step: the tile of keys, then the tile of values. A call of turn() starts
-// the copies of one step, writes the offsets of the step after it, and loads the block ids of the step after that one.
-// kThreads must be 2 * kStep or more: each of the first 2 * kStep threads computes the offset of one key or one
-// value.
-template <class Store, int kHeadSize, class Shape, int kThreads>
+// Loads the keys and values of a segment. A stage is the memory of one step: the tile of keys, then the tile of values.
+// A call of turn() starts the copies of one step, writes the offsets of the step after it, and loads the block ids of
+// the step after that one. kThreads must be 2 * kStep or more: each of the first 2 * kStep threads computes the offset
+// of one key or one value.
+template <class Store, int kHeadSize, int kThreads>
 class TileLoader {
  public:
   static constexpr int kRowBytes = kHeadSize * Store::kBytes, kTileBytes = kStep * kRowBytes;
   static constexpr int kStageBytes = 2 * kTileBytes;
 
-  __device__ TileLoader(const AttentionProblem& p, char* stages, int num_stages, LoaderState<Shape>& state)
-      : p_(p), stages_(stages), num_stages_(num_stages), state_(state) {}
+  __device__ TileLoader(const AttentionProblem& p, const Segment& segment, char* stages, int num_stages,
+                        LoaderState& state)
+      : p_(p), segment_(segment), stages_(stages), num_stages_(num_stages), state_(state) {}
 
   // Starts the copies of the first num_stages - 1 steps.
-  __device__ void start(const WorkStart& start) {
-    if (threadIdx.x == 0) {
-      state_.steps.start(p_, start);
-      for (int i = 0; i < 2; ++i) state_.plans[i] = state_.steps.take(p_);
-    }
+  __device__ void start() {
+    const Range keys = segment_.keys();
+    key_ = keys.begin;
+    end_ = keys.end;
     clear_padding();
-    __syncthreads();
-    look_up(0);
+    look_up(key_);
     write_offsets();
     for (int i = 1; i < num_stages_; ++i) {
       __syncthreads();
@@ -162,19 +117,14 @@ class TileLoader {
 
   // Waits for the copies of the next step to be used. Then the caller synchronises, and calls turn().
   __device__ void wait() const {
-    switch (num_stages_) {
-      case 2: return wait_for_copies<0>();
-      case 3: return wait_for_copies<1>();
-      case 4: return wait_for_copies<2>();
-      case 5: return wait_for_copies<3>();
-      case 6: return wait_for_copies<4>();
-    }
+    if (num_stages_ == 2) return wait_for_copies<0>();
+    return wait_for_copies<1>();
   }
   __device__ void turn() {
-    if (will_copy_) copy();
+    if (key_ < end_) copy();
     commit_copies();
     stage_ = stage_ + 1 == num_stages_ ? 0 : stage_ + 1;
-    ++step_;
+    key_ += kStep;
     write_offsets();
   }
 
@@ -187,48 +137,48 @@ class TileLoader {
   }
 
   // Issues the load of the block id of this thread's key.
-  __device__ void look_up(int step) {
-    const StepPlan& plan = state_.plans[step % 4];
-    will_copy_next_ = !plan.is_past_end;
+  __device__ void look_up(int step_key) {
+    const int key = step_key + static_cast<int>(threadIdx.x) % kStep;
+    const Range readable = segment_.visible.any;
     id_ = {};
-    if (!will_copy_next_) return;
-    const int thread = threadIdx.x, key = plan.key + thread % kStep;
-    kv_head_ = plan.kv_head;
-    if (thread < 2 * kStep && key >= plan.readable.begin && key < plan.readable.end) {
-      const auto block = static_cast<int64_t>(quotient_of(key, p_.blocks.block_size));
-      slot_offset_ = key - static_cast<int>(block * p_.blocks.block_size.signed_value());
-      const Indices& table = p_.sequences.block_table;
-      id_ = PrefetchedIndex(table, plan.sequence * table.stride + block);
-    }
+    if (threadIdx.x >= 2 * kStep || key < readable.begin || key >= readable.end) return;
+    const int block = small_quotient(key, p_.blocks.block_size);
+    slot_ = key - block * static_cast<int>(p_.blocks.block_size.value);
+    id_ = PrefetchedIndex(p_.sequences.block_table, segment_.sequence_index * p_.sequences.block_table.stride + block);
   }
 
-  // Writes the offsets of the step after the current one, and looks up those of the next.
+  // Writes the offsets of the step at key_, and looks up those of the next.
   __device__ void write_offsets() {
-    const int thread = threadIdx.x;
+    const int thread = threadIdx.x, step = key_ / kStep;
     if (thread < 2 * kStep) {
       const int64_t id = id_.value();
       const bool is_value = thread >= kStep, is_valid = id >= 0 && id < p_.blocks.num_blocks;
       const CacheSource& cache = is_value ? p_.value : p_.key;
-      const auto group = static_cast<int64_t>(quotient_of(slot_offset_, cache.slots_per_group));
-      const int64_t offset = id * cache.stride_block_bytes + kv_head_ * cache.stride_head_bytes +
-                             group * cache.stride_slot_group_bytes +
-                             (slot_offset_ - group * cache.slots_per_group.signed_value()) * cache.stride_slot_bytes;
-      state_.offsets[step_ % 2][is_value][thread % kStep] = is_valid ? offset : -1;
+      state_.vectors[step % 2][is_value][thread % kStep] = is_valid ? static_cast<uint32_t>(id) * cache.block_vectors +
+                                                                          segment_.kv_head * cache.head_vectors +
+                                                                          slot_ * cache.slot_vectors
+                                                                    : LoaderState::kNowhere;
+      if (!cache.has_vectors) write_offset(cache, id, is_valid);
       const uint32_t valid = ballot(is_valid);
-      if (!is_value && thread % 32 == 0) state_.valid[step_ % kFlagSteps][thread / 32] = valid;
+      if (!is_value && thread % 32 == 0) state_.valid[step % kFlagSteps][thread / 32] = valid;
     }
-    will_copy_ = will_copy_next_;
-    look_up(step_ + 1);
-    if (thread == 0) state_.plans[(step_ + 2) % 4] = state_.steps.take(p_);
+    look_up(key_ + kStep);
+  }
+  __device__ void write_offset(const CacheSource& cache, int64_t id, bool is_valid) {
+    const int group = small_quotient(slot_, cache.slots_per_group);
+    const int64_t offset = id * cache.stride_block_bytes + segment_.kv_head * cache.stride_head_bytes +
+                           group * cache.stride_slot_group_bytes +
+                           (slot_ - group * cache.slots_per_group.signed_value()) * cache.stride_slot_bytes;
+    state_.offsets[key_ / kStep % 2][threadIdx.x / kStep][threadIdx.x % kStep] = is_valid ? offset : -1;
   }
 
   __device__ void copy() {
     const auto copy_tile = [this](const CacheSource& cache, int is_value, int size) {
       char* tile = stages_ + stage_ * kStageBytes + is_value * kTileBytes;
-      const int64_t* offsets = state_.offsets[step_ % 2][is_value];
+      const int64_t* offsets = state_.offsets[key_ / kStep % 2][is_value];
       if (cache.has_vectors) {
-        copy_tile_vectors<kRowBytes, kThreads>(shared_address(tile), cache, offsets, size * Store::kBytes,
-                                               Store::kBytes);
+        copy_tile_vectors<kRowBytes, kThreads>(shared_address(tile), cache, state_.vectors[key_ / kStep % 2][is_value],
+                                               size * Store::kBytes / kChunkBytes);
       } else if constexpr (Store::kBytes == 1) {
         copy_tile_elements<kRowBytes, kThreads, uint8_t>(tile, cache, offsets, size);
       } else {
@@ -240,13 +190,14 @@ class TileLoader {
   }
 
   const AttentionProblem& p_;
+  const Segment& segment_;
   char* stages_;
   int num_stages_;
-  LoaderState<Shape>& state_;
-  int stage_ = 0, step_ = 0;  // of the next copies
-  bool will_copy_ = false, will_copy_next_ = false;
-  PrefetchedIndex id_;
-  int slot_offset_ = 0, kv_head_ = 0;
+  LoaderState& state_;
+  int stage_ = 0;       // of the next copies
+  int key_, end_;       // the first key of the step that is copied next; the end of the segment's keys
+  PrefetchedIndex id_;  // of the step after key_
+  int slot_ = 0;
 };
 
 }  // namespace multikv::gpu

@@ -52,7 +52,7 @@ class RowJoin {
   __device__ void weigh(int64_t begin, int count) {
     const int thread = threadIdx.x;
     float2 state = {0.0f, 0.0f};
-    if (thread < count) state = *Partials(p_).state(list_.slot(begin + thread), row_);
+    if (thread < count) state = Partials(p_).state(list_.slot(begin + thread), row_);
     const bool is_empty = state.y == 0.0f;
     const float m = is_empty ? kNoScore : state.x;
     float largest = m;  // of the granules up to this one
@@ -142,7 +142,7 @@ __device__ void join_few(const AttentionProblem& p, const Segment& segment, cons
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
         const int64_t slot = list.slot(min(begin + i, size - 1));
-        states[i] = *partials.state(slot, row);
+        states[i] = partials.state(slot, row);
         outputs[i] = partials.output(slot, row)[column];
       }
 #pragma unroll
@@ -165,12 +165,15 @@ __device__ void join_few(const AttentionProblem& p, const Segment& segment, cons
 // tile share its rows and columns.
 __global__ void MULTIKV_LAUNCH_BOUNDS(kJoinThreads, 8) join_kernel(const MULTIKV_GRID_CONSTANT AttentionProblem p) {
   __shared__ JoinBatch batch;
-  const WorkStart& start =
-      find_starts<SplitTileShape>(p, static_cast<int64_t>(blockIdx.x) + 1, 1, int64_t{gridDim.x} + 1)[0];
+  const WorkStart& start = find_start<SplitTiles>(p, static_cast<int64_t>(blockIdx.x) + 1, int64_t{gridDim.x} + 1);
   if (start.total > p.num_slots || start.is_idle()) return;
-  Segments<SplitTileShape> segments;
-  segments.start(p, start);
-  const Segment segment = segments.get(p);
+  __shared__ Segment segment;
+  if (threadIdx.x == 0) {
+    Segments<SplitTiles> segments;
+    segments.start(p, start);
+    segments.take(p, segment);
+  }
+  __syncthreads();
   if (segment.granules.begin == segment.tile_granules.begin) return;  // the worker begins with a tile of its own
   const Shares shares = start.shares();
   const int64_t units = max(segment.tile_granules.size(), 1);

@@ -7,52 +7,42 @@
 
 namespace multikv::gpu {
 
-// The shape of a launch of the split kernel.
-struct SplitLaunch {
-  int warps, blocks_per_multiprocessor;
-};
-
-// Chooses the number of warps of a thread block so that most warps fit into a multiprocessor.
-inline constexpr int kStaticSplitBytes = 1024;  // of find_starts
-inline SplitLaunch split_launch(const SharedMemory& memory, int warp_bytes) {
-  constexpr int kReservedBytes = 1024, kMaxResidentWarps = 8;  // the system reserves 1 KiB for each thread block
-  SplitLaunch best = {0, 0};
-  for (int warps = kSplitWarps; warps > 0; --warps) {
-    const int bytes = warps * warp_bytes + kStaticSplitBytes;
-    if (bytes > memory.block_bytes) continue;
-    const int blocks = std::min(memory.multiprocessor_bytes / (bytes + kReservedBytes), kMaxResidentWarps / warps);
-    if (warps * blocks > best.warps * best.blocks_per_multiprocessor) best = {warps, blocks};
-  }
-  return best;
-}
-
-template <class Store, int kHeadSize>
+template <class Store, int kHeadSize, int kRows, bool kHasVectors>
 cudaError_t launch_split(AttentionProblem p, const Context& context) {
-  constexpr int kRows = SplitTileShape::kRows, kWarpBytes = sizeof(SplitWarp<Store, kHeadSize>);
-  const auto kernel = split_attention_kernel<Store, kHeadSize>;
-  const SplitLaunch shape = split_launch(shared_memory(context.device_index), kWarpBytes);
-  if (shape.warps == 0) return cudaErrorNotSupported;
-  const int shared_bytes = shape.warps * kWarpBytes;
-  MULTIKV_RETURN_IF_FAILED(
-      (allow_shared_memory<split_attention_kernel<Store, kHeadSize>>(context.device_index, shared_bytes)));
-
+  using Shape = SplitShape<Store, kHeadSize>;
+  const auto kernel = split_attention_kernel<Store, kHeadSize, kRows, kHasVectors>;
+  constexpr int kStagingBytes = kHasVectors ? 0 : Shape::kWarps * Shape::kStagingBytes;
+  if constexpr (!kHasVectors) {
+    MULTIKV_RETURN_IF_FAILED((allow_shared_memory<split_attention_kernel<Store, kHeadSize, kRows, kHasVectors>>(
+        context.device_index, kStagingBytes)));
+  }
   const int64_t rows = std::min(p.group.signed_value() * p.sequences.max_query_len, p.max_rows);
   const int64_t tiles = p.sequences.num_sequences * p.num_kv_heads * ceil_div<int64_t>(rows, kRows);
   const int64_t granules = ceil_div<int64_t>(std::max<int64_t>(p.sequences.max_seq_len, 1), kGranule);
+  p.tile_rows = kRows;
   p.slot_rows = std::min<int64_t>(rows, kRows);
   p.num_slots = granules > 1 ? p.workspace.num_bytes / Partials::bytes_per_slot(p.slot_rows, p.value_size) : 0;
-  const int64_t most = int64_t{context.num_multiprocessors} * shape.blocks_per_multiprocessor;
-  const int64_t units = p.num_slots > 0 ? tiles * granules : tiles;
-  const auto blocks = static_cast<unsigned>(std::min(most, ceil_div<int64_t>(units, shape.warps)));
-  kernel<<<blocks, 32 * shape.warps, shared_bytes, context.stream>>>(p);
+  const int64_t most = int64_t{context.num_multiprocessors} * kSplitBlocks<Store, kHeadSize, kRows>;
+  const auto blocks = static_cast<unsigned>(std::min(most, p.num_slots > 0 ? tiles * granules : tiles));
+  kernel<<<blocks, Shape::kThreads, kStagingBytes, context.stream>>>(p);
   MULTIKV_RETURN_IF_FAILED(cudaGetLastError());
-  return p.num_slots > 0 ? launch_join(p, int64_t{blocks} * shape.warps, context) : cudaSuccess;
+  return p.num_slots > 0 ? launch_join(p, blocks, context) : cudaSuccess;
+}
+
+template <class Store, int kHeadSize>
+cudaError_t launch_split(const AttentionProblem& p, const Context& context) {
+  const int64_t rows = std::min(p.group.signed_value() * p.sequences.max_query_len, p.max_rows);
+  if (p.key.has_vectors && p.value.has_vectors) {
+    return rows <= 8 ? launch_split<Store, kHeadSize, 8, true>(p, context)
+                     : launch_split<Store, kHeadSize, 16, true>(p, context);
+  }
+  return launch_split<Store, kHeadSize, 16, false>(p, context);
 }
 
 // Launches the prefill kernel. Returns cudaErrorNotSupported if the device has too little shared memory.
 template <class Store, int kHeadSize>
 cudaError_t launch_prefill(AttentionProblem p, const Context& context) {
-  using Loader = TileLoader<Store, kHeadSize, PrefillTileShape, kPrefillThreads>;
+  using Loader = TileLoader<Store, kHeadSize, kPrefillThreads>;
   constexpr int kFixedBytes = (sizeof(PrefillShared<kHeadSize>) + 127) / 128 * 128, kStages = 3;
   const int bytes = shared_memory(context.device_index).block_bytes - kFixedBytes;
   const int stages = std::min(kStages, bytes / Loader::kStageBytes);
@@ -60,6 +50,7 @@ cudaError_t launch_prefill(AttentionProblem p, const Context& context) {
   const int shared_bytes = kFixedBytes + stages * Loader::kStageBytes;
   MULTIKV_RETURN_IF_FAILED(
       (allow_shared_memory<prefill_attention_kernel<Store, kHeadSize>>(context.device_index, shared_bytes)));
+  p.tile_rows = kPrefillRows;
   const int64_t rows = p.sequences.num_rows * p.group.signed_value();
   const int64_t tiles = (rows / kPrefillRows + p.sequences.num_sequences) * p.num_kv_heads;
   prefill_attention_kernel<Store, kHeadSize>

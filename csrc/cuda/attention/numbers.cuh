@@ -55,17 +55,18 @@ __device__ inline Finish finish(float m, float l, float sink, float value_scale)
   return {__fdiv_rn(factor, l), __fmul_rn(__fadd_rn(m, log2f(l)), kLn2), false};
 }
 
-// How a product of a query and a key becomes a score.
+// How a product of a query and a key becomes a score: score = x * factor, where x is the product itself if that is
+// possible, and otherwise the whole score.
 struct Scoring {
   float softcap;  // times log2(e); 0: none
   bool has_slopes;
+  bool is_plain;  // x is the product
 
-  __device__ static Scoring of(const AttentionOptions& options) {
-    return {__fmul_rn(options.softcap, kLog2E), options.alibi_slopes != nullptr};
+  __device__ static Scoring of(const AttentionOptions& options, float key_scale) {
+    const bool has_slopes = options.alibi_slopes != nullptr;
+    const bool is_plain = options.softcap <= 0.0f && !has_slopes && __fmul_rn(options.scale, key_scale) > 0.0f;
+    return {__fmul_rn(options.softcap, kLog2E), has_slopes, is_plain};
   }
-
-  // Whether a score is a product times the row's coefficient.
-  __device__ bool is_plain() const { return softcap <= 0.0f && !has_slopes; }
 
   // What products are multiplied by.
   __device__ static float coefficient(const AttentionOptions& options, float key_scale) {
@@ -73,7 +74,9 @@ struct Scoring {
     return options.softcap > 0.0f ? __fdiv_rn(__fmul_rn(scale, 2.0f * kLog2E), options.softcap)
                                   : __fmul_rn(scale, kLog2E);
   }
-  // `slope` is the row's ALiBi slope times log2(e), `distance` is key position - query position.
+  __device__ float factor(float coefficient) const { return is_plain ? coefficient : 1.0f; }
+
+  // The whole score. `slope` is the row's ALiBi slope times log2(e), `distance` is key position - query position.
   __device__ float operator()(float product, float coefficient, float slope, int distance) const {
     float score = __fmul_rn(product, coefficient);
     // tanh(x) = 1 - 2 / (exp(2 x) + 1), and `score` is 2 x * log2(e).

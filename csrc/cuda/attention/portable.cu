@@ -150,7 +150,7 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 8)
   const int64_t sequence_token = token - sequence.first_token;
   if (sequence_token >= sequence.num_tokens) return;
   row.visible = visible_to(p, sequence, static_cast<int>(sequence_token));
-  row.scoring = Scoring::of(p.options);
+  row.scoring = Scoring::of(p.options, scale_of(p.key, row.kv_head));
   row.coefficient = Scoring::coefficient(p.options, scale_of(p.key, row.kv_head));
   row.slope = slope_of(p.options, row.head);
   const auto load = [&p](const char* from) {

@@ -29,7 +29,15 @@ struct CacheSource {
   int64_t stride_slot_group_bytes, stride_slot_bytes;
   Divisor elements_per_group;
   int64_t stride_element_group_bytes, stride_element_bytes;
-  bool has_vectors;  // 16 aligned bytes hold neighbouring elements, and offsets fit into 32 bits as multiples of 16
+
+  // Whether heads consist of chunks of 16 aligned bytes that hold neighbouring elements, and offsets fit into 32 bits
+  // as multiples of 16. Then:
+  //
+  //   address of a chunk = data + (block * block_vectors + head * head_vectors + offset * slot_vectors) * 16
+  //                        + chunk * stride_chunk_bytes
+  bool has_vectors;
+  uint32_t block_vectors, head_vectors, slot_vectors;
+  int64_t stride_chunk_bytes;
 };
 
 // The argument of the kernels.
@@ -47,8 +55,10 @@ struct AttentionProblem {
   Element element;           // of the caches
   Float dtype;               // of query and out
   bool has_query_vectors;    // four neighbouring elements of a query are aligned
+  bool has_out_vectors;      // the same for out
   // The kernel serves sequences with this many rows: query tokens times query heads of a kv head.
   int64_t min_rows, max_rows;
+  int tile_rows;                 // rows of a tile (schedule.cuh)
   int64_t slot_rows, num_slots;  // of the workspace (partials.cuh)
 };
 static_assert(LaunchParams<AttentionProblem>);
@@ -65,7 +75,20 @@ inline CacheSource source_of(const CacheView& cache) {
           .elements_per_group = Divisor::of(1),
           .stride_element_group_bytes = 0,
           .stride_element_bytes = 0,
-          .has_vectors = false};
+          .has_vectors = false,
+          .block_vectors = 0,
+          .head_vectors = 0,
+          .slot_vectors = 0,
+          .stride_chunk_bytes = 0};
+}
+
+// Sets what vectors need, if the entries of slots are not split into groups and `bits` (alignment_bits) allow vectors.
+inline void enable_vectors(CacheSource& source, AlignmentBits bits, int64_t stride_chunk_bytes) {
+  source.has_vectors = bits.widest(16) == 16;
+  source.block_vectors = static_cast<uint32_t>(source.stride_block_bytes / 16);
+  source.head_vectors = static_cast<uint32_t>(source.stride_head_bytes / 16);
+  source.slot_vectors = static_cast<uint32_t>(source.stride_slot_group_bytes / 16);
+  source.stride_chunk_bytes = stride_chunk_bytes;
 }
 
 inline CacheSource source_of(const FlashCache& cache, int64_t head_size) {
@@ -74,7 +97,7 @@ inline CacheSource source_of(const FlashCache& cache, int64_t head_size) {
   source.stride_head_bytes = cache.stride_head_bytes;
   source.stride_slot_group_bytes = cache.stride_slot_bytes;
   source.stride_element_group_bytes = element_bytes;
-  source.has_vectors = (cache.alignment_bits() | head_size * element_bytes).widest(16) == 16;
+  enable_vectors(source, cache.alignment_bits() | head_size * element_bytes, 16);
   return source;
 }
 
@@ -87,7 +110,9 @@ inline CacheSource source_of(const PackedKeyCache& cache, int64_t head_size) {
   source.stride_element_group_bytes = cache.stride_vector_bytes;
   source.stride_element_bytes = element_bytes;
   const int64_t vector_bytes = cache.vector_size.signed_value() * element_bytes;
-  source.has_vectors = (cache.alignment_bits() | head_size * element_bytes | vector_bytes).widest(16) == 16;
+  if (vector_bytes == 16) {
+    enable_vectors(source, cache.alignment_bits() | head_size * element_bytes, cache.stride_vector_bytes);
+  }
   return source;
 }
 
@@ -121,6 +146,9 @@ inline AttentionProblem problem_of(const PagedAttentionParams& p) {
   problem.value = p.is_packed ? source_of(p.packed_value) : source_of(p.value, p.value_size);
   if (p.codec().is_float()) problem.key.scale = problem.value.scale = nullptr;
   problem.blocks = p.blocks();
+  if (problem.blocks.num_blocks == 0) problem.sequences.max_seq_len = 0;
+  // Positions of keys are below 2^31, so that a larger block size makes no difference.
+  problem.blocks.block_size = Divisor::of(std::min<int64_t>(problem.blocks.block_size.signed_value(), INT32_MAX));
   for (CacheSource* cache : {&problem.key, &problem.value}) {
     cache->has_vectors = cache->has_vectors && has_short_offsets(*cache, problem.blocks, p.num_kv_heads);
   }
@@ -132,6 +160,7 @@ inline AttentionProblem problem_of(const PagedAttentionParams& p) {
   problem.element = p.codec().element;
   problem.dtype = p.dtype;
   problem.has_query_vectors = p.head_size % 4 == 0 && p.query.alignment_bits().widest(8) == 8;
+  problem.has_out_vectors = p.value_size % 4 == 0 && p.out.alignment_bits().widest(8) == 8;
   problem.max_rows = INT64_MAX;
   return problem;
 }

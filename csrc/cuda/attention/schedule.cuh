@@ -1,6 +1,6 @@
 // Divides the work of a call over thread blocks.
 //
-// A tile is Shape::kRows rows of one kv head of one sequence. Its units are the granules that the sequence's rows may
+// A tile is p.tile_rows rows of one kv head of one sequence. Its units are the granules that the sequence's rows may
 // see, or a single unit if they see none. All units of all tiles form one list, ordered by sequence, kv head, tile and
 // granule; every worker takes an equal share of neighbouring units. A worker is a warp or a thread block. Workers read
 // the lengths themselves.
@@ -10,16 +10,14 @@
 
 namespace multikv::gpu {
 
-// The shape of a kernel's tiles. With kIsWhole, tiles are not split: a tile has one unit, and those that see most keys
-// come first.
-template <int kRows_, bool kIsWhole_>
+// How a kernel divides tiles. If kIsWhole, tiles are not split: a tile has one unit, and those that see most keys come
+// first.
+template <bool kIsWhole_>
 struct TileShape {
-  static constexpr int kRows = kRows_;
   static constexpr bool kIsWhole = kIsWhole_;
 };
-
-// The tiles of the kernels that split tiles over workers.
-using SplitTileShape = TileShape<16, false>;
+using SplitTiles = TileShape<false>;
+using WholeTiles = TileShape<true>;
 
 // The units of one sequence.
 template <class Shape>
@@ -30,7 +28,7 @@ struct SequenceUnits {
   __device__ SequenceUnits(const AttentionProblem& p, const Sequence& sequence) : granules{0, 0}, num_tiles(0) {
     const int rows = sequence.num_rows(p);
     if (rows == 0 || rows < p.min_rows || rows > p.max_rows) return;
-    num_tiles = (rows + Shape::kRows - 1) / Shape::kRows;
+    num_tiles = (rows + p.tile_rows - 1) / p.tile_rows;
     granules = granules_of(visible_to(p, sequence, 0, sequence.num_tokens - 1).any);
   }
   __device__ int per_tile() const { return Shape::kIsWhole ? 1 : max(granules.size(), 1); }
@@ -50,33 +48,25 @@ struct Shares {
   }
 };
 
-// A worker and the place of its first unit.
+// A worker and its first unit.
 struct WorkStart {
   int64_t worker, num_workers;
   int64_t total;     // units of all sequences
   int64_t sequence;  // the sequence of the first unit
   int64_t before;    // units of the sequences before
+  int tile;          // the tile of the first unit, of the sequence's tiles
 
   __device__ Shares shares() const { return {total, num_workers}; }
   __device__ bool is_idle() const { return shares().begin(worker) == shares().begin(worker + 1); }
 };
 
-// Finds the first units of `count` neighbouring workers, at most kMaxWarps. All threads of a thread block call it, and
-// may read the result, which lies in shared memory.
+// Returns the sum of `value` over the threads before this one, and in `total` that of all threads. All threads of a
+// thread block of at most kMaxWarps warps call it.
 inline constexpr int kMaxWarps = 8;
-template <class Shape>
-__device__ const WorkStart* find_starts(const AttentionProblem& p, int64_t first_worker, int count,
-                                        int64_t num_workers) {
+__device__ inline int64_t sum_before(int64_t value, int64_t& total) {
   __shared__ int64_t warp_sums[kMaxWarps];
-  __shared__ WorkStart starts[kMaxWarps];
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, threads = blockDim.x;
-  const int64_t per_thread = divide(p.sequences.num_sequences + threads - 1, threads);
-  const int64_t first = thread * per_thread, last = min(first + per_thread, p.sequences.num_sequences);
-  const auto units_of = [&p](int64_t s) { return SequenceUnits<Shape>(p, sequence_of(p, s)).count(p); };
-  int64_t sum = 0;
-#pragma unroll 1
-  for (int64_t s = first; s < last; ++s) sum += units_of(s);
-  int64_t inclusive = sum;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int64_t inclusive = value;
 #pragma unroll 1
   for (int distance = 1; distance < 32; distance *= 2) {
     const int64_t other = shuffle(inclusive, max(lane - distance, 0));
@@ -84,25 +74,46 @@ __device__ const WorkStart* find_starts(const AttentionProblem& p, int64_t first
   }
   if (lane == 31) warp_sums[warp] = inclusive;
   __syncthreads();
-  int64_t before = inclusive - sum, total = 0;
+  int64_t before = inclusive - value;
+  total = 0;
 #pragma unroll 1
-  for (int w = 0; w < threads / 32; ++w) {
+  for (int w = 0; w < static_cast<int>(blockDim.x) / 32; ++w) {
     if (w < warp) before += warp_sums[w];
     total += warp_sums[w];
   }
-  const Shares shares(total, num_workers);
+  return before;
+}
+
+// Finds the first unit of a worker. All threads of a thread block call it, and may read the result, which lies in
+// shared memory.
+template <class Shape>
+__device__ const WorkStart& find_start(const AttentionProblem& p, int64_t worker, int64_t num_workers) {
+  __shared__ WorkStart start;
+  const int64_t num_sequences = p.sequences.num_sequences, threads = blockDim.x;
+  const int64_t per_thread = divide(num_sequences + threads - 1, threads), first = threadIdx.x * per_thread;
+  int64_t last = min(first + per_thread, num_sequences), before = 0, unit = 0, total = 0;
+  // The first pass adds up the units, the second one finds the sequence of the worker's first unit.
 #pragma unroll 1
-  for (int i = 0; i < count; ++i) {
-    const int64_t worker = first_worker + i, unit = shares.begin(worker);
-    if (unit >= before && unit < before + sum) {
-      int64_t s = first, units_before = before;
-      for (int64_t units = units_of(s); unit >= units_before + units; units = units_of(++s)) units_before += units;
-      starts[i] = {worker, num_workers, total, s, units_before};
+  for (int pass = 0; pass < 2; ++pass) {
+    int64_t at = before;
+#pragma unroll 1
+    for (int64_t s = first; s < last; ++s) {
+      const SequenceUnits<Shape> units(p, sequence_of(p, s));
+      const int64_t count = units.count(p);
+      if (pass == 1 && unit >= at && unit < at + count) {
+        start = {worker, num_workers, total, s, at, static_cast<int>(divide(unit - at, units.per_tile()))};
+      }
+      at += count;
     }
-    if (thread == 0 && unit >= total) starts[i] = {worker, num_workers, total, p.sequences.num_sequences, total};
+    if (pass == 1) break;
+    const int64_t sum = at;
+    before = sum_before(sum, total);
+    unit = Shares(total, num_workers).begin(worker);
+    if (threadIdx.x == 0 && unit >= total) start = {worker, num_workers, total, num_sequences, total, 0};
+    if (unit < before || unit >= before + sum) last = first;
   }
   __syncthreads();
-  return starts;
+  return start;
 }
 
 // Neighbouring granules of one tile, which a worker attends over.
@@ -124,7 +135,7 @@ struct Segment {
   }
 };
 
-// Enumerates the segments of a worker. It lies in shared memory, to save registers: one thread moves it on.
+// Enumerates the segments of a worker. It lies in shared memory, to save registers: one thread uses it.
 template <class Shape>
 class Segments {
  public:
@@ -136,20 +147,13 @@ class Segments {
     end_ = shares.begin(start.worker + 1);
     sequence_ = start.sequence;
     before_ = start.before;
-    tile_ = 0;
-    enter(p);
-    if (sequence_ < p.sequences.num_sequences) tile_ = static_cast<int>(divide(begin_ - before_, per_tile_));
-    settle(p);
+    tile_ = start.tile;
+    is_entered_ = false;
   }
 
-  __device__ bool is_done() const { return is_done_; }
-  __device__ void next(const AttentionProblem& p) {
-    ++tile_;
-    settle(p);
-  }
-
-  __device__ Segment get(const AttentionProblem& p) const {
-    Segment segment;
+  // Writes the next segment, or returns false.
+  __device__ bool take(const AttentionProblem& p, Segment& segment) {
+    if (!find_tile(p)) return false;
     segment.sequence_index = sequence_;
     segment.sequence = sequence_info_;
     int kv_head = tile_ / tiles_per_head_, tile = tile_ - kv_head * tiles_per_head_;
@@ -159,11 +163,10 @@ class Segments {
       tile = tiles_per_head_ - 1 - tiles_later;
     }
     segment.kv_head = kv_head;
-    segment.first_row = tile * Shape::kRows;
-    segment.num_rows = min(Shape::kRows, sequence_info_.num_rows(p) - segment.first_row);
-    const auto token_of = [&p](int row) { return small_quotient(row, p.group); };
-    segment.visible =
-        visible_to(p, sequence_info_, token_of(segment.first_row), token_of(segment.first_row + segment.num_rows - 1));
+    segment.first_row = tile * p.tile_rows;
+    segment.num_rows = min(p.tile_rows, sequence_info_.num_rows(p) - segment.first_row);
+    segment.visible = visible_to(p, sequence_info_, small_quotient(segment.first_row, p.group),
+                                 small_quotient(segment.first_row + segment.num_rows - 1, p.group));
     segment.tile_unit = first_unit();
     segment.tile_granules = granules_;
     segment.granules = granules_;
@@ -173,44 +176,39 @@ class Segments {
       segment.granules = {granules_.begin + static_cast<int>(first), granules_.begin + static_cast<int>(last)};
       segment.is_whole = first == 0 && last == per_tile_;
     }
-    return segment;
+    ++tile_;
+    return true;
   }
 
  private:
   __device__ int64_t first_unit() const { return before_ + static_cast<int64_t>(tile_) * per_tile_; }
 
-  // Reads the lengths of the current sequence, or of the next one that has units.
-  __device__ void enter(const AttentionProblem& p) {
-    for (; sequence_ < p.sequences.num_sequences; ++sequence_) {
-      sequence_info_ = sequence_of(p, sequence_);
-      const SequenceUnits<Shape> units(p, sequence_info_);
-      tiles_per_head_ = units.num_tiles;
-      num_tiles_ = static_cast<int>(p.num_kv_heads) * units.num_tiles;
-      granules_ = units.granules;
-      per_tile_ = units.per_tile();
-      if (num_tiles_ != 0) return;
-    }
-  }
-
   // Moves on to a tile of which this worker has units: those that begin in its share, if tiles are not split.
-  __device__ void settle(const AttentionProblem& p) {
-    is_done_ = true;
+  __device__ bool find_tile(const AttentionProblem& p) {
     while (sequence_ < p.sequences.num_sequences) {
-      if (tile_ >= num_tiles_) {
-        before_ += static_cast<int64_t>(num_tiles_) * per_tile_;
-        ++sequence_;
-        enter(p);
-        tile_ = 0;
-      } else if (!may_split_ && first_unit() < begin_) {
-        ++tile_;
-      } else {
-        is_done_ = first_unit() >= end_;
-        return;
-      }
+      if (!is_entered_) enter(p);
+      while (!may_split_ && tile_ < num_tiles_ && first_unit() < begin_) ++tile_;
+      if (tile_ < num_tiles_) return first_unit() < end_;
+      before_ += static_cast<int64_t>(num_tiles_) * per_tile_;
+      ++sequence_;
+      tile_ = 0;
+      is_entered_ = false;
     }
+    return false;
   }
 
-  bool may_split_, is_done_;
+  // Reads the lengths of the current sequence.
+  __device__ void enter(const AttentionProblem& p) {
+    sequence_info_ = sequence_of(p, sequence_);
+    const SequenceUnits<Shape> units(p, sequence_info_);
+    tiles_per_head_ = units.num_tiles;
+    num_tiles_ = static_cast<int>(p.num_kv_heads) * units.num_tiles;
+    granules_ = units.granules;
+    per_tile_ = units.per_tile();
+    is_entered_ = true;
+  }
+
+  bool may_split_, is_entered_;
   int64_t begin_, end_;  // the share
   int64_t sequence_, before_;
   Sequence sequence_info_;

@@ -10,9 +10,8 @@ namespace multikv::gpu {
 
 __device__ inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
-// Returns x / divisor for x >= 0, in few instructions.
+// Returns x / divisor for x >= 0 and a divisor below 2^32, in few instructions.
 __device__ inline int small_quotient(int x, const Divisor& divisor) {
-  if (divisor.value >> 32 != 0) return 0;
   const auto low = static_cast<uint32_t>(x), value = static_cast<uint32_t>(divisor.value);
   const uint32_t estimate = high_product(low, static_cast<uint32_t>(divisor.reciprocal >> 32));
   return static_cast<int>(estimate + (low - estimate * value >= value));

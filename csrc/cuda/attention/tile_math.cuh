@@ -1,13 +1,14 @@
-// Products of tiles in shared memory, and the softmax of one step. Kernels with different shapes of thread blocks call
-// the same functions in the same order for every row, and so return the same bits.
+// The operands of matrix instructions, and the softmax of one step. Kernels with different shapes of thread blocks
+// multiply the same elements in the same order for every row, whether they compute products or transposed products, and
+// so return the same bits.
 //
-// A warp multiplies 16 rows. Lane i holds elements of the rows i / 4 ("low") and i / 4 + 8 ("high"): see multiply_add
-// in vendor/matrix.cuh. fp8 codes come in other orders than 16-bit elements:
+// See multiply_add in vendor/matrix.cuh for the operands. Two things are free, and chosen for the loads:
 //
-//   keys     Lane i holds elements 4 * (i % 4) .. 4 * (i % 4) + 3 of each 16 elements, instead of two pairs. Elements
-//   of
-//            queries are stored in the same order, so that products do not change.
-//   values   The columns of two neighbouring products, 16 of them, are the even and the odd columns of 16 values.
+//   products with keys    A lane holds chunks of 16 bytes: chunk i % 4 of every four. Multiplication i of the four
+//   chunks
+//                         takes elements 4 * i .. 4 * i + 3 of each chunk.
+//   fp8 values in tiles   The columns of two neighbouring products, 16 of them, are the even and the odd columns of 16
+//                         values.
 #pragma once
 
 #include "cuda/attention/cache_tiles.cuh"
@@ -15,49 +16,42 @@
 
 namespace multikv::gpu {
 
-// The queries of a tile in shared memory: 16-bit elements.
-template <int kHeadSize>
-using QueryTile = SharedTile<kHeadSize * 2>;
+// Multiplications that four chunks of a key take part in.
+template <class Store>
+inline constexpr int kChunkSteps = kChunkBytes / Store::kBytes / 4;
 
-template <int kHeadSize>
-__device__ inline void load_query(uint32_t (&out)[4], uint32_t queries, int first_row, int step) {
-  const int lane = threadIdx.x % 32;
-  load_matrices(out, queries + QueryTile<kHeadSize>::offset_bytes(first_row + lane % 16, 2 * step + lane / 16));
+// Elements 4 * step .. 4 * step + 3 of a chunk, as 16-bit numbers.
+template <class Store>
+__device__ inline void key_operand(uint32_t (&out)[2], const uint32_t (&chunk)[4], int step) {
+  if constexpr (Store::kIsFp8) {
+    out[0] = halves_from_fp8<Store::kElement>(chunk[step]);
+    out[1] = halves_from_fp8<Store::kElement>(chunk[step] >> 16);
+  } else {
+    out[0] = chunk[2 * step];
+    out[1] = chunk[2 * step + 1];
+  }
 }
 
-// Products of 16 keys, from first_key on, with the elements 32 * pair .. 32 * pair + 31 of queries. query(out, tile,
-// step) returns the elements 16 * step .. of 16 queries. out[tile][0] are the products with the first 8 keys.
-template <class Store, int kRowBytes, int kTiles, class Query>
-__device__ inline void multiply_keys(float (&out)[kTiles][2][4], uint32_t keys, int first_key, int pair, Query query) {
-  using Tile = SharedTile<kRowBytes>;
-  const int lane = threadIdx.x % 32;
-  uint32_t b[2][2][2];  // [step][keys][operand]
-  if constexpr (Store::kIsFp8) {
-    uint32_t codes[4];
-    load_matrices(codes, keys + Tile::offset_bytes(first_key + lane % 16, 2 * pair + lane / 16));
+// The first element that a lane's operand of multiplication `step` has, of a query or a key.
+template <class Store>
+__device__ inline int operand_element(int step) {
+  constexpr int kElements = kChunkBytes / Store::kBytes, kSteps = kChunkSteps<Store>;
+  return (4 * (step / kSteps) + static_cast<int>(threadIdx.x) % 4) * kElements + 4 * (step % kSteps);
+}
+
+// Two neighbouring columns, 2 * columns and the one after, of four values: the transposed operand `a` of multiply_add.
+template <class Store, int kWords>
+__device__ inline void value_operand(uint32_t (&a)[4], const uint32_t (&values)[4][kWords], int columns) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      b[i / 2][i % 2][0] = halves_from_fp8<Store::kElement>(codes[i]);
-      b[i / 2][i % 2][1] = halves_from_fp8<Store::kElement>(codes[i] >> 16);
-    }
-  } else {
-#pragma unroll
-    for (int step = 0; step < 2; ++step) {
-      uint32_t words[4];
-      load_matrices(
-          words, keys + Tile::offset_bytes(first_key + lane % 8 + lane / 16 * 8, 4 * pair + 2 * step + lane / 8 % 2));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) b[step][i / 2][i % 2] = words[i];
-    }
-  }
-#pragma unroll
-  for (int step = 0; step < 2; ++step) {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      uint32_t a[4];
-      query(a, tile, 2 * pair + step);
-      multiply_add<Store::kProduct>(out[tile][0], a, b[step][0][0], b[step][0][1]);
-      multiply_add<Store::kProduct>(out[tile][1], a, b[step][1][0], b[step][1][1]);
+  for (int i = 0; i < 2; ++i) {
+    if constexpr (Store::kIsFp8) {
+      const uint32_t order = columns % 2 == 0 ? 0x5140 : 0x7362;
+      const uint32_t codes = permute_bytes(values[2 * i][columns / 2], values[2 * i + 1][columns / 2], order);
+      a[2 * i] = halves_from_fp8<Store::kElement>(codes);
+      a[2 * i + 1] = halves_from_fp8<Store::kElement>(codes >> 16);
+    } else {
+      a[2 * i] = permute_bytes(values[2 * i][columns], values[2 * i + 1][columns], 0x5410);
+      a[2 * i + 1] = permute_bytes(values[2 * i][columns], values[2 * i + 1][columns], 0x7632);
     }
   }
 }
@@ -73,7 +67,7 @@ __device__ inline void load_values(uint32_t (&b)[2][2][2], uint32_t values, int 
     load_transposed(words, values + Tile::offset_bytes(lane, first_column / kChunkBytes));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t sorted = permute_bytes(words[i], 0x3120);  // the even column of two values, then the odd one
+      const uint32_t sorted = permute_bytes(words[i], 0, 0x3120);  // the even column of two values, then the odd one
       b[i / 2][0][i % 2] = halves_from_fp8<Store::kElement>(sorted);
       b[i / 2][1][i % 2] = halves_from_fp8<Store::kElement>(sorted >> 16);
     }
@@ -97,36 +91,38 @@ __device__ inline int value_column(int product, int i) {
   else return 8 * product + 2 * pair + i;
 }
 
-// Two rows of a lane: the low one and the high one.
+// The sums of one row. A score is x * factor, with a factor of the row that is greater than 0.
 struct RowSums {
   float m = kNoScore, l = 0.0f;  // the largest score; this lane's part of the sum of weights
 
-  // Turns this lane's scores of one step into weights. Returns what to multiply the former o by. score(i) is a
-  // reference to score i of 16.
-  template <class Store, class Score>
-  __device__ float add(Score score) {
+  // Turns this lane's x of one step into weights. Returns what to multiply the former o by. x(i) is a reference to one
+  // of 16.
+  template <class Store, class X>
+  __device__ float add(X x, float factor) {
     float largest = kNoScore;
 #pragma unroll
-    for (int i = 0; i < kStep / 4; ++i) largest = fmaxf(largest, score(i));
+    for (int i = 0; i < kStep / 4; ++i) largest = fmaxf(largest, x(i));
     largest = fmaxf(largest, shuffle_xor(largest, 1));
-    largest = fmaxf(m, fmaxf(largest, shuffle_xor(largest, 2)));
+    largest = fmaxf(largest, shuffle_xor(largest, 2));
+    largest = fmaxf(m, __fmul_rn(largest, factor));
     const float reference = reference_of<Store>(largest);
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kStep / 4; ++i) {
-      const float weight = exp2_approximate(__fsub_rn(score(i), reference));
+      const float weight = exp2_approximate(__fmaf_rn(x(i), factor, -reference));
       sum = __fadd_rn(sum, weight);
-      score(i) = weight;
+      x(i) = weight;
     }
-    const float correction = largest == m ? 1.0f : exp2_approximate(__fsub_rn(m, largest));
+    // Before the first score, o and l are 0, and need no correction.
+    const float correction = largest == m || m == kNoScore ? 1.0f : exp2_approximate(__fsub_rn(m, largest));
     m = largest;
     l = __fmaf_rn(l, correction, sum);
     return correction;
   }
-  // The weight of a score of the step that was added last, as it enters the product with the values.
+  // The weight of an x of the step that was added last, as it enters the product with the values.
   template <class Store>
-  __device__ float rounded_weight(float score) const {
-    const float weight = exp2_approximate(__fsub_rn(score, reference_of<Store>(m)));
+  __device__ float rounded_weight(float x, float factor) const {
+    const float weight = exp2_approximate(__fmaf_rn(x, factor, -reference_of<Store>(m)));
     return load_float16(static_cast<uint16_t>(rounded<Store::kProduct>(weight, 0.0f)), Store::kProduct);
   }
   // m and l of the whole row, as join() and finish() take them. All lanes call it.
@@ -211,8 +207,9 @@ __device__ inline float value_at(const char* values, int row, int column) {
   }
 }
 
-// The weights of 16 rows and kStep keys as operands of multiply_add.
+// The weights of kStep keys as operands of multiply_add: of 16 rows, or transposed, of 8 rows.
 using StepOperands = uint32_t[kStep / 16][4];
+using TransposedOperands = uint32_t[kStep / 16][2];
 
 // o += weights * values for 32 keys, those of the operands weights[tile][first_step] and the one after, and 16 columns,
 // of the products `product` and `product + 1`. `values` are the rows of these keys. Rows that see different keys share

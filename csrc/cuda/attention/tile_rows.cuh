@@ -1,4 +1,4 @@
-// The query rows of a tile in shared memory.
+// The query rows of a tile.
 #pragma once
 
 #include "cuda/attention/partials.cuh"
@@ -9,30 +9,8 @@ namespace multikv::gpu {
 // What a kernel needs to know of a row to compute its scores.
 struct TileRow {
   Visible visible;
-  float coefficient, slope;  // of Scoring
+  float coefficient, slope, factor;  // of Scoring
 };
-
-// Four neighbouring elements of a query, from element `first` on, as floats; zeros past the end.
-__device__ inline float4 query_elements(const AttentionProblem& p, const char* row, int first) {
-  uint32_t words[2] = {0, 0};
-  if (p.has_query_vectors) {
-    if (first < p.key_size) {
-      const auto pack = Pack<8>::read(row + first * 2);
-      words[0] = pack.words[0];
-      words[1] = pack.words[1];
-    }
-  } else {
-    const auto* halves = reinterpret_cast<const uint16_t*>(row);
-    for (int i = 0; i < 4 && first + i < p.key_size; ++i) {
-      words[i / 2] |= static_cast<uint32_t>(halves[first + i]) << (i % 2 * 16);
-    }
-  }
-  const auto floats = [&words]<Float kDtype>() -> float4 {
-    return {element<kDtype>(words, 0), element<kDtype>(words, 1), element<kDtype>(words, 2), element<kDtype>(words, 3)};
-  };
-  return p.dtype == Float::kFloat16 ? floats.template operator()<Float::kFloat16>()
-                                    : floats.template operator()<Float::kBFloat16>();
-}
 
 // The power of two that brings a row's largest magnitude, which all lanes know, to the top of float16's range. Where it
 // is infinite, NaN or 0, 1.
@@ -42,87 +20,80 @@ __device__ inline float power_to_float16(float largest) {
   return __uint_as_float(static_cast<uint32_t>(127 + min(14 - exponent, 100)) << 23);
 }
 
-// Reads a row of a tile to shared memory, in the order that multiply_keys expects. All lanes of a warp call it with the
-// same row. Returns the power of two that the row was multiplied by.
+// A query row as operands of multiply_add: the lane's elements of each multiplication.
+template <int kHeadSize>
+using QueryOperands = uint32_t[kHeadSize / 16][2];
+
+// Reads the elements of a query for all multiplications, zeros past the end.
 template <class Store, int kHeadSize>
-__device__ inline float load_row(const AttentionProblem& p, const Segment& segment, int row, char* queries) {
-  constexpr int kPerLane = kHeadSize <= 128 ? 1 : kHeadSize / 128;
-  const int lane = threadIdx.x % 32;
-  const bool is_row = row < segment.num_rows;
-  const RowOwner owner(p, segment, is_row ? row : 0);
-  float4 elements[kPerLane];
+__device__ inline void read_query(QueryOperands<kHeadSize>& out, const AttentionProblem& p, const char* query,
+                                  int num_elements) {
+#pragma unroll
+  for (int i = 0; i < kHeadSize / 8; ++i) out[i / 2][i % 2] = 0;
+  if (p.has_query_vectors) {
+#pragma unroll
+    for (int i = 0; i < kHeadSize / 16; ++i) {
+      load_vector_if(operand_element<Store>(i) < num_elements, out[i], query + operand_element<Store>(i) * 2);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kHeadSize / 4; ++i) {
+    const int element = operand_element<Store>(i / 4) + i % 4;
+    if (element >= num_elements) continue;
+    const uint32_t bits = reinterpret_cast<const uint16_t*>(query)[element];
+    out[i / 4][i % 4 / 2] |= bits << (i % 2 * 16);
+  }
+}
+
+// Multiplies bfloat16 numbers by a power of two that brings them into float16's range. Returns the power.
+template <int kHeadSize>
+__device__ inline float convert_to_float16(QueryOperands<kHeadSize>& query) {
+  const auto low = [](uint32_t pair) { return __uint_as_float(pair << 16); };
+  const auto high = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
   float largest = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int element = 4 * (lane + 32 * i);
-    elements[i] = float4{};
-    if (is_row && element < kHeadSize) {
-      elements[i] = query_elements(p, p.query.head(owner.token, owner.head), element);
-    }
-    const float4& x = elements[i];
-    largest = fmaxf(largest, fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w))));
+  for (int i = 0; i < kHeadSize / 8; ++i) {
+    const uint32_t pair = query[i / 2][i % 2];
+    largest = fmaxf(largest, fmaxf(fabsf(low(pair)), fabsf(high(pair))));
   }
-  float power = 1.0f;
-  if (Store::kIsFp8 && p.dtype == Float::kBFloat16) {
-    for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
-    power = power_to_float16(largest);
-  }
+  largest = fmaxf(largest, shuffle_xor(largest, 1));
+  const float power = power_to_float16(fmaxf(largest, shuffle_xor(largest, 2)));
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int quad = lane + 32 * i;
-    if (4 * quad >= kHeadSize) continue;
-    const float4& x = elements[i];
-    const uint32_t low = rounded<Store::kProduct>(__fmul_rn(x.x, power), __fmul_rn(x.y, power));
-    const uint32_t high = rounded<Store::kProduct>(__fmul_rn(x.z, power), __fmul_rn(x.w, power));
-    using Tile = QueryTile<kHeadSize>;
-    if constexpr (Store::kIsFp8) {
-      const int chunk = quad / 4 * 2, at = quad % 4 * 4;
-      *reinterpret_cast<uint32_t*>(queries + Tile::offset_bytes(row, chunk) + at) = low;
-      *reinterpret_cast<uint32_t*>(queries + Tile::offset_bytes(row, chunk + 1) + at) = high;
-    } else {
-      auto* to = reinterpret_cast<uint32_t*>(queries + Tile::offset_bytes(row, quad / 2) + quad % 2 * 8);
-      to[0] = low;
-      to[1] = high;
-    }
+  for (int i = 0; i < kHeadSize / 8; ++i) {
+    uint32_t& pair = query[i / 2][i % 2];
+    pair = floats_to_half(__fmul_rn(low(pair), power), __fmul_rn(high(pair), power));
   }
   return power;
 }
 
-// Loads the 16 rows of a warp from row first_row on: the queries, and rows[0] to rows[15]. The queries of rows past
-// num_rows stay arbitrary: nobody needs these rows.
+// Loads a row of a tile, or zeros if the tile has no such row. Lanes with the same row are neighbours. Returns the
+// power of two that the row was multiplied by.
 template <class Store, int kHeadSize>
-__device__ inline void load_rows(const AttentionProblem& p, const Segment& segment, int first_row, char* queries,
-                                 TileRow* rows) {
-  const int lane = threadIdx.x % 32;
-  float power = 1.0f;  // of the row of this lane
-  const int count = min(16, segment.num_rows - first_row);
-#pragma unroll 1
-  for (int i = 0; i < count; ++i) {
-    const float row_power = load_row<Store, kHeadSize>(p, segment, first_row + i, queries);
-    if (i == lane) power = row_power;
-  }
-  if (lane >= 16) return;
-  TileRow info = {{{0, 0}, 0, INT32_MAX, 0}, 0.0f, 0.0f};
-  if (first_row + lane < segment.num_rows) {
-    const RowOwner owner(p, segment, first_row + lane);
-    info.visible = visible_to(p, segment.sequence, owner.sequence_token);
-    const float key_scale = scale_of(p.key, segment.kv_head);
-    info.coefficient = __fdiv_rn(Scoring::coefficient(p.options, key_scale), power);
-    info.slope = slope_of(p.options, owner.head);
-  }
-  rows[lane] = info;
+__device__ inline float load_query(QueryOperands<kHeadSize>& out, const AttentionProblem& p, const Segment& segment,
+                                   int row) {
+  const bool is_row = row < segment.num_rows;
+  const RowOwner owner(p, segment, is_row ? row : 0);
+  read_query<Store, kHeadSize>(out, p, p.query.head(owner.token, owner.head), is_row ? p.key_size : 0);
+  if (Store::kIsFp8 && p.dtype == Float::kBFloat16) return convert_to_float16<kHeadSize>(out);
+  return 1.0f;
 }
 
-// Turns one row's products with the keys of a step into scores: the elements 2 * high and 2 * high + 1 of each block.
+// `power` is what load_query() returned for the row.
+__device__ inline TileRow tile_row(const AttentionProblem& p, const Segment& segment, const Scoring& scoring, int row,
+                                   float power) {
+  if (row >= segment.num_rows) return {{{0, 0}, 0, INT32_MAX, 0}, 0.0f, 0.0f, 1.0f};
+  constexpr float kSmallest = 0x1p-126f;  // a factor must be greater than 0
+  const RowOwner owner(p, segment, row);
+  const float coefficient = __fdiv_rn(Scoring::coefficient(p.options, scale_of(p.key, segment.kv_head)), power);
+  return {visible_to(p, segment.sequence, owner.sequence_token), coefficient, slope_of(p.options, owner.head),
+          fmaxf(scoring.factor(coefficient), kSmallest)};
+}
+
+// Turns one row's products with the keys of a step into the x of RowSums: the elements 2 * high and 2 * high + 1 of
+// each block.
 __device__ inline void score_row(StepScores& scores, int high, const Scoring& scoring, const TileRow& row, int key) {
-  if (scoring.is_plain()) {
-#pragma unroll
-    for (int i = 0; i < kStep / 4; ++i) {
-      float& score = scores[i / 2][2 * high + i % 2];
-      score = __fmul_rn(score, row.coefficient);
-    }
-    return;
-  }
+  if (scoring.is_plain) return;
   const int first = key + static_cast<int>(threadIdx.x) % 4 * 2 - row.visible.position;
 #pragma unroll
   for (int i = 0; i < kStep / 4; ++i) {

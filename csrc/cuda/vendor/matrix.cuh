@@ -25,6 +25,28 @@ __device__ inline void copy_async_if(bool does_copy, uint32_t to, const void* fr
       "l"(from), "r"(static_cast<uint32_t>(does_copy))
       : "memory");
 }
+// Start a load of 8 or 16 aligned bytes that are read once. Unless does_load, `words` stay.
+__device__ inline void load_vector(uint32_t (&words)[2], const void* from) {
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
+               : "=r"(words[0]), "=r"(words[1])
+               : "l"(from));
+}
+__device__ inline void load_vector(uint32_t (&words)[4], const void* from) {
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "l"(from));
+}
+__device__ inline void load_vector_if(bool does_load, uint32_t (&words)[2], const void* from) {
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %3, 0; @p ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2]; }"
+               : "+r"(words[0]), "+r"(words[1])
+               : "l"(from), "r"(static_cast<uint32_t>(does_load)));
+}
+__device__ inline void load_vector_if(bool does_load, uint32_t (&words)[4], const void* from) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
+      : "l"(from), "r"(static_cast<uint32_t>(does_load)));
+}
 // Closes the group of the copies that this thread has started since the last call.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most kGroups of this thread's groups are in flight.
@@ -36,19 +58,21 @@ __device__ inline void wait_for_copies() {
 // Waits for all lanes of the warp; then they see each other's writes to shared memory.
 __device__ inline void sync_warp() { __syncwarp(); }
 
-// These functions load four matrices of 8 x 8 16-bit elements from shared memory; the second function transposes each.
-// `row_address` of lane i is the address of one row: number i % 8 of matrix i / 8. out[m] of lane i gets two elements
-// of matrix m: 2 * (i % 4) and 2 * (i % 4) + 1 of row i / 4.
-__device__ inline void load_matrices(uint32_t (&out)[4], uint32_t row_address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(row_address)
-               : "memory");
-}
+// Loads four matrices of 8 x 8 16-bit elements from shared memory, and transposes each. `row_address` of lane i is the
+// address of one row: number i % 8 of matrix i / 8. out[m] of lane i gets two elements of matrix m: 2 * (i % 4) and
+// 2 * (i % 4) + 1 of row i / 4 of the transposed matrix.
 __device__ inline void load_transposed(uint32_t (&out)[4], uint32_t row_address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(row_address)
+               : "memory");
+}
+
+// Loads 16 aligned bytes of shared memory.
+__device__ inline void load_chunk(uint32_t (&out)[4], uint32_t address) {
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(address)
                : "memory");
 }
 
@@ -95,7 +119,9 @@ __device__ inline uint32_t halves_from_fp8(uint32_t codes) {
   }
 }
 
-// Returns four bytes chosen from a word: digit i of `order` is the index of byte i.
-__device__ inline uint32_t permute_bytes(uint32_t word, uint32_t order) { return __byte_perm(word, 0, order); }
+// Returns four bytes chosen from two words: digit i of `order` is the index of byte i; 4 to 7 are those of `high`.
+__device__ inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t order) {
+  return __byte_perm(low, high, order);
+}
 
 }  // namespace multikv::gpu
