@@ -42,12 +42,6 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
   else __stcs(reinterpret_cast<uint2*>(to), make_uint2(vec.x, vec.y));
 }
 
-// Loads and stores of memory that other thread blocks of the launch write and read: they bypass the L1 cache.
-__device__ inline float load_coherent(const float* from) { return __ldcg(from); }
-__device__ inline float2 load_coherent(const float2* from) { return __ldcg(from); }
-__device__ inline void store_coherent(float* to, float value) { __stcg(to, value); }
-__device__ inline void store_coherent(float2* to, float2 value) { __stcg(to, value); }
-
 // Returns the value of another lane of the warp: of `lane`, or of the caller's own lane ^ mask. All lanes must call.
 template <class T>
 __device__ inline T shuffle(T value, int lane) {

@@ -40,18 +40,6 @@ __device__ inline void store_once(Vec* to, const Vec& vec) {
   __builtin_nontemporal_store(__builtin_bit_cast(Words<Vec>, vec), reinterpret_cast<Words<Vec>*>(to));
 }
 
-// Loads and stores of memory that other thread blocks of the launch write and read. They are nontemporal accesses,
-// which bypass the L1 cache on gfx90a. On gfx942 they are only a hint (nt=1), and a load may hit the L1 cache.
-__device__ inline float load_coherent(const float* from) { return __builtin_nontemporal_load(from); }
-__device__ inline float2 load_coherent(const float2* from) {
-  return {load_coherent(&from->x), load_coherent(&from->y)};
-}
-__device__ inline void store_coherent(float* to, float value) { __builtin_nontemporal_store(value, to); }
-__device__ inline void store_coherent(float2* to, float2 value) {
-  store_coherent(&to->x, value.x);
-  store_coherent(&to->y, value.y);
-}
-
 // Returns the value of another lane of the warp: of `lane`, or of the caller's own lane ^ mask. All lanes must call.
 template <class T>
 __device__ inline T shuffle(T value, int lane) {
