@@ -96,8 +96,9 @@ FUSED = [
     ),
     fused(
         "q_scale_size",
-        {"q_out": to("float8_e4m3fn"), "q_scale": lambda _: torch.ones(4)},
+        {"q_scale": lambda x: x.repeat(4)},
         "q_scale: expected 1 element, got shape [4]",
+        q_dtype=torch.float8_e4m3fn,
     ),
     fused("k_out_dtype", {"k_out": to("float32")}, "k_out: expected dtype bfloat16 like qkv, got float32", k_out=True),
     fused(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import multikv
@@ -162,7 +162,7 @@ def test_bad_indices(device, argument):
             assert all(torch.equal(storage_bytes(call[name]), x) for name, x in before.items())
 
 
-@pytest.mark.parametrize("tokens", [3, 2500])
+@pytest.mark.parametrize("tokens", [3, 700])
 @pytest.mark.parametrize("x", [None, 8])
 @pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
 @pytest.mark.parametrize("norm", [None, "head", "after_rope"])
@@ -203,7 +203,7 @@ def test_last_of_tokens_with_one_slot_wins(device):
 def test_more_than_the_cpu_cache_holds(device, norm):
     """The outputs are written with streaming stores. A row of qkv is at several tokens, to save memory."""
     for outputs, format in (("dense", "auto"), ("padded", "fp8_e4m3fn")):
-        call = fused_arguments(device, tokens=600, heads=32, kv_heads=8, norm=norm, format=format, outputs=outputs)
+        call = fused_arguments(device, tokens=400, heads=32, kv_heads=8, norm=norm, format=format, outputs=outputs)
         check(OP, call, nan_outputs=FUSED_OUTPUTS[:2] if format != "auto" else FUSED_OUTPUTS)
 
 
@@ -276,6 +276,7 @@ def calls(draw):
     }
 
 
+@settings(max_examples=40)
 @given(options=calls(), seed=st.integers(0, 2**32))
 def test_any_call(device, options, seed):
     torch.manual_seed(seed)

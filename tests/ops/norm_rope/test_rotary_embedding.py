@@ -40,7 +40,7 @@ def test_parts_of_heads(device, head_size, size, is_neox):
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(1, None), (8, 1), (0, 2), (3, 0), (70, 7)])
-@pytest.mark.parametrize("tokens", [0, 1, 50, 2000])
+@pytest.mark.parametrize("tokens", [0, 1, 300])
 def test_sizes(device, tokens, heads, kv_heads):
     check_rotary(device, tokens=tokens, heads=heads, kv_heads=kv_heads)
 

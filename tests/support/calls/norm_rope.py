@@ -226,7 +226,7 @@ PADDED = {"share_of_padding": 0.3}
 LARGER = {"tokens": 700}
 
 CALLS = {
-    "fused": Call(FUSED, fused_arguments, {"columns": 8}, PADDED, larger=LARGER),
+    "fused": Call(FUSED, fused_arguments, {"columns": 8}, PADDED, FUSED_OUTPUTS, LARGER),
     # float8 queries are in test_qk_norm_rope_cache.py: opcheck cannot compare them.
     "fused-norms": Call(
         FUSED,
