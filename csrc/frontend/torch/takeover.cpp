@@ -14,23 +14,35 @@ std::string op_names(const std::vector<BoxedKernel>& kernels) {
   return names;
 }
 
-std::string signature(std::string_view schema) {
-  std::string text;
-  int depth = 0;            // of parentheses
-  char quote = 0;           // the quotation mark of the string literal that is being read
-  bool is_default = false;  // whether a default value is being read
-  for (const char c : schema.substr(std::min(schema.find('('), schema.size()))) {
+namespace {
+
+// Returns the index of the comma or parenthesis that ends a default value. String literals may contain both.
+size_t end_of_default(std::string_view schema, size_t i) {
+  char quote = 0;  // the quotation mark of the literal that is being read
+  for (; i < schema.size(); ++i) {
+    const char c = schema[i];
     if (quote != 0) {
       if (c == quote) quote = 0;
-      continue;
+    } else if (c == '\'' || c == '"') {
+      quote = c;
+    } else if (c == ',' || c == ')') {
+      break;
     }
-    if (is_default && (c == '\'' || c == '"')) quote = c;
+  }
+  return i;
+}
+
+}  // namespace
+
+std::string signature(std::string_view schema) {
+  std::string text;
+  int depth = 0;  // of parentheses: 1 in the list of arguments, 2 in an alias set
+  for (size_t i = std::min(schema.find('('), schema.size()); i < schema.size(); ++i) {
+    if (depth == 1 && schema[i] == '=') i = end_of_default(schema, i);
+    if (i == schema.size()) break;
+    const char c = schema[i];
     if (c == ')') --depth;
-    if (depth == 1 && c == '=') is_default = true;
-    if (depth == 0 || (depth == 1 && c == ',')) is_default = false;
-    // An alias set is in parentheses inside the list of arguments. "->" comes after the list, at depth 0.
-    const bool is_alias_set = depth > 1 || (depth == 1 && (c == '(' || c == ')'));
-    if (!is_default && !is_alias_set) text += c;
+    if (depth == 0 || (depth == 1 && c != '(' && c != ')')) text += c;
     if (c == '(') ++depth;
   }
   return text;
