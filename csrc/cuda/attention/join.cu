@@ -11,7 +11,7 @@
 namespace multikv::gpu {
 namespace {
 
-constexpr int kJoinThreads = 128, kBatch = kJoinThreads, kColumns = 32, kFew = 24;
+constexpr int kJoinThreads = 128, kPerThread = 4, kBatch = kPerThread * kJoinThreads, kColumns = 8, kFew = 48;
 
 // The granules of one batch.
 struct JoinBatch {
@@ -28,7 +28,7 @@ class RowJoin {
   __device__ RowJoin(const AttentionProblem& p, const Segment& segment, const PartialList& list, int row,
                      int first_column, JoinBatch& batch)
       : p_(p), segment_(segment), list_(list), row_(row), first_column_(first_column), batch_(batch),
-        lane_(threadIdx.x % 32), warp_(threadIdx.x / 32) {}
+        lane_(threadIdx.x % 32), warp_(threadIdx.x / 32), column_(threadIdx.x % kColumns) {}
 
   __device__ void run() {
     const int64_t size = list_.size();
@@ -37,7 +37,7 @@ class RowJoin {
       weigh(begin, count);
       load(begin, count);
       __syncthreads();
-      if (warp_ == 0) o_ = chain(o_, &batch_.outputs[0][lane_], kColumns, count);
+      if (warp_ == 0) o_ = chain(o_, &batch_.outputs[0][column_], kColumns, count);
       if (warp_ == 1) o_ = chain(o_, batch_.sums, 1, count);  // l
       __syncthreads();
     }
@@ -48,14 +48,38 @@ class RowJoin {
   }
 
  private:
-  // Computes first and second of this thread's granule.
+  // Computes first and second of this thread's granules.
   __device__ void weigh(int64_t begin, int count) {
-    const int thread = threadIdx.x;
-    float2 state = {0.0f, 0.0f};
-    if (thread < count) state = Partials(p_).state(list_.slot(begin + thread), row_);
-    const bool is_empty = state.y == 0.0f;
-    const float m = is_empty ? kNoScore : state.x;
-    float largest = m;  // of the granules up to this one
+    const int first_granule = threadIdx.x * kPerThread;
+    float2 states[kPerThread];
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      states[i] = {0.0f, 0.0f};
+      if (first_granule + i < count) states[i] = Partials(p_).state(list_.slot(begin + first_granule + i), row_);
+    }
+    float largest = kNoScore;
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      if (states[i].y != 0.0f) largest = fmaxf(largest, states[i].x);
+    }
+    float before = largest_before(largest);  // of the granules before
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const float m = states[i].x, l = states[i].y;
+      const bool is_empty = l == 0.0f;
+      const float joined_largest = is_empty ? before : fmaxf(before, m);
+      const float second = is_empty ? 0.0f : exp2_approximate(__fsub_rn(m, joined_largest));
+      const int granule = first_granule + i;
+      batch_.first[granule] = is_empty ? 1.0f : exp2_approximate(__fsub_rn(before, joined_largest));
+      batch_.second[granule] = is_empty ? -1.0f : second;
+      batch_.sums[granule] = is_empty ? 0.0f : __fmul_rn(l, second);
+      before = joined_largest;
+    }
+    __syncthreads();
+  }
+
+  // Returns the largest score of the threads and batches before, and adds this batch to m_.
+  __device__ float largest_before(float largest) {
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const float other = shuffle(largest, max(lane_ - distance, 0));
@@ -65,43 +89,37 @@ class RowJoin {
     float before = shuffle(largest, max(lane_ - 1, 0));
     if (lane_ == 0) before = kNoScore;
     __syncthreads();
-    float earlier = m_;
+    before = fmaxf(before, m_);
     for (int w = 0; w < kJoinThreads / 32; ++w) {
-      if (w < warp_) earlier = fmaxf(earlier, batch_.warp_largest[w]);
+      if (w < warp_) before = fmaxf(before, batch_.warp_largest[w]);
       m_ = fmaxf(m_, batch_.warp_largest[w]);
     }
-    before = fmaxf(before, earlier);
-    largest = fmaxf(largest, earlier);
-    const float second = is_empty ? 0.0f : exp2_approximate(__fsub_rn(m, largest));
-    batch_.first[thread] = is_empty ? 1.0f : exp2_approximate(__fsub_rn(before, largest));
-    batch_.second[thread] = is_empty ? -1.0f : second;
-    batch_.sums[thread] = is_empty ? 0.0f : __fmul_rn(state.y, second);
-    __syncthreads();
+    return before;
   }
 
   // Loads the outputs of a batch, and multiplies them.
   __device__ void load(int64_t begin, int count) {
-    constexpr int kWarps = kJoinThreads / 32, kLoads = 16;
-    const int column = min(first_column_ + lane_, p_.value_size - 1);
+    constexpr int kAtOnce = kJoinThreads / kColumns, kLoads = 16;
+    const int column = min(first_column_ + column_, p_.value_size - 1);
     const Partials partials(p_);
-    for (int group = warp_; group < count; group += kWarps * kLoads) {
+    for (int group = threadIdx.x / kColumns; group < count; group += kAtOnce * kLoads) {
       float outputs[kLoads];
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
-        outputs[i] = partials.output(list_.slot(begin + min(group + i * kWarps, count - 1)), row_)[column];
+        outputs[i] = partials.output(list_.slot(begin + min(group + i * kAtOnce, count - 1)), row_)[column];
       }
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
-        const int at = group + i * kWarps;
+        const int at = group + i * kAtOnce;
         if (at >= count) continue;
         const float second = batch_.second[at];
-        batch_.outputs[at][lane_] = second < 0.0f ? 0.0f : __fmul_rn(outputs[i], second);
+        batch_.outputs[at][column_] = second < 0.0f ? 0.0f : __fmul_rn(outputs[i], second);
       }
     }
   }
 
   __device__ float chain(float value, const float* added, int stride, int count) const {
-#pragma unroll 8
+#pragma unroll 16
     for (int i = 0; i < count; ++i) value = __fmaf_rn(value, batch_.first[i], added[i * stride]);
     return value;
   }
@@ -110,7 +128,7 @@ class RowJoin {
     const RowOwner owner(p_, segment_, row_);
     const Finish result = finish_row(p_, segment_, owner, m_, l);
     const int column = first_column_ + lane_;
-    if (column < p_.value_size) {
+    if (lane_ < kColumns && column < p_.value_size) {
       store_output(p_, owner.token, owner.head, column, result.is_empty ? 0.0f : __fmul_rn(o_, result.factor));
     }
     if (column == 0) store_lse(p_, owner, result);
@@ -121,7 +139,7 @@ class RowJoin {
   const PartialList& list_;
   const int row_, first_column_;
   JoinBatch& batch_;
-  const int lane_, warp_;
+  const int lane_, warp_, column_;
   float m_ = kNoScore, o_ = 0.0f;
 };
 
