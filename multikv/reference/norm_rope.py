@@ -27,7 +27,8 @@ def _normed(x: Tensor, weight: Tensor | None, eps: float, weight_bias: float) ->
     size, eps_, bias = torch.tensor([x.shape[-1], eps, weight_bias], dtype=torch.float32)
     root = (_sum_of_squares(x.float()) / size + eps_).double().sqrt().float()  # torch rounds float32 roots wrongly
     y = x.float() * (torch.ones_like(root) / root)[..., None]
-    return (y if weight is None else y * (weight.cpu().float() + bias)).to(x.dtype)
+    normed: Tensor = y if weight is None else y * (weight.cpu().float() + bias)
+    return normed.to(x.dtype)
 
 
 def rms_norm(out: Tensor, input: Tensor, weight: Tensor | None, eps: float, weight_bias: float = 0.0) -> None:
@@ -176,8 +177,8 @@ def qk_norm_rope_cache(
 
     slots = slot_mapping.cpu().where(good, -1)
     arguments = (rotated_k, v, key_cache, value_cache, slots, kv_cache_dtype, k_scale, v_scale)
-    options = {"bad_indices": bad_indices, "e4m3_of_bytes": e4m3_of_bytes}
     if key_cache.dim() == 4:
-        reshape_and_cache_flash(*arguments, **options)
+        reshape_and_cache_flash(*arguments, bad_indices=bad_indices, e4m3_of_bytes=e4m3_of_bytes)
     else:
-        reshape_and_cache(*arguments, value_cache.dim() == 5, **options)
+        is_interleaved = value_cache.dim() == 5
+        reshape_and_cache(*arguments, is_interleaved, bad_indices=bad_indices, e4m3_of_bytes=e4m3_of_bytes)
