@@ -10,8 +10,9 @@ namespace multikv::gpu {
 
 enum class HeadKind : uint8_t { kQuery, kKey, kValue };
 
-// The work of a group of lanes: neighbouring heads of one kind of a token. Groups are numbered token by token; the
-// groups of a token are those of queries, of keys, and of values.
+// The work of the groups of lanes: a head of a token for each. Groups are numbered token by token; the groups of a
+// token are those of queries, of keys, and of values. With several heads for each lane, lanes would share cosines,
+// sines and weights, but more registers leave fewer resident threads, and every size takes longer.
 struct HeadGroups {
   HeadLanes lanes;
   Divisor per_token;
@@ -21,16 +22,16 @@ struct HeadGroups {
 };
 
 struct HeadGroup {
-  int64_t token, first_head;
+  int64_t token, head;
   HeadKind kind;
 };
 
-__device__ __forceinline__ HeadGroup group_at(const HeadGroups& groups, int64_t group, int heads) {
+__device__ __forceinline__ HeadGroup group_at(const HeadGroups& groups, int64_t group) {
   const auto token = static_cast<int64_t>(quotient_of(group, groups.per_token));
   const int64_t i = group - token * groups.per_token.signed_value();
-  if (i < groups.queries) return {token, i * heads, HeadKind::kQuery};
-  if (i < groups.queries + groups.keys) return {token, (i - groups.queries) * heads, HeadKind::kKey};
-  return {token, (i - groups.queries - groups.keys) * heads, HeadKind::kValue};
+  if (i < groups.queries) return {token, i, HeadKind::kQuery};
+  if (i < groups.queries + groups.keys) return {token, i - groups.queries, HeadKind::kKey};
+  return {token, i - groups.queries - groups.keys, HeadKind::kValue};
 }
 
 // The prefetched positions of a token: one, or three for multimodal rotary embedding.
@@ -127,13 +128,13 @@ __device__ __forceinline__ void write_query(const QkNormRopeCacheParams& p, int6
   quantise(elements).template write<true>(to + dim);
 }
 
-// A thread's two vectors of each of kHeads heads of a group.
-template <Float kDtype, Float kTable, int kHeads>
+// A thread's two vectors of a head.
+template <Float kDtype, Float kTable>
 struct HeadVectors {
   static constexpr int kElements = 16 / static_cast<int>(num_bytes(kDtype));
   using Vector = FloatPack<kDtype, kElements>;
 
-  Vector vectors[kHeads][2];
+  Vector vectors[2];
   int64_t dims[2];  // the first elements of the two vectors
   bool exists[2];
 
@@ -146,45 +147,35 @@ struct HeadVectors {
     }
   }
 
-  __device__ __forceinline__ void read(const char* heads, int64_t stride_head_bytes, int count) {
+  __device__ __forceinline__ void read(const char* head, bool is_active) {
 #pragma unroll
-    for (int k = 0; k < kHeads; ++k) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        vectors[k][half] = Vector{};
-        if (k < count && exists[half]) {
-          vectors[k][half] =
-              Vector::template read<true>(heads + k * stride_head_bytes + dims[half] * num_bytes(kDtype));
-        }
+    for (int half = 0; half < 2; ++half) {
+      vectors[half] = Vector{};
+      if (is_active && exists[half]) {
+        vectors[half] = Vector::template read<true>(head + dims[half] * num_bytes(kDtype));
       }
     }
   }
 
   __device__ __forceinline__ void rotate(bool is_neox, const Angles<kElements>& angles) {
-#pragma unroll
-    for (int k = 0; k < kHeads; ++k) {
-      if (is_neox) {
-        gpu::rotate<kDtype, kTable, kElements, true>(vectors[k][0], vectors[k][1], angles.cosines, angles.sines);
-      } else {
-        gpu::rotate<kDtype, kTable, kElements, false>(vectors[k][0], vectors[k][1], angles.cosines, angles.sines);
-      }
+    if (is_neox) {
+      gpu::rotate<kDtype, kTable, kElements, true>(vectors[0], vectors[1], angles.cosines, angles.sines);
+    } else {
+      gpu::rotate<kDtype, kTable, kElements, false>(vectors[0], vectors[1], angles.cosines, angles.sines);
     }
   }
 
-  // Norms each head, unless it is a value: then `weight` is nullptr. All lanes of the warp must call.
+  // Norms the head, unless it is a value: then `weight` is nullptr. All lanes of the warp must call.
   __device__ __forceinline__ void norm(const QkNormRopeCacheParams& p, const HeadLanes& lanes, int lane,
                                        const NormWeight* weight, const Weights<kElements> (&weights)[2]) {
+    const float first = sum_of_squares<kDtype, kElements>(vectors[0].words);
+    const float second = sum_of_squares<kDtype, kElements>(vectors[1].words);
+    const float sum = sum_of_lanes(sum_in_order(lanes, lane, first, second), lanes.count);
+    const float factor = reciprocal_root(p.norm, sum, static_cast<float>(p.head_size));
+    if (weight == nullptr) return;
 #pragma unroll
-    for (int k = 0; k < kHeads; ++k) {
-      const float first = sum_of_squares<kDtype, kElements>(vectors[k][0].words);
-      const float second = sum_of_squares<kDtype, kElements>(vectors[k][1].words);
-      const float sum = sum_of_lanes(sum_in_order(lanes, lane, first, second), lanes.count);
-      const float factor = reciprocal_root(p.norm, sum, static_cast<float>(p.head_size));
-      if (weight == nullptr) continue;
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        vectors[k][half] = normed<kDtype, kElements>(vectors[k][half], factor, weight->is_given(), weights[half]);
-    }
+    for (int half = 0; half < 2; ++half)
+      vectors[half] = normed<kDtype, kElements>(vectors[half], factor, weight->is_given(), weights[half]);
   }
 
  private:
@@ -203,87 +194,86 @@ struct HeadVectors {
   }
 };
 
-template <Float kDtype, Float kTable, int kHeads, bool kHasNorm>
-__global__ void __launch_bounds__(kThreads)
+// Writes a thread's vectors of a head to query.out, or to key.out and the cache.
+template <Float kDtype, Float kTable>
+__device__ __forceinline__ void write_head(const QkNormRopeCacheParams& p, const HeadGroup& group, int64_t slot,
+                                           float scale, const HeadVectors<kDtype, kTable>& head) {
+  constexpr int kElements = HeadVectors<kDtype, kTable>::kElements;
+  const bool is_query = group.kind == HeadKind::kQuery, is_value = group.kind == HeadKind::kValue;
+  const bool is_cached = !is_query && is_slot(p.blocks(), slot);
+  const BlockOffset at = is_cached ? split(p.blocks(), slot) : BlockOffset{0, 0};
+  const HeadEntry entry = {is_value ? p.value_cache : p.key_cache, p.is_packed, at, group.head};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (!head.exists[half]) continue;
+    const auto& vector = head.vectors[half];
+    const int64_t dim = head.dims[half];
+    if (is_query) {
+      write_query<kDtype, kElements>(p, group.token, group.head, dim, scale, vector);
+      continue;
+    }
+    if (!is_value && p.key.out.data != nullptr)
+      vector.template write<true>(p.key.out.head(group.token, group.head) + dim * num_bytes(kDtype));
+    if (is_cached) write_to_cache<kDtype, kElements>(entry, dim, scale, vector);
+  }
+}
+
+// The address of the scale that a head is quantised with, or nullptr.
+__device__ __forceinline__ const float* scale_of(const QkNormRopeCacheParams& p, const HeadGroup& group) {
+  if (group.kind == HeadKind::kQuery) return p.query_scale;
+  const HeadCache& cache = group.kind == HeadKind::kValue ? p.value_cache : p.key_cache;
+  return cache.scale == nullptr ? nullptr : cache.scale_of(group.head);
+}
+
+// The minimum number of resident thread blocks per multiprocessor: loads are hidden by many threads.
+template <bool kHasNorm>
+constexpr int kHeadBlocks = kHasNorm ? 8 : 10;
+
+template <Float kDtype, Float kTable, bool kHasNorm>
+__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, kHeadBlocks<kHasNorm>)
     head_kernel(const HeadGroups groups, const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
-  using Heads = HeadVectors<kDtype, kTable, kHeads>;
-  constexpr int kElements = Heads::kElements;
+  using Vectors = HeadVectors<kDtype, kTable>;
+  constexpr int kElements = Vectors::kElements;
   const HeadLanes& lanes = groups.lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes.count - 1);
   const int64_t number = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / lanes.count;
   bool is_active = number < groups.num_groups;
   if (!kHasNorm && !is_active) return;
-  const HeadGroup group = group_at(groups, is_active ? number : 0, kHeads);
+  const HeadGroup group = group_at(groups, is_active ? number : 0);
   const bool is_query = group.kind == HeadKind::kQuery, is_value = group.kind == HeadKind::kValue;
   const NormRopeHeads& side = is_query ? p.query : p.key;
   const TokenHeads& source = is_value ? p.value : side.source;
-  const int64_t left = side.num_heads - group.first_head;
-  const int count = left < kHeads ? static_cast<int>(left) : kHeads;
 
   const TokenPositions positions = TokenPositions::read(p.rope, group.token);
   PrefetchedIndex slot_index;
   if (!is_query && p.slots.mapping.is_given()) slot_index = PrefetchedIndex(p.slots.mapping, group.token);
-  Heads heads(lanes, lane);
+  Vectors head(lanes, lane);
   if (groups.only_rotated && lane >= lanes.rotated) is_active = false;
-  heads.read(source.head(group.token, group.first_head), source.stride_head_bytes, is_active ? count : 0);
-  Weights<kElements> weights[2];
+  head.read(source.head(group.token, group.head), is_active);
+  Weights<kElements> weights[2] = {};
   if constexpr (kHasNorm) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      weights[half] = {};
-      if (!is_value && heads.exists[half]) {
-        weights[half] = Weights<kElements>::template read<kDtype, true>(side.weight, p.norm.weight_bias,
-                                                                        heads.dims[half], kElements);
-      }
+      if (is_value || !head.exists[half]) continue;
+      weights[half] =
+          Weights<kElements>::template read<kDtype, true>(side.weight, p.norm.weight_bias, head.dims[half], kElements);
     }
   }
-  const HeadCache& cache = is_value ? p.value_cache : p.key_cache;
-  float scales[kHeads];
-#pragma unroll
-  for (int k = 0; k < kHeads; ++k) {
-    const float* scale = is_query                 ? p.query_scale
-                         : cache.scale == nullptr ? nullptr
-                                                  : cache.scale_of(group.first_head + k);
-    scales[k] = scale == nullptr || k >= count ? 1.0f : *scale;
-  }
+  const float* scale_address = scale_of(p, group);
+  const float scale = scale_address == nullptr ? 1.0f : *scale_address;
 
   is_active = is_active && positions.are_good(p.rope);
   const auto rotate = [&] {
     if (!is_active || is_value || lane >= lanes.rotated) return;
-    heads.rotate(p.rope.is_neox, token_angles<kTable, kElements>(p.rope, positions, lane * kElements));
+    head.rotate(p.rope.is_neox, token_angles<kTable, kElements>(p.rope, positions, lane * kElements));
   };
+  if (!kHasNorm || p.order == NormOrder::kAfterRope) rotate();
   if constexpr (kHasNorm) {
-    if (p.order == NormOrder::kAfterRope) rotate();
     // A warp whose lanes all have values needs no norm. Otherwise all its lanes take part in the sums.
-    if (ballot(!is_value) != 0) heads.norm(p, lanes, lane, is_value ? nullptr : &side.weight, weights);
+    if (ballot(!is_value) != 0) head.norm(p, lanes, lane, is_value ? nullptr : &side.weight, weights);
     if (p.order != NormOrder::kAfterRope) rotate();
-  } else {
-    rotate();
   }
-  if (!is_active) return;
-
-  const int64_t slot = slot_index.value();
-  const bool is_cached = !is_query && is_slot(p.blocks(), slot);
-  const BlockOffset at = is_cached ? split(p.blocks(), slot) : BlockOffset{0, 0};
-#pragma unroll
-  for (int k = 0; k < kHeads; ++k) {
-    const int64_t head = group.first_head + k;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (k >= count || !heads.exists[half]) continue;
-      const auto& vector = heads.vectors[k][half];
-      const int64_t dim = heads.dims[half];
-      if (is_query) {
-        write_query<kDtype, kElements>(p, group.token, head, dim, scales[k], vector);
-        continue;
-      }
-      if (!is_value && p.key.out.data != nullptr)
-        vector.template write<true>(p.key.out.head(group.token, head) + dim * num_bytes(kDtype));
-      if (is_cached) {
-        write_to_cache<kDtype, kElements>(HeadEntry{cache, p.is_packed, at, head}, dim, scales[k], vector);
-      }
-    }
-  }
+  if (is_active) write_head(p, group, slot_index.value(), scale, head);
 }
 
 }  // namespace multikv::gpu

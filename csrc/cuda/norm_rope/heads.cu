@@ -40,21 +40,21 @@ bool is_wide(const QkNormRopeCacheParams& p) {
          cache_is_wide(p.key_cache) && cache_is_wide(p.value_cache);
 }
 
-template <Float kDtype, Float kTable, int kHeads>
+template <Float kDtype, Float kTable>
 void launch_heads(const QkNormRopeCacheParams& p, bool only_rotated, const Context& context) {
   HeadGroups groups{};
   groups.lanes = HeadLanes::of(p.rope, p.head_size, 16 / static_cast<int>(num_bytes(kDtype)));
-  groups.queries = ceil_div<int64_t>(p.query.num_heads, kHeads);
-  groups.keys = ceil_div<int64_t>(p.key.num_heads, kHeads);
+  groups.queries = p.query.num_heads;
+  groups.keys = p.key.num_heads;
   const int64_t per_token = groups.queries + groups.keys * (p.value.data == nullptr ? 1 : 2);
   groups.per_token = Divisor::of(per_token);
   groups.num_groups = p.slots.num_tokens * per_token;
   groups.only_rotated = only_rotated;
   const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(groups.num_groups * groups.lanes.count, kThreads));
   if (p.order == NormOrder::kNone) {
-    head_kernel<kDtype, kTable, kHeads, false><<<blocks, kThreads, 0, context.stream>>>(groups, p);
+    head_kernel<kDtype, kTable, false><<<blocks, kThreads, 0, context.stream>>>(groups, p);
   } else {
-    head_kernel<kDtype, kTable, kHeads, true><<<blocks, kThreads, 0, context.stream>>>(groups, p);
+    head_kernel<kDtype, kTable, true><<<blocks, kThreads, 0, context.stream>>>(groups, p);
   }
 }
 
@@ -71,19 +71,10 @@ void launch_rows(const QkNormRopeCacheParams& p, const Context& context) {
   row_kernel<kDtype, kTable><<<static_cast<unsigned>(shape.num_rows), kThreads, 0, context.stream>>>(shape, p);
 }
 
-// A thread works on several heads, which share cosines, sines and weights. But with few tokens, one head for each
-// thread gives the shortest chain of dependent instructions.
 cudaError_t launch_cache(const QkNormRopeCacheParams& p, bool only_rotated, const Context& context) {
-  constexpr int64_t kResidentThreads = 1024;  // of a multiprocessor
   with_dtypes(p, [&]<Float kDtype, Float kTable>() {
-    if (p.order == NormOrder::kAllHeads || !is_wide(p)) return launch_rows<kDtype, kTable>(p, context);
-    const int64_t heads = p.query.num_heads + 2 * p.key.num_heads;
-    const int64_t threads = p.slots.num_tokens * heads * p.query.source.head_bytes / 32;
-    if (threads <= context.num_multiprocessors * kResidentThreads) {
-      launch_heads<kDtype, kTable, 1>(p, only_rotated, context);
-    } else {
-      launch_heads<kDtype, kTable, 2>(p, only_rotated, context);
-    }
+    if (p.order == NormOrder::kAllHeads || !is_wide(p)) launch_rows<kDtype, kTable>(p, context);
+    else launch_heads<kDtype, kTable>(p, only_rotated, context);
   });
   return cudaGetLastError();
 }

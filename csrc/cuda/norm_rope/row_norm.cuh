@@ -29,9 +29,14 @@ __device__ __forceinline__ float sum_of_lanes(float value, int count) {
   return value;
 }
 
-// Returns what the elements of a row are multiplied by. The square root and the divisions are those of IEEE 754.
+// Returns what the elements of a row are multiplied by. The square root and the divisions are those of IEEE 754. If the
+// size is a power of two, the product with its reciprocal is the quotient: 0x7f000000 is 254 in the exponent field, and
+// 2^-e has the exponent field 254 - (127 + e).
 __device__ __forceinline__ float reciprocal_root(const RmsNorm& norm, float sum_of_squares, float size) {
-  return 1.0f / sqrtf(sum_of_squares / size + norm.eps);
+  const uint32_t bits = __float_as_uint(size);
+  const bool is_power = (bits & 0x7fffff) == 0;
+  const float mean = is_power ? sum_of_squares * __uint_as_float(0x7f000000u - bits) : sum_of_squares / size;
+  return 1.0f / sqrtf(mean + norm.eps);
 }
 
 // Reads kCount elements as one vector if kWide; else one by one, and only the first `count`. The others are zeros.
