@@ -43,7 +43,7 @@ def cases(device: torch.device) -> Iterator[Case]:
         baselines = (Baseline("eager", _norm, _norm_arguments), Baseline("compile", _norm, _norm_arguments, True))
         yield Case.of(
             workloads.rms_norm,
-            f"{num_rows} x {size}",
+            f"{num_rows}x{size}",
             _expect_norm,
             baselines,
             size == 128,

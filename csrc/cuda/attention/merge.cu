@@ -30,6 +30,30 @@ __device__ inline float* element_of(const HeadTokenFloats& floats, int64_t head,
   return reinterpret_cast<float*>(floats.data + head * floats.stride_head_bytes + token * floats.stride_token_bytes);
 }
 
+// Writes the merged elements to `to`, quantised if there is a scale.
+template <Float kDtype, int kElements>
+__device__ __forceinline__ void write_merged(const MergeAttnStatesParams& p, char* to, const MergeWeights& weights,
+                                             const FloatPack<kDtype, kElements>& prefix,
+                                             const FloatPack<kDtype, kElements>& suffix) {
+  const auto merged = [&](int i) {
+    const float a = element<kDtype>(prefix.words, i), b = element<kDtype>(suffix.words, i);
+    return weights.is_prefix   ? a
+           : weights.is_suffix ? b
+           : weights.is_empty  ? 0.0f
+                               : a * weights.prefix + b * weights.suffix;
+  };
+  if (p.output_scale != nullptr) {
+    const Quotient quotient(*p.output_scale);
+    const auto floats = pack_floats<Float::kFloat32, kElements>(merged);
+    const auto divided = [&](float x) { return divide(quotient, x); };
+    quantise<Float::kFloat32, kElements>(floats.words, p.codec.element, divided).write(to);
+    return;
+  }
+  FloatPack<kDtype, kElements> out = weights.is_prefix ? prefix : suffix;
+  if (!weights.is_prefix && !weights.is_suffix) out = pack_floats<kDtype, kElements>(merged);
+  out.write(to);
+}
+
 // A thread merges kElements neighbouring elements of one head.
 template <Float kDtype, int kElements>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 8)
@@ -51,24 +75,8 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 8)
     prefix = Elements::read(p.prefix.output.head(token, head) + first * kBytes);
   if (!weights.is_prefix && !weights.is_empty)
     suffix = Elements::read(p.suffix.output.head(token, head) + first * kBytes);
-  const auto merged = [&](int i) {
-    const float a = element<kDtype>(prefix.words, i), b = element<kDtype>(suffix.words, i);
-    return weights.is_prefix   ? a
-           : weights.is_suffix ? b
-           : weights.is_empty  ? 0.0f
-                               : a * weights.prefix + b * weights.suffix;
-  };
-  if (p.output_scale != nullptr) {
-    const Quotient quotient(*p.output_scale);
-    const auto floats = pack_floats<Float::kFloat32, kElements>(merged);
-    const auto codes = quantise<Float::kFloat32, kElements>(floats.words, p.codec.element,
-                                                            [&](float x) { return divide(quotient, x); });
-    codes.write(p.output.head(token, head) + first);
-  } else {
-    Elements out = weights.is_prefix ? prefix : suffix;
-    if (!weights.is_prefix && !weights.is_suffix) out = pack_floats<kDtype, kElements>(merged);
-    out.write(p.output.head(token, head) + first * kBytes);
-  }
+  const int output_bytes = p.output_scale != nullptr ? 1 : kBytes;
+  write_merged<kDtype, kElements>(p, p.output.head(token, head) + first * output_bytes, weights, prefix, suffix);
   if (vector == 0 && p.output_lse.is_given()) *element_of(p.output_lse, head, token) = weights.lse;
 }
 

@@ -147,7 +147,8 @@ void launch_checksum(const PlanesLaunch<ChecksumHead, kBytes>& launch, const Blo
   const StridedRows& rows = layout.rows;
   int64_t period = rows.num_dims == 0 ? 1 : rows.row_size / kWidth;
   for (int d = 0; d + 1 < rows.num_dims; ++d) period *= rows.size[d];
-  const int64_t multiple = std::lcm<int64_t>(std::max<int64_t>(period, 1), 32);
+  period = std::max<int64_t>(period, 1);  // blocks may be empty
+  const int64_t multiple = std::lcm<int64_t>(period, 32);
   const bool is_steady = multiple <= wanted;
   const int64_t threads = is_steady ? wanted / multiple * multiple : wanted;
   const auto block = static_cast<unsigned>(threads);

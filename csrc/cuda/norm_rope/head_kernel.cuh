@@ -24,6 +24,21 @@ struct HeadGroups {
 struct HeadGroup {
   int64_t token, head;
   HeadKind kind;
+
+  __device__ __forceinline__ bool is_query() const { return kind == HeadKind::kQuery; }
+  __device__ __forceinline__ bool is_value() const { return kind == HeadKind::kValue; }
+  // What a head that is not a value is normed with, and where it goes.
+  __device__ __forceinline__ const NormRopeHeads& side(const QkNormRopeCacheParams& p) const {
+    return is_query() ? p.query : p.key;
+  }
+  __device__ __forceinline__ const TokenHeads& source(const QkNormRopeCacheParams& p) const {
+    return is_value() ? p.value : side(p).source;
+  }
+  // The index of the token's slot, which queries do not need.
+  __device__ __forceinline__ PrefetchedIndex slot_index(const QkNormRopeCacheParams& p) const {
+    if (is_query() || !p.slots.mapping.is_given()) return {};
+    return PrefetchedIndex(p.slots.mapping, token);
+  }
 };
 
 __device__ __forceinline__ HeadGroup group_at(const HeadGroups& groups, int64_t group) {
@@ -157,6 +172,15 @@ struct HeadVectors {
     }
   }
 
+  __device__ __forceinline__ void read_weights(Weights<kElements> (&weights)[2], const NormWeight& weight,
+                                               float weight_bias) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (!exists[half]) continue;
+      weights[half] = Weights<kElements>::template read<kDtype, true>(weight, weight_bias, dims[half], kElements);
+    }
+  }
+
   __device__ __forceinline__ void rotate(bool is_neox, const Angles<kElements>& angles) {
     if (is_neox) {
       gpu::rotate<kDtype, kTable, kElements, true>(vectors[0], vectors[1], angles.cosines, angles.sines);
@@ -218,16 +242,30 @@ __device__ __forceinline__ void write_head(const QkNormRopeCacheParams& p, const
   }
 }
 
-// The address of the scale that a head is quantised with, or nullptr.
-__device__ __forceinline__ const float* scale_of(const QkNormRopeCacheParams& p, const HeadGroup& group) {
-  if (group.kind == HeadKind::kQuery) return p.query_scale;
+// The scale that a head is quantised with; 1 if it is not quantised.
+__device__ __forceinline__ float scale_of(const QkNormRopeCacheParams& p, const HeadGroup& group) {
+  if (group.kind == HeadKind::kQuery) return p.query_scale == nullptr ? 1.0f : *p.query_scale;
   const HeadCache& cache = group.kind == HeadKind::kValue ? p.value_cache : p.key_cache;
-  return cache.scale == nullptr ? nullptr : cache.scale_of(group.head);
+  return cache.scale == nullptr ? 1.0f : *cache.scale_of(group.head);
 }
 
 // The minimum number of resident thread blocks per multiprocessor: loads are hidden by many threads.
 template <bool kHasNorm>
 constexpr int kHeadBlocks = kHasNorm ? 8 : 10;
+
+// Norms and rotates a head in the order of p. If there is a norm, all lanes of the warp call, because they add up sums.
+template <bool kHasNorm, Float kDtype, Float kTable, class Rotate>
+__device__ __forceinline__ void norm_and_rotate(const QkNormRopeCacheParams& p, const HeadLanes& lanes, int lane,
+                                                const NormWeight* weight,
+                                                const Weights<HeadVectors<kDtype, kTable>::kElements> (&weights)[2],
+                                                HeadVectors<kDtype, kTable>& head, const Rotate& rotate) {
+  if (!kHasNorm || p.order == NormOrder::kAfterRope) rotate();
+  if constexpr (kHasNorm) {
+    // A warp whose lanes all have values needs no norm. Otherwise all its lanes take part in the sums.
+    if (ballot(weight != nullptr) != 0) head.norm(p, lanes, lane, weight, weights);
+    if (p.order != NormOrder::kAfterRope) rotate();
+  }
+}
 
 template <Float kDtype, Float kTable, bool kHasNorm>
 __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, kHeadBlocks<kHasNorm>)
@@ -240,39 +278,24 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, kHeadBlocks<kHasNorm>)
   bool is_active = number < groups.num_groups;
   if (!kHasNorm && !is_active) return;
   const HeadGroup group = group_at(groups, is_active ? number : 0);
-  const bool is_query = group.kind == HeadKind::kQuery, is_value = group.kind == HeadKind::kValue;
-  const NormRopeHeads& side = is_query ? p.query : p.key;
-  const TokenHeads& source = is_value ? p.value : side.source;
+  const bool is_value = group.is_value();
+  const NormRopeHeads& side = group.side(p);
 
   const TokenPositions positions = TokenPositions::read(p.rope, group.token);
-  PrefetchedIndex slot_index;
-  if (!is_query && p.slots.mapping.is_given()) slot_index = PrefetchedIndex(p.slots.mapping, group.token);
+  const PrefetchedIndex slot_index = group.slot_index(p);
   Vectors head(lanes, lane);
   if (groups.only_rotated && lane >= lanes.rotated) is_active = false;
-  head.read(source.head(group.token, group.head), is_active);
+  head.read(group.source(p).head(group.token, group.head), is_active);
   Weights<kElements> weights[2] = {};
-  if constexpr (kHasNorm) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (is_value || !head.exists[half]) continue;
-      weights[half] =
-          Weights<kElements>::template read<kDtype, true>(side.weight, p.norm.weight_bias, head.dims[half], kElements);
-    }
-  }
-  const float* scale_address = scale_of(p, group);
-  const float scale = scale_address == nullptr ? 1.0f : *scale_address;
+  if (kHasNorm && !is_value) head.read_weights(weights, side.weight, p.norm.weight_bias);
+  const float scale = scale_of(p, group);
 
   is_active = is_active && positions.are_good(p.rope);
   const auto rotate = [&] {
     if (!is_active || is_value || lane >= lanes.rotated) return;
     head.rotate(p.rope.is_neox, token_angles<kTable, kElements>(p.rope, positions, lane * kElements));
   };
-  if (!kHasNorm || p.order == NormOrder::kAfterRope) rotate();
-  if constexpr (kHasNorm) {
-    // A warp whose lanes all have values needs no norm. Otherwise all its lanes take part in the sums.
-    if (ballot(!is_value) != 0) head.norm(p, lanes, lane, is_value ? nullptr : &side.weight, weights);
-    if (p.order != NormOrder::kAfterRope) rotate();
-  }
+  norm_and_rotate<kHasNorm>(p, lanes, lane, is_value ? nullptr : &side.weight, weights, head, rotate);
   if (is_active) write_head(p, group, slot_index.value(), scale, head);
 }
 

@@ -83,80 +83,101 @@ struct HeadRow {
   }
 };
 
+// The row of a thread block. `head` of the result is the first head of the row.
+__device__ __forceinline__ HeadGroup row_at(const TokenRowsShape& shape, int64_t number) {
+  const auto token = static_cast<int64_t>(quotient_of(number, shape.per_token));
+  const int64_t i = number - token * shape.per_token.signed_value();
+  if (i < shape.queries) return {token, i, HeadKind::kQuery};
+  if (i < shape.queries + shape.keys) return {token, i - shape.queries, HeadKind::kKey};
+  return {token, i - shape.queries - shape.keys, HeadKind::kValue};
+}
+
+// Returns the factor of the norm of a row of `size` elements. All threads of the thread block call.
 template <Float kDtype, Float kTable>
-__global__ void __launch_bounds__(kThreads)
-    row_kernel(const TokenRowsShape shape, const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
-  using Row = HeadRow<kDtype, kTable>;
+__device__ __forceinline__ float factor_of(const HeadRow<kDtype, kTable>& row, int64_t size, const RmsNorm& norm) {
+  using One = FloatPack<kDtype, 1>;
   constexpr int kElements = 8;
   constexpr int64_t kPiece = kThreads * kElements;
   __shared__ float shared[kThreads / 32];
-  const bool is_one_row = p.order == NormOrder::kAllHeads;
-  const auto token = static_cast<int64_t>(quotient_of(blockIdx.x, shape.per_token));
-  const int64_t i = blockIdx.x - token * shape.per_token.signed_value();
-  const HeadKind kind = i < shape.queries                ? HeadKind::kQuery
-                        : i < shape.queries + shape.keys ? HeadKind::kKey
-                                                         : HeadKind::kValue;
-  const bool is_query = kind == HeadKind::kQuery, is_value = kind == HeadKind::kValue;
-  const int64_t first_head = is_query ? i : kind == HeadKind::kKey ? i - shape.queries : i - shape.queries - shape.keys;
-  const NormRopeHeads& side = is_query ? p.query : p.key;
-  const TokenHeads& heads = is_value ? p.value : side.source;
-  const int64_t num_heads = is_one_row ? side.num_heads : 1, size = num_heads * p.head_size;
-  const TokenPositions positions = TokenPositions::read(p.rope, token);
-  PrefetchedIndex slot_index;
-  if (!is_query && p.slots.mapping.is_given()) slot_index = PrefetchedIndex(p.slots.mapping, token);
+  PieceSums sums;
+  for (int64_t begin = 0; begin < size; begin += kPiece) {
+    const int64_t at = begin + threadIdx.x * kElements;
+    float squares[kElements];
+#pragma unroll
+    for (int k = 0; k < kElements; ++k) {
+      const auto one = at + k < size ? row.before_norm(at + k) : One{};
+      const float x = at + k < size ? element<kDtype>(one.words, 0) : 0.0f;
+      squares[k] = x * x;
+    }
+    const float sum = ((squares[0] + squares[1]) + (squares[2] + squares[3])) +
+                      ((squares[4] + squares[5]) + (squares[6] + squares[7]));
+    sums.add(sum_of_threads<kThreads>(sum, shared));
+  }
+  return reciprocal_root(norm, sums.total(), static_cast<float>(size));
+}
+
+// Writes elements of a row to query.out, or to key.out and the cache.
+struct RowWriter {
+  const QkNormRopeCacheParams& p;
+  const HeadGroup& group;
+  bool is_cached;
+  BlockOffset at;
+
+  __device__ __forceinline__ RowWriter(const QkNormRopeCacheParams& p, const HeadGroup& group, int64_t slot)
+      : p(p), group(group), is_cached(!group.is_query() && is_slot(p.blocks(), slot)),
+        at(is_cached ? split(p.blocks(), slot) : BlockOffset{0, 0}) {}
+
+  template <Float kDtype>
+  __device__ __forceinline__ void write(int64_t head, int64_t dim, const FloatPack<kDtype, 1>& one) const {
+    const float scale = scale_of(p, {group.token, head, group.kind});
+    if (group.is_query()) return write_query<kDtype, 1>(p, group.token, head, dim, scale, one);
+    if (!group.is_value() && p.key.out.data != nullptr) {
+      one.write(p.key.out.head(group.token, head) + dim * num_bytes(kDtype));
+    }
+    const HeadCache& cache = group.is_value() ? p.value_cache : p.key_cache;
+    if (is_cached) write_to_cache<kDtype, 1>(HeadEntry{cache, p.is_packed, at, head}, dim, scale, one);
+  }
+};
+
+template <Float kDtype, Float kTable>
+__global__ void __launch_bounds__(kThreads)
+    row_kernel(const TokenRowsShape shape, const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
+  const HeadGroup group = row_at(shape, blockIdx.x);
+  const NormRopeHeads& side = group.side(p);
+  const int64_t num_heads = p.order == NormOrder::kAllHeads ? side.num_heads : 1;
+  const TokenPositions positions = TokenPositions::read(p.rope, group.token);
+  const PrefetchedIndex slot_index = group.slot_index(p);
   if (!positions.are_good(p.rope)) return;  // the whole thread block
-  const bool is_normed = p.order != NormOrder::kNone && !is_value;
-  const Row row = {
-      p, shape.tasks, positions, heads.head(token, first_head), side, first_head, p.rope.is_on && !is_value};
+  const bool is_normed = p.order != NormOrder::kNone && !group.is_value();
+  const HeadRow<kDtype, kTable> row = {p,
+                                       shape.tasks,
+                                       positions,
+                                       group.source(p).head(group.token, group.head),
+                                       side,
+                                       group.head,
+                                       p.rope.is_on && !group.is_value()};
 
   float factor = 1.0f;
   if (is_normed) {
-    PieceSums sums;
-    for (int64_t begin = 0; begin < size; begin += kPiece) {
-      const int64_t at = begin + threadIdx.x * kElements;
-      float squares[kElements];
-#pragma unroll
-      for (int k = 0; k < kElements; ++k) {
-        const auto one = at + k < size ? row.before_norm(at + k) : typename Row::One{};
-        const float x = at + k < size ? element<kDtype>(one.words, 0) : 0.0f;
-        squares[k] = x * x;
-      }
-      const float sum = ((squares[0] + squares[1]) + (squares[2] + squares[3])) +
-                        ((squares[4] + squares[5]) + (squares[6] + squares[7]));
-      sums.add(sum_of_threads<kThreads>(sum, shared));
-    }
-    factor = reciprocal_root(p.norm, sums.total(), static_cast<float>(size));
+    factor = factor_of(row, num_heads * p.head_size, p.norm);
     __syncthreads();  // the row has been read; it may be written in place
   }
-
-  const int64_t slot = slot_index.value();
-  const bool is_cached = !is_query && is_slot(p.blocks(), slot);
-  const BlockOffset at = is_cached ? split(p.blocks(), slot) : BlockOffset{0, 0};
-  const HeadCache& cache = is_value ? p.value_cache : p.key_cache;
-  const auto write = [&](int64_t head, int64_t dim, const typename Row::One& one) {
-    if (is_query) {
-      const float scale = p.quantises_queries() ? *p.query_scale : 1.0f;
-      return write_query<kDtype, 1>(p, token, head, dim, scale, one);
-    }
-    if (!is_value && p.key.out.data != nullptr) one.write(p.key.out.head(token, head) + dim * Row::kBytes);
-    const float scale = cache.scale == nullptr ? 1.0f : *cache.scale_of(head);
-    if (is_cached) write_to_cache<kDtype, 1>(HeadEntry{cache, p.is_packed, at, head}, dim, scale, one);
-  };
+  const RowWriter writer(p, group, slot_index.value());
   const int64_t tasks_per_head = shape.tasks.per_head.signed_value();
   for (int64_t task = threadIdx.x; task < num_heads * tasks_per_head; task += kThreads) {
     const auto in_row = static_cast<int64_t>(quotient_of(task, shape.tasks.per_head));
-    const int64_t in_head = task - in_row * tasks_per_head, head = first_head + in_row, begin = in_row * p.head_size;
-    const bool is_pair = shape.tasks.is_pair(in_head);
+    const int64_t in_head = task - in_row * tasks_per_head, begin = in_row * p.head_size;
+    const bool is_pair = shape.tasks.is_pair(in_head), is_rotated = is_pair && row.is_rotated;
     const int64_t first = shape.tasks.first_of(in_head), second = is_pair ? shape.tasks.second_of(in_head) : first;
     Pair<kDtype> pair = {row.read(begin + first), row.read(begin + second)};
-    if (is_pair && row.is_rotated && p.order == NormOrder::kAfterRope) pair = row.rotated(pair, in_head);
+    if (is_rotated && p.order == NormOrder::kAfterRope) pair = row.rotated(pair, in_head);
     if (is_normed) {
       pair.x = row.normed(pair.x, begin + first, factor);
       pair.y = row.normed(pair.y, begin + second, factor);
     }
-    if (is_pair && row.is_rotated && p.order != NormOrder::kAfterRope) pair = row.rotated(pair, in_head);
-    write(head, first, pair.x);
-    if (is_pair) write(head, second, pair.y);
+    if (is_rotated && p.order != NormOrder::kAfterRope) pair = row.rotated(pair, in_head);
+    writer.write<kDtype>(group.head + in_row, first, pair.x);
+    if (is_pair) writer.write<kDtype>(group.head + in_row, second, pair.y);
   }
 }
 
