@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/speed.md")
+H100 = "nvidia-h100_attention-and-blocks_torch-2.11.0_2026-11-26"
 H200 = "nvidia-h200_torch-2.11.0_2026-11-21"
 H200_SWAPS = "nvidia-h200_swaps_torch-2.11.0_2026-11-21"
 EPYC_1, EPYC_2 = (f"amd-epyc-avx512_{n}_torch-2.13.0_2026-11-21" for n in ("1-thread", "2-threads"))
@@ -99,11 +100,40 @@ GPU_CASES = [
 ]
 
 
-def gpu() -> str:
-    """Returns the table of device times on a GPU, beside PyTorch."""
+NEWER_GPU_CASES = [
+    Key(op, case)
+    for op, cases in {
+        "paged_attention": tuple(
+            f"llama-8b/{dtype}/{size}"
+            for dtype in ("bf16", "fp8_e4m3")
+            for size in ("1x1024", "1x8192", "1x131072", "16x4096", "64x2048", "256x1024")
+        )
+        + ("llama-8b/bf16/4x2048/q=2048", "llama-8b/bf16/1x8192/q=8192"),
+        "merge_attn_states": ("bf16/T=16384",),
+        "gather_kv_cache": ("NHD/bf16/256x512", "NHD/fp8_e4m3/256x512", "packed/bf16/256x512"),
+        "rotate_cached_keys": ("bf16/T=131072", "fp8_e4m3/T=131072"),
+        "compute_slot_mapping": ("1-groups/1x8192", "4-groups/32x256"),
+        "copy_blocks_layers": ("NHD/32x2x1024",),
+        "checksum_blocks": ("NHD/32x2x1024", "HND/32x2x1024"),
+        "pack_layers": ("d2d/NHD-to-HND-64/32x2x2048", "host/4K-pieces/32x2x2048"),
+        "unpack_layers": ("d2d/NHD-to-HND-64/4x2x256", "host/4K-pieces/4x2x256"),
+        "move_tokens": ("2K/64x8192", "256B/64x16384"),
+        "compact_cache": ("half/16x2048",),
+    }.items()
+    for case in cases
+]
+
+
+def newer_gpu() -> str:
+    """Returns the table of attention and of the ops for blocks and tokens."""
+    return gpu(NEWER_GPU_CASES, H100)
+
+
+def gpu(cases: Sequence[Key] = GPU_CASES, file: str = H200) -> str:
+    """Returns a table of device times on a GPU, beside PyTorch."""
     rows = []
-    for name, key in zip(once(key.op for key in GPU_CASES), GPU_CASES, strict=True):
-        row, best = ours(H200, key), best_of_torch(H200, key)
+    for name, key in zip(once(key.op for key in cases), cases, strict=True):
+        row, best = ours(file, key), best_of_torch(file, key)
         torch = f"{microseconds(best['device_us'])} {best['contender']}" if best else ""
         rows.append((name, key.case, microseconds(row["device_us"]), percent(row["share_of_copy"]), torch))
     return markdown("op | case | us: | % copy: | best of PyTorch, us:", rows)
@@ -162,19 +192,25 @@ def summary() -> str:
         ("the same as fp8", H200, Key("reshape_and_cache_flash", "NHD/fp8_e4m3/T=131072")),
         ("gather 256 x 512 MLA entries from fp8", H200, Key("gather_and_maybe_dequant_cache", "fp8_e4m3/256x512")),
         ("swap 2,045 blocks of 32 KiB to the host", H200_SWAPS, Key("swap_blocks", "d2h/32K")),
+        ("attend, 64 sequences of 2,048 keys, bfloat16", H100, Key("paged_attention", "llama-8b/bf16/64x2048")),
         ("write 16,384 tokens as fp8", EPYC_1, Key("reshape_and_cache_flash", "NHD/fp8_e4m3/T=16384")),
-        ("gather 256 x 512 MLA entries from fp8", EPYC_1, Key("gather_and_maybe_dequant_cache", "fp8_e4m3/256x512")),
     ]
     rows = []
     for what, file, key in chosen:
         row, best = ours(file, key), best_of_torch(file, key)
-        where = "CPU, 1 thread" if file == EPYC_1 else "H200"
+        where = {EPYC_1: "CPU, 1 thread", H100: "H100"}.get(file, "H200")
         torch = f"{percent(best['copy_us'] / best['device_us'])} ({best['contender']})" if best else ""
         rows.append((where, what, microseconds(row["device_us"]), percent(row["share_of_copy"]), torch))
     return markdown("on | job | us: | % of a copy: | best of PyTorch, %:", rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"summary": summary, "gpu": gpu, "cpu": cpu, "swaps": swaps}
+TABLES: dict[str, Callable[[], str]] = {
+    "summary": summary,
+    "gpu": gpu,
+    "newer_gpu": newer_gpu,
+    "cpu": cpu,
+    "swaps": swaps,
+}
 
 
 def filled(text: str) -> str:
