@@ -200,7 +200,8 @@ void run_tokens(const QkNormRopeCacheParams& p, int64_t begin, int64_t end, Stor
   finish(stores);
 }
 
-// Norms the rows [begin, end). If stores are streaming, a row is normed in scratch memory first.
+// Norms the rows [begin, end). If stores are streaming, a row is normed in scratch memory first, unless the norm is in
+// place or the row is larger than kScratchBytes.
 template <FloatElement T>
 void norm_rows(const RmsNormParams& p, int64_t begin, int64_t end, Stores stores) {
   constexpr int64_t kMaxRows = 64, kBytes = sizeof(T);

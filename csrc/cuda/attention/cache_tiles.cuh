@@ -24,8 +24,8 @@ struct Storage {
 inline constexpr int kChunkBytes = 16;
 
 // A tile in shared memory: rows of kRowBytes, which is a power of two, in chunks of 16 bytes. Chunks are permuted so
-// that two kinds of loads need each memory bank once for 128 bytes: the same chunk of eight neighbouring rows, and four
-// neighbouring chunks of rows 2 * i and 2 * i + 1.
+// that two kinds of loads of 128 bytes have no bank conflicts: loads of the same chunk of eight neighbouring rows, and
+// loads of four neighbouring chunks of the rows 2 * i and 2 * i + 1.
 template <int kRowBytes>
 struct SharedTile {
   static constexpr int kChunks = kRowBytes / kChunkBytes;
@@ -42,8 +42,9 @@ inline constexpr int kFlagSteps = 8;  // a power of two, greater than the number
 
 // The part of shared memory that the loader keeps beside the tiles.
 struct LoaderState {
-  // Where each key and each value of a step lies in its cache, of two steps in turn: in vectors of 16 bytes, which is
-  // kNowhere if it cannot be read, and in bytes, which is -1.
+  // The offsets of keys and values in their caches, [step % 2][is value][key]. vectors[] counts vectors of 16 bytes;
+  // kNowhere marks a key that cannot be read. offsets[] counts bytes, and -1 marks such a key. offsets[] is not written
+  // for caches with vectors.
   static constexpr uint32_t kNowhere = ~uint32_t{0};
   uint32_t vectors[2][2][kStep];
   int64_t offsets[2][2][kStep];
@@ -115,7 +116,8 @@ class TileLoader {
     }
   }
 
-  // Waits for the copies of the next step to be used. Then the caller synchronises, and calls turn().
+  // Waits until the step that the caller uses next has been copied. After that, the caller synchronises and calls
+  // turn().
   __device__ void wait() const {
     if (num_stages_ == 2) return wait_for_copies<0>();
     return wait_for_copies<1>();

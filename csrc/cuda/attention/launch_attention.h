@@ -1,4 +1,4 @@
-// The launches of attention: one for each kind of kernel. Each file of kernels instantiates one.
+// The launches of attention: one for each kind of kernel. Each .cu file of kernels defines one of them.
 #pragma once
 
 #include <atomic>

@@ -8,10 +8,10 @@
 namespace multikv::gpu {
 namespace {
 
-// How a row of the output arises.
+// How one head of one token of the output is computed from the prefix and the suffix.
 struct MergeWeights {
   float prefix, suffix;
-  bool is_prefix, is_suffix;  // the row is a copy
+  bool is_prefix, is_suffix;  // the head is a copy of that of the prefix or of the suffix
   bool is_empty;
   float lse;
 };

@@ -1,5 +1,5 @@
 // The arithmetic of attention that all kernels share. Every operation is explicit (__fmul_rn, __fmaf_rn and so on), so
-// that the compiler contracts nothing: kernels that differ in everything else return the same bits.
+// that the compiler contracts nothing: a function returns the same bits in every kernel that calls it.
 //
 // Scores are held as base-2 logarithms of their exponentials: a score s of the definition is s * log2(e) here.
 #pragma once
@@ -12,8 +12,9 @@ namespace multikv::gpu {
 inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 inline constexpr float kNoScore = -__builtin_inff();
 
-// The result of attention over some keys: out = o / l, and lse = m + log2(l). m is any number near the largest score.
-// l == 0 means that no key has a weight.
+// The result of attention over a set of keys is held as m, l and o: out = o / l, and the base-2 lse is m + log2(l). m
+// is any number near the largest score, and l == 0 means that no key has a weight. JoinWeights has the m and l of two
+// sets together, and the weights with which the two o are added.
 struct JoinWeights {
   float m, l;
   float first, second;       // what to multiply the two o by

@@ -39,8 +39,9 @@ class Partials {
   int value_size_;
 };
 
-// The partial results of one tile, in ascending order of their granules: that of the worker that has the tile's first
-// unit, which it has joined; then one for each granule.
+// The partial results of one tile, in ascending order of their granules. The first one is the joined result of the
+// granules that the worker with the tile's first unit has attended over. Each of the others is the result of one
+// granule.
 struct PartialList {
   int64_t first_slot;
   int64_t next_slot, end_slot;  // of the others

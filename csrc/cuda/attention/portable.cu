@@ -64,7 +64,9 @@ struct GranuleKeys {
 __device__ inline int64_t owner_of(const AttentionSequences& sequences, int64_t token) {
   if (!sequences.cu_query_lens.is_given()) return token < sequences.num_sequences ? token : -1;
   if (sequences.num_sequences == 0 || token < sequences.cu_query_lens.at(0)) return -1;
-  int64_t low = 0, high = sequences.num_sequences;  // cu_query_lens[low] <= token; [high] is greater, if it is inside
+  // Binary search: cu_query_lens[low] <= token always holds, and so does cu_query_lens[high] > token unless high is the
+  // number of sequences.
+  int64_t low = 0, high = sequences.num_sequences;
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
     if (sequences.cu_query_lens.at(middle) <= token) low = middle;

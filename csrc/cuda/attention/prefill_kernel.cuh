@@ -1,5 +1,6 @@
-// Attention of many query rows (prefill), for matrix instructions. Each warp of a thread block attends for 16 rows, and
-// all warps share the keys and values in shared memory. Every row gets the bits of split_kernel.cuh.
+// Attention of many query rows (prefill), with matrix instructions. Each warp of a thread block attends for 16 rows,
+// and all warps share the keys and values in shared memory. The results have the same bits as those of
+// split_kernel.cuh.
 #pragma once
 
 #include "cuda/attention/tile_rows.cuh"

@@ -82,7 +82,8 @@ inline CacheSource source_of(const CacheView& cache) {
           .stride_chunk_bytes = 0};
 }
 
-// Sets what vectors need, if the entries of slots are not split into groups and `bits` (alignment_bits) allow vectors.
+// Sets the fields that describe vectors. `bits` (alignment_bits) decide whether the cache has vectors. The caller
+// guarantees that slots_per_group is 1, and that the elements of a chunk are contiguous.
 inline void enable_vectors(CacheSource& source, AlignmentBits bits, int64_t stride_chunk_bytes) {
   source.has_vectors = bits.widest(16) == 16;
   source.block_vectors = static_cast<uint32_t>(source.stride_block_bytes / 16);

@@ -1,17 +1,17 @@
 // Divides the work of a call over thread blocks.
 //
 // A tile is p.tile_rows rows of one kv head of one sequence. Its units are the granules that the sequence's rows may
-// see, or a single unit if they see none. All units of all tiles form one list, ordered by sequence, kv head, tile and
-// granule; every worker takes an equal share of neighbouring units. A worker is a warp or a thread block. Workers read
-// the lengths themselves.
+// see, or a single unit if they see none. All units of all tiles form one list, ordered by sequence, then kv head, tile
+// and granule (WholeTiles have another order within a sequence). Every worker takes an equal share of neighbouring
+// units. A worker is a thread block. Workers read the lengths themselves.
 #pragma once
 
 #include "cuda/attention/sequences.cuh"
 
 namespace multikv::gpu {
 
-// How a kernel divides tiles. If kIsWhole, tiles are not split: a tile has one unit, and those that see most keys come
-// first.
+// How a kernel divides tiles. If kIsWhole, tiles are not split: a tile has one unit. The tiles of a sequence are then
+// ordered from the last rows, which see the most keys if attention is causal, to the first rows, and by kv head.
 template <bool kIsWhole_>
 struct TileShape {
   static constexpr bool kIsWhole = kIsWhole_;
@@ -54,7 +54,7 @@ struct WorkStart {
   int64_t total;     // units of all sequences
   int64_t sequence;  // the sequence of the first unit
   int64_t before;    // units of the sequences before
-  int tile;          // the tile of the first unit, of the sequence's tiles
+  int tile;          // the first unit's tile: its number among the sequence's tiles
 
   __device__ Shares shares() const { return {total, num_workers}; }
   __device__ bool is_idle() const { return shares().begin(worker) == shares().begin(worker + 1); }
@@ -126,16 +126,17 @@ struct Segment {
   Range tile_granules;      // of the whole tile
   Range granules;           // of this segment
   int64_t tile_unit;        // the tile's first unit
-  bool is_whole;            // no other worker has units of the tile
+  bool is_whole;            // no other worker attends over keys of the tile
 
-  // The steps of the segment, as positions of keys: multiples of kStep.
+  // The positions of the segment's keys. The begin is rounded down to a multiple of kStep, at which the first step
+  // begins.
   __device__ Range keys() const {
     const Range keys = intersection(visible.any, {granules.begin * kGranule, granules.end * kGranule});
     return keys.size() == 0 ? Range{0, 0} : Range{keys.begin / kStep * kStep, keys.end};
   }
 };
 
-// Enumerates the segments of a worker. It lies in shared memory, to save registers: one thread uses it.
+// Enumerates the segments of a worker. One thread of the thread block uses it.
 template <class Shape>
 class Segments {
  public:
@@ -183,7 +184,9 @@ class Segments {
  private:
   __device__ int64_t first_unit() const { return before_ + static_cast<int64_t>(tile_) * per_tile_; }
 
-  // Moves on to a tile of which this worker has units: those that begin in its share, if tiles are not split.
+  // Moves on to the next tile that this worker attends over. Returns false if there is none. If tiles may be split, the
+  // worker has a part of every tile with units in its share; otherwise it has the tiles whose first unit is in its
+  // share.
   __device__ bool find_tile(const AttentionProblem& p) {
     while (sequence_ < p.sequences.num_sequences) {
       if (!is_entered_) enter(p);

@@ -1,6 +1,7 @@
-// Attention of few query rows over many keys (decoding), for memory bandwidth. A thread block is a worker. Its warps
-// load keys and values straight into registers, in the order of matrix operands: the warps share the keys of a step for
-// the scores, and the columns of its values for the output. Scores pass from warp to warp through shared memory.
+// Attention of few query rows over many keys (decoding), which is bound by memory bandwidth. A thread block is a
+// worker. Its warps load keys and values into registers, in the order of matrix operands; only caches without vectors
+// are staged in shared memory. The warps divide the keys of a step for the scores, and the columns of its values for
+// the output. Scores pass from warp to warp through shared memory.
 //
 // Products are transposed, so that 8 query rows suffice for a matrix instruction: scores^T = keys * queries^T, and
 // outputs^T = values^T * weights^T.
@@ -27,7 +28,7 @@ class SplitAttention {
   __device__ void run(const WorkStart& start) {
     if (threadIdx.x == 0) shared_.segments.start(p_, start);
     while (true) {
-      __syncthreads();  // no thread reads the segment before any more
+      __syncthreads();  // all threads have finished with the previous segment
       if (threadIdx.x == 0) shared_.is_done = !shared_.segments.take(p_, shared_.segment);
       __syncthreads();
       if (shared_.is_done) return;
@@ -276,7 +277,7 @@ class SplitAttention {
       float2& total_state = shared_.total_states[8 * tile + group_];
       const float2 state = sums_[tile].template total<Store>(), before = total_state;
       const JoinWeights weights = join(before.x, before.y, state.x, state.y);
-      __syncthreads();  // no thread reads the states before any more
+      __syncthreads();  // all threads have read the previous states
       total_state = {weights.m, weights.l};
 #pragma unroll
       for (int high = 0; high < 2; ++high) {

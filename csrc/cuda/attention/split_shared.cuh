@@ -32,9 +32,10 @@ struct SplitShared {
   uint64_t valid[4];                             // of four steps in turn: which keys can be read
   uint2 queries[kRows / 8][kHeadSize / 16][32];  // each lane has its own operands
   TileRow rows[kRows];
-  float2 total_states[kRows];  // of the granules before: m, l and o. Each thread has its own elements of o
+  float2 total_states[kRows];  // m and l of the granules before
+  // o of the granules before; each thread has its own elements.
   float totals[kRows / 8][kColumnTiles][4][SplitShape<Store, kHeadSize>::kThreads];
-  Segments<SplitTiles> segments;
+  Segments<SplitTiles> segments;  // used by thread 0; here to save registers
   Segment segment;
   bool is_done;
 };

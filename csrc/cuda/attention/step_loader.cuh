@@ -7,9 +7,9 @@ namespace multikv::gpu {
 
 // All lanes call all functions. kHasVectors: whether both caches have vectors.
 //
-// Loads are unconditional, and their registers are not touched before they are used: a branch would make the compiler
-// move registers, and so wait for loads that have just started. So a key that cannot be read is replaced by some slot
-// of block 0, and its value by 0 when it is used.
+// Loads of vectors have no branches, and their registers are not touched before they are used: a branch would make the
+// compiler move registers, and so wait for loads that have just started. So a key that cannot be read is replaced by
+// some slot of block 0, and its value by 0 when it is used.
 template <class Store, int kHeadSize, bool kHasVectors>
 class StepLoader {
   using Shape = SplitShape<Store, kHeadSize>;
@@ -51,13 +51,13 @@ class StepLoader {
     return valid_;
   }
 
-  // Starts the loads of the located keys, when `keys` are no longer needed.
+  // Starts the loads of the located keys, which overwrite `keys`.
   __device__ void load_keys() {
     if constexpr (kHasVectors) load_key_vectors();
     else stage_keys();
   }
 
-  // Starts the loads of the located values, when `values` are no longer needed.
+  // Starts the loads of the located values, which overwrite `values`.
   __device__ void load_values() {
     if constexpr (kHasVectors) load_value_vectors();
     else stage_values();
@@ -86,7 +86,7 @@ class StepLoader {
   // The key of values[i / 4][i % 4].
   __device__ int value_key(int i) const { return i / 4 * 16 + lane_ % 4 * 2 + i % 2 + i % 4 / 2 * 8; }
 
-  // A block id that is still on its way from memory.
+  // A prefetched block id, as two 32-bit words. The first use waits for the load.
   struct BlockId {
     uint32_t low, high;
     __device__ bool is_below(int64_t num_blocks) const { return high == 0 && low < num_blocks; }
@@ -107,7 +107,8 @@ class StepLoader {
     }
   }
 
-  // Where the entry of a slot lies in its cache: in vectors of 16 bytes, if it has vectors, and in bytes.
+  // Offsets of a slot's head from the start of its cache. vectors_to() returns that of the lane's key number `half` in
+  // vectors of 16 bytes, for caches with vectors. bytes_to() returns that of any slot in bytes.
   __device__ uint32_t vectors_to(const CacheSource& cache, int half) const {
     return blocks_[half] * cache.block_vectors + segment_.kv_head * cache.head_vectors +
            slots_[half] * cache.slot_vectors;
@@ -149,7 +150,7 @@ class StepLoader {
     }
   }
 
-  // The same for caches without vectors.
+  // Load `keys` and `values` from caches without vectors.
   __device__ void stage_keys() {
     stage(p_.key, p_.key_size, warp_ * Shape::kWarpKeys, Shape::kWarpKeys, 0, kHeadSize);
 #pragma unroll

@@ -2,13 +2,13 @@
 // multiply the same elements in the same order for every row, whether they compute products or transposed products, and
 // so return the same bits.
 //
-// See multiply_add in vendor/matrix.cuh for the operands. Two things are free, and chosen for the loads:
+// See multiply_add in vendor/matrix.cuh for the operands. Two orders do not change what is computed, and are chosen so
+// that loads are wide:
 //
-//   products with keys    A lane holds chunks of 16 bytes: chunk i % 4 of every four. Multiplication i of the four
-//   chunks
-//                         takes elements 4 * i .. 4 * i + 3 of each chunk.
-//   fp8 values in tiles   The columns of two neighbouring products, 16 of them, are the even and the odd columns of 16
-//                         values.
+//   elements of keys      Lane i holds chunk i % 4, of 16 bytes, of every four chunks. Multiplication j of four chunks
+//                         takes the elements 4 * j .. 4 * j + 3 of each chunk.
+//   columns of fp8        Of 16 neighbouring columns, the even ones form a product of 8 columns, and the odd ones form
+//   values in tiles       the next product.
 #pragma once
 
 #include "cuda/attention/cache_tiles.cuh"
@@ -56,8 +56,8 @@ __device__ inline void value_operand(uint32_t (&a)[4], const uint32_t (&values)[
   }
 }
 
-// The elements of 32 values in 16 columns, as the operands of multiply_add: b[step][product] for the rows 16 * step ..
-// and the 8 columns of each product.
+// The elements of 32 values in 16 columns, as the operands of multiply_add: b[step][product] for the rows
+// 16 * step .. 16 * step + 15 and the 8 columns of each product.
 template <class Store, int kRowBytes>
 __device__ inline void load_values(uint32_t (&b)[2][2][2], uint32_t values, int first_column) {
   using Tile = SharedTile<kRowBytes>;
@@ -95,8 +95,8 @@ __device__ inline int value_column(int product, int i) {
 struct RowSums {
   float m = kNoScore, l = 0.0f;  // the largest score; this lane's part of the sum of weights
 
-  // Turns this lane's x of one step into weights. Returns what to multiply the former o by. x(i) is a reference to one
-  // of 16.
+  // Turns this lane's kStep / 4 numbers x of one step into weights. Returns what to multiply the former o by. x(i)
+  // returns a reference to number i.
   template <class Store, class X>
   __device__ float add(X x, float factor) {
     float largest = kNoScore;
@@ -140,7 +140,7 @@ struct RowSums {
   }
 };
 
-// The scores or weights of 16 rows and kStep keys: element i of block n of 8 keys, as multiply_add returns them.
+// The scores or weights of 16 rows and kStep keys: [n] is the result of multiply_add for the keys 8 * n .. 8 * n + 7.
 using StepScores = float[kStep / 8][4];
 
 // Rounds weights to 16 bits: the operand `a` of multiply_add for the keys 16 * step .. 16 * step + 15.
@@ -160,7 +160,7 @@ __device__ inline bool has_special(uint32_t elements) {
   constexpr uint32_t kExponent = Store::kProduct == Float::kBFloat16 ? 0x7f80 : 0x7c00;
   return (elements & kExponent) == kExponent || (elements >> 16 & kExponent) == kExponent;
 }
-// Replaces such elements by 0.
+// Replaces infinite and NaN elements, of two 16-bit elements, by 0.
 template <class Store>
 __device__ inline uint32_t without_specials(uint32_t elements) {
   constexpr uint32_t kExponent = Store::kProduct == Float::kBFloat16 ? 0x7f80 : 0x7c00;
@@ -169,9 +169,9 @@ __device__ inline uint32_t without_specials(uint32_t elements) {
   return elements;
 }
 
-// The same for a word of stored elements.
+// Returns a mask of the bits of all infinite and NaN elements in a word of stored elements: two, or four of fp8.
 template <class Store>
-__device__ inline uint32_t special_codes(uint32_t word) {  // a mask of the special elements' bits
+__device__ inline uint32_t special_codes(uint32_t word) {
   constexpr int kBits = 8 * Store::kBytes;
   constexpr uint32_t kExponent = Store::kElement == Element::kBFloat16  ? 0x7f80
                                  : Store::kElement == Element::kFloat16 ? 0x7c00
@@ -242,7 +242,7 @@ __device__ inline bool multiply_32_values(float (&o)[kTiles][kProducts][4], int 
   return special;
 }
 
-// The same for kStep keys.
+// Does what multiply_32_values does, for kStep keys.
 template <class Store, int kRowBytes, bool kIsPartial, int kTiles, int kProducts>
 __device__ inline bool multiply_values(float (&o)[kTiles][kProducts][4], int product,
                                        const StepOperands (&weights)[kTiles], uint32_t values, int first_column) {

@@ -12,8 +12,8 @@ struct TileRow {
   float coefficient, slope, factor;  // of Scoring
 };
 
-// The power of two that brings a row's largest magnitude, which all lanes know, to the top of float16's range. Where it
-// is infinite, NaN or 0, 1.
+// The power of two that brings a row's largest magnitude, which all lanes know, to the top of float16's range; 1 if the
+// magnitude is infinite, NaN or 0.
 __device__ inline float power_to_float16(float largest) {
   if (!(largest > 0.0f) || largest == -kNoScore) return 1.0f;
   const int exponent = static_cast<int>(__float_as_uint(largest) >> 23) - 127;

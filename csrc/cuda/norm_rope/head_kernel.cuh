@@ -11,8 +11,8 @@ namespace multikv::gpu {
 enum class HeadKind : uint8_t { kQuery, kKey, kValue };
 
 // The work of the groups of lanes: a head of a token for each. Groups are numbered token by token; the groups of a
-// token are those of queries, of keys, and of values. With several heads for each lane, lanes would share cosines,
-// sines and weights, but more registers leave fewer resident threads, and every size takes longer.
+// token are those of queries, of keys, and of values. A group with several heads would load cosines, sines and weights
+// once for all of them, but it needs more registers. That leaves fewer resident threads, and was slower at all sizes.
 struct HeadGroups {
   HeadLanes lanes;
   Divisor per_token;
@@ -27,7 +27,7 @@ struct HeadGroup {
 
   __device__ __forceinline__ bool is_query() const { return kind == HeadKind::kQuery; }
   __device__ __forceinline__ bool is_value() const { return kind == HeadKind::kValue; }
-  // What a head that is not a value is normed with, and where it goes.
+  // The source, the output and the weight of the group's kind of heads, if the head is not a value.
   __device__ __forceinline__ const NormRopeHeads& side(const QkNormRopeCacheParams& p) const {
     return is_query() ? p.query : p.key;
   }
@@ -107,8 +107,7 @@ struct HeadEntry {
     return cache.block(at.block) + at.offset * cache.stride_row_bytes + head * cache.stride_head_bytes +
            dim * element_bytes;
   }
-  // Writes neighbouring elements, which lie in kBytes / kElementBytes different vectors of the cache if slots are
-  // packed.
+  // Writes neighbouring elements. If slots are packed, each of them lies in another row of the cache (PackedCache).
   template <int kBytes, int kElementBytes>
   __device__ __forceinline__ void write(int64_t dim, const Pack<kBytes>& codes) const {
     if (!cache.packs_slots) return codes.template write<true>(element(dim, kElementBytes));
@@ -203,7 +202,8 @@ struct HeadVectors {
   }
 
  private:
-  // Returns the sum of the vectors 2 * lane and 2 * lane + 1, which other lanes may hold.
+  // Returns the sum of the squares of the vectors 2 * lane and 2 * lane + 1, which other lanes may hold. `first` and
+  // `second` are the sums of the squares of this lane's own vectors.
   __device__ __forceinline__ float sum_in_order(const HeadLanes& lanes, int lane, float first, float second) const {
     if (lanes.are_in_order()) return first + second;
     const int begin = static_cast<int>(threadIdx.x % 32) - lane;

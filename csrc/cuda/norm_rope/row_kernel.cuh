@@ -45,7 +45,7 @@ struct Pair {
   FloatPack<kDtype, 1> x, y;
 };
 
-// A row of `num_heads` neighbouring heads of one kind of a token.
+// A row: one head of a token, or all its queries, all its keys or all its values.
 template <Float kDtype, Float kTable>
 struct HeadRow {
   using One = FloatPack<kDtype, 1>;
@@ -65,7 +65,8 @@ struct HeadRow {
     rotate<kDtype, kTable, 1, true>(pair.x, pair.y, angles.cosines, angles.sines);
     return pair;
   }
-  // An element of the row, which counts over all heads, as the norm reads it.
+  // Returns an element of the row as the norm reads it: rotated, if the norm comes after the rotation. `element` is an
+  // index within the row, which may have several heads.
   __device__ One before_norm(int64_t element) const {
     if (p.order != NormOrder::kAfterRope || !is_rotated) return read(element);
     const int64_t pair = tasks.pair_of(element);  // there is one head in the row

@@ -39,7 +39,8 @@ __device__ __forceinline__ float reciprocal_root(const RmsNorm& norm, float sum_
   return 1.0f / sqrtf(mean + norm.eps);
 }
 
-// Reads kCount elements as one vector if kWide; else one by one, and only the first `count`. The others are zeros.
+// Reads kCount elements as one vector if kWide and `count` is at least kCount. Otherwise it reads the first `count` one
+// by one, and the others are zeros.
 template <Float kDtype, int kCount, bool kWide, bool kOnce = false>
 __device__ __forceinline__ FloatPack<kDtype, kCount> read_elements(const char* from, int64_t count) {
   using Vector = FloatPack<kDtype, kCount>;
@@ -60,7 +61,8 @@ __device__ __forceinline__ FloatPack<kDtype, kCount> read_elements(const char* f
   return vector;
 }
 
-// Writes kCount elements as one vector if kWide; else one by one, and only the first `count`.
+// Writes kCount elements as one vector if kWide and `count` is at least kCount. Otherwise it writes the first `count`
+// one by one.
 template <Float kDtype, int kCount, bool kWide, bool kOnce = false>
 __device__ __forceinline__ void write_elements(char* to, const FloatPack<kDtype, kCount>& vector, int64_t count) {
   if constexpr (kWide) {

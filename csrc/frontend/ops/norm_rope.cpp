@@ -39,7 +39,7 @@ StridedRows last_dimensions(const Tensor& input, const Tensor& out) {
   }
   StridedRows rows = strided_rows(std::span(dims, last), row_bytes);
   if (rows.row_size == row_bytes) return rows;
-  // Contiguous rows have become one. They are made a dimension again.
+  // strided_rows() has merged contiguous rows into one long row. They become the innermost dimension again.
   for (int d = rows.num_dims; d > 0; --d) {
     rows.size[d] = rows.size[d - 1];
     rows.src_stride[d] = rows.src_stride[d - 1];

@@ -19,8 +19,8 @@ std::string signature(std::string_view schema);
 // Registers the kernel of op `name` in a namespace, under a dispatch key, for the rest of the process. A kernel that is
 // registered there is replaced. `schema` is the schema of the op, as PyTorch prints it; nullptr if the op does not
 // exist in the namespace: it is then defined with the kernel's schema. Returns nullptr, or the text of the reason why
-// nothing was registered, which is valid until the thread's next call: there is no such kernel, or the schema has
-// another signature than the kernel's.
+// registration failed, which is valid until the thread's next call: there is no such kernel, the schema has another
+// signature than the kernel's, or PyTorch threw an exception.
 const char* take_over(const std::vector<BoxedKernel>& kernels, const char* ns, const char* dispatch_key,
                       std::string_view name, const char* schema);
 

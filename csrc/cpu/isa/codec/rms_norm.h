@@ -66,7 +66,7 @@ class SumsOfSquares {
     if (count % 2 != 0) to[count / 2] = from[count - 1];
   }
 
-  // Rows of at most kMost elements together.
+  // Writes the sum of squares of each row to `sums`. All rows together have at most kMost elements.
   void add_rows(float* sums, const NormRows& rows, int64_t size) {
     float *from = buffers_[0], *to = buffers_[1];
     const bool is_dense = rows.stride_bytes == size * static_cast<int64_t>(sizeof(T)) && size % 2 == 0;

@@ -65,7 +65,7 @@ class HeadProcessor {
         key_weights_(p.key.weight, p.norm.weight_bias) {}
 
   // Processes the heads first .. first + count - 1 of a token, with count <= kMaxHeads. The output may be the source.
-  // Of the groups of heads of a token, that with first == 0 comes first.
+  // The caller starts with first == 0 for each token: for kAllHeads, this call computes the factor of all heads.
   void operator()(bool is_key, int64_t token, int64_t first, int64_t count, const HeadsOut& out) {
     const NormRopeHeads& heads = is_key ? p_.key : p_.query;
     const NormRows source = {heads.source.head(token, first), count, heads.source.head_bytes};
