@@ -45,7 +45,7 @@ struct HeadLanes {
     return i < rotated ? 2 * i : 2 * (i - rotated) + 1;
   }
   // Whether lane i holds the vectors 2i and 2i + 1.
-  __device__ __forceinline__ bool are_in_order() const { return rotated == 0 || (!is_neox && offset % 2 == 0); }
+  __device__ __forceinline__ bool are_in_order() const { return rotated == 0 || (!is_neox && offset == 0); }
 };
 
 }  // namespace multikv::gpu

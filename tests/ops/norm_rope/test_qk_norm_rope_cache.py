@@ -90,6 +90,15 @@ def test_parts_of_heads(device, head_size, offset, size, norm, is_neox):
     check_fused(device, norm=norm, is_neox=is_neox, heads=3, k_out=True, **part)
 
 
+@STYLES
+@pytest.mark.parametrize("norm", NORMS[1:])
+@pytest.mark.parametrize("offset", [0, 4, 8, 16])
+def test_order_of_sums(device, offset, norm, is_neox):
+    """In float32 no rounding hides that squares were added in another order."""
+    part = {"head_size": 64, "rotary_offset": offset, "rotary_size": 32, "is_neox": is_neox}
+    check_fused(device, dtype=torch.float32, norm=norm, heads=16, tokens=20, **part)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("heads, kv_heads", [(0, 1), (1, 1), (5, 3), (8, 1), (65, 2), (3, 70)])
 def test_numbers_of_heads(device, heads, kv_heads, norm):
