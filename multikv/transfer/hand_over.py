@@ -140,13 +140,13 @@ def receive(
     """Receives sequences that other ranks send with `send`.
 
     Block size, layout and number of heads may differ from those of the sender. A prefix that this cache holds already
-    is shared, and not sent. The hashes of all tokens are compared with the sender's (`checksum_blocks`) before the
-    blocks can be used or found.
+    is shared, and not sent. The hashes of all tokens that are sent are compared with the sender's (`checksum_blocks`)
+    before the blocks can be used or found.
 
     Args:
         cache: this rank's cache, of the class, the layers, the format and the scales of the senders'.
         src: the global rank of the sender, or those of several, which together hold the heads of this cache. A head
-            that several hold comes from the first.
+            that several hold comes from the lowest of their ranks.
         group: as for `send`.
         first_head: as for `send`.
         timeout: as for `send`.
