@@ -155,9 +155,12 @@ def receive(
         New sequences, in the order of the sender's. Free them as those that `new` returns.
 
     Raises:
-        OutOfBlocks: there are too few free blocks. The cache is as before, and the senders raise TransferError.
+        OutOfBlocks: there are too few free blocks. The senders raise TransferError.
         TransferError: the caches do not fit each other, the checksums differ, or a peer failed or did not answer in
-            time. The cache is as before.
+            time.
+
+    After both errors the cache has the sequences that it had before. Cached blocks that no sequence uses may have been
+    evicted.
 
     Example:
         >>> sequences = multikv.transfer.receive(cache, src=[0, 1], first_head=4)  # two ranks of four heads each
