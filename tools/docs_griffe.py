@@ -1,4 +1,4 @@
-"""An extension of griffe, which reads the docstrings of the API reference: examples are code."""
+"""An extension of griffe, the reader of the API reference's docstrings. It makes griffe show examples as code."""
 
 from __future__ import annotations
 

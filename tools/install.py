@@ -2,8 +2,9 @@
 
 Usage: python tools/install.py [--venv FOLDER] [--torch REQUIREMENT] [--replace] [--no-build]
 
-The program first says what is missing on this host, and before each step what it downloads and about how long it takes.
-A second run only compiles what has changed. The first statement must run with every Python 3, to refuse the old ones.
+The program stops at once if the host lacks a C++20 compiler. Before each step it prints what it downloads or builds. A
+second run only compiles what has changed. The syntax of this file must be that of Python 3.8, so that its first
+statement can refuse Pythons from 3.8 to 3.9; older ones stop at a SyntaxError.
 """
 
 import sys

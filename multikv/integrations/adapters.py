@@ -35,12 +35,18 @@ __all__ = [
 
 
 def store_kvcache(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Is nano-vllm's: caches [num_blocks, block_size, num_heads, head_size]. Negative slots are skipped."""
+    """Replaces nano-vllm's function of this name. Negative slots are skipped.
+
+    The caches are [num_blocks, block_size, num_heads, head_size].
+    """
     multikv.reshape_and_cache_flash(key, value, k_cache, v_cache, slot_mapping, "auto", None, None)
 
 
 def store_cache(k_cache: Tensor, v_cache: Tensor, indices: Tensor, k: Tensor, v: Tensor) -> None:
-    """Is mini-sglang's: caches [num_slots, ...] and rows k and v [num_tokens, elements of a slot]."""
+    """Replaces mini-sglang's function of this name.
+
+    The caches are [num_slots, ...], and k and v are [num_tokens, elements of a slot].
+    """
     k_cache, v_cache = (cache.view(len(cache), 1, 1, -1) for cache in (k_cache, v_cache))
     multikv.reshape_and_cache_flash(k.unsqueeze(1), v.unsqueeze(1), k_cache, v_cache, indices, "auto", None, None)
 
@@ -56,7 +62,10 @@ def transfer_kv_per_layer(
     block_quota: int = 2,
     num_warps_per_block: int = 32,
 ) -> None:
-    """Is SGLang's: pools of items of item_size bytes. The last two arguments are not used."""
+    """Replaces SGLang's function of this name. The last two arguments are not used.
+
+    The pools hold items of item_size bytes.
+    """
     src, dst = ([_items(x, item_size) for x in pools] for pools in ((src_k, src_v), (dst_k, dst_v)))
     multikv.move_tokens(src, dst, src_indices, dst_indices)
 
@@ -70,7 +79,7 @@ def transfer_kv_per_layer_mla(
     block_quota: int = 2,
     num_warps_per_block: int = 32,
 ) -> None:
-    """Is SGLang's: as transfer_kv_per_layer, with one pool."""
+    """Replaces SGLang's function of this name: transfer_kv_per_layer with one pool on each side."""
     multikv.move_tokens([_items(src, item_size)], [_items(dst, item_size)], src_indices, dst_indices)
 
 
@@ -87,7 +96,10 @@ def transfer_kv_per_layer_pf_lf(
     block_quota: int = 2,
     num_warps_per_block: int = 32,
 ) -> None:
-    """Is SGLang's: the source is page first, [num_slots, num_layers, item], src_layout_dim bytes a slot."""
+    """Replaces SGLang's function of this name.
+
+    The source is page first: [num_slots, num_layers, item], with src_layout_dim bytes for each slot.
+    """
     layer = slice(layer_id * item_size, (layer_id + 1) * item_size)
     src = [_items(x, src_layout_dim)[..., layer] for x in (src_k, src_v)]
     multikv.move_tokens(src, [_items(x, item_size) for x in (dst_k, dst_v)], src_indices, dst_indices)
@@ -108,7 +120,10 @@ def transfer_kv_per_layer_ph_lf(
     block_quota: int = 2,
     num_warps_per_block: int = 32,
 ) -> None:
-    """Is SGLang's: the source is page head, [num_pages, head_num, page_size, num_layers, head]."""
+    """Replaces SGLang's function of this name.
+
+    The source is page head: [num_pages, head_num, page_size, num_layers, head].
+    """
     sizes = (head_num, page_size, src_layout_dim // item_size, item_size // head_num)
     src = [_bytes(x).view(-1, *sizes)[:, :, :, layer_id].transpose(1, 2) for x in (src_k, src_v)]
     dst = [_items(x, item_size).unflatten(2, (head_num, -1)) for x in (dst_k, dst_v)]
@@ -127,7 +142,10 @@ def transfer_kv_all_layer(
     block_quota: int = 2,
     num_warps_per_block: int = 32,
 ) -> None:
-    """Is SGLang's: the addresses of the pools of all layers, which hold items of item_size bytes."""
+    """Replaces SGLang's function of this name.
+
+    The first four arguments list the addresses of the pools of all layers. The pools hold items of item_size bytes.
+    """
     for src, dst in ((src_k_layers, dst_k_layers), (src_v_layers, dst_v_layers)):
         transfer_kv_all_layer_mla(src, dst, src_indices, dst_indices, item_size, num_layers)
 
@@ -142,7 +160,7 @@ def transfer_kv_all_layer_mla(
     block_quota: int = 2,
     num_warps_per_block: int = 32,
 ) -> None:
-    """Is SGLang's: as transfer_kv_all_layer, with one pool for each layer."""
+    """Replaces SGLang's function of this name: transfer_kv_all_layer with one pool for each layer on each side."""
     src, dst = (
         layers.cpu().view(torch.int64)[:num_layers, None] + item_size * indices.cpu()
         for layers, indices in ((src_layers, src_indices), (dst_layers, dst_indices))
@@ -163,7 +181,10 @@ def transfer_kv_all_layer_lf_pf(
     block_quota: int = 2,
     num_warps_per_block: int = 32,
 ) -> None:
-    """Is SGLang's: from the addresses of layers to a pool that is page first, dst_layout_dim bytes a slot."""
+    """Replaces SGLang's function of this name.
+
+    The source is the addresses of layers. The target is page first, with dst_layout_dim bytes for each slot.
+    """
     for layers, pool in ((src_k_layers, dst_k), (src_v_layers, dst_v)):
         src = layers.cpu().view(torch.int64)[:num_layers, None] + item_size * src_indices.cpu()
         dst = pool.data_ptr() + item_size * torch.arange(num_layers)[:, None] + dst_layout_dim * dst_indices.cpu()
@@ -185,7 +206,10 @@ def transfer_kv_all_layer_lf_ph(
     block_quota: int = 2,
     num_warps_per_block: int = 32,
 ) -> None:
-    """Is SGLang's: from the addresses of layers to a pool that is page head, as in transfer_kv_per_layer_ph_lf."""
+    """Replaces SGLang's function of this name.
+
+    The source is the addresses of layers. The target is page head, as the source of transfer_kv_per_layer_ph_lf.
+    """
     head_bytes, heads = item_size // head_num, torch.arange(head_num)[:, None]
     slots = dst_indices.cpu()
     rows = (slots // page_size * head_num + heads) * page_size + slots % page_size
@@ -204,7 +228,10 @@ def transfer_kv_direct(
     dst_indices: Tensor,
     page_size: int,
 ) -> None:
-    """Is SGLang's: lists of pools [num_slots, ...]. The indices list every token, so page_size is not used."""
+    """Replaces SGLang's function of this name. The indices list every token, so page_size is not used.
+
+    The pools of both lists are [num_slots, ...].
+    """
     src, dst = ([x.unsqueeze(1) for x in layers] for layers in (src_layers, dst_layers))
     multikv.move_tokens(src, dst, src_indices, dst_indices)
 
@@ -217,9 +244,10 @@ def transfer_kv_per_layer_direct_pf_lf(
     layer_id: int,
     page_size: int,
 ) -> None:
-    """Is SGLang's: from [K, V], or [KV], each [num_pages, num_layers, page_size, ...], to pools [num_slots, ...].
+    """Replaces SGLang's function of this name.
 
-    dst_ptrs lists the pools of the layers from layer_id on, those of K first.
+    src_ptrs lists the pools K and V, or one pool of both; each is page first, [num_pages, num_layers, page_size, ...].
+    dst_ptrs lists the pools [num_slots, ...] of the layers from layer_id on, those of K first.
     """
     src = _layers_of_pages(src_ptrs, layer_id, len(dst_ptrs))
     _move_pages(src, [x.unsqueeze(1) for x in dst_ptrs], src_indices, dst_indices, page_size)
@@ -232,7 +260,7 @@ def transfer_kv_all_layer_direct_lf_pf(
     dst_indices: Tensor,
     page_size: int,
 ) -> None:
-    """Is SGLang's: transfer_kv_per_layer_direct_pf_lf in the other direction, from layer 0 on."""
+    """Replaces SGLang's function of this name: transfer_kv_per_layer_direct_pf_lf in reverse, from layer 0 on."""
     dst = _layers_of_pages(dst_ptrs, 0, len(src_ptrs))
     _move_pages([x.unsqueeze(1) for x in src_ptrs], dst, src_indices, dst_indices, page_size)
 
@@ -246,9 +274,11 @@ def multi_layer_kv_transfer(
     direction: bool,
     use_mla: bool,
 ) -> None:
-    """Is LMCache's: a chunk [2, num_layers, num_tokens, elements], 1 with use_mla, and the addresses of all layers.
+    """Replaces LMCache's function of this name.
 
-    A layer is [2, page_buffer_size, elements]. direction: whether the chunk is written, rather than the layers.
+    key_value is a chunk, [2, num_layers, num_tokens, elements]. key_value_ptrs lists the addresses of all layers, each
+    [2, page_buffer_size, elements]. With use_mla, the first size of both is 1. If direction is true, the chunk is
+    written; otherwise the layers are.
     """
     num_planes, num_bytes, slots = 1 if use_mla else 2, key_value[0, 0, 0].nbytes, slot_mapping.cpu()
     planes = page_buffer_size * torch.arange(num_planes)[:, None, None]
@@ -273,7 +303,11 @@ def fill_kv_cache(
     quant_policy: int = 0,
     kv_layout: str = "bshd",
 ) -> None:
-    """Is LMDeploy's, without quantisation: caches [num_blocks, block_size, num_heads, head_size], or "bhsd"."""
+    """Replaces LMDeploy's function of this name, without quantisation.
+
+    The caches are [num_blocks, block_size, num_heads, head_size], or [num_blocks, num_heads, block_size, head_size] if
+    kv_layout is "bhsd".
+    """
     if quant_policy:
         raise RuntimeError(f"fill_kv_cache: quant_policy: expected 0 (none), got {quant_policy}")
     if v_states is None or v_caches is None:  # the two halves of an entry are written as K and V
@@ -294,7 +328,7 @@ def _bytes(pool: Tensor) -> Tensor:
 
 
 def _items(pool: Tensor, item_size: int) -> Tensor:
-    """Returns a pool as a plane whose slots are blocks of one item of item_size bytes."""
+    """Returns a pool as a plane [num_items, 1, item_size] of bytes: each block has one slot, which holds one item."""
     return _bytes(pool).view(-1, 1, item_size)
 
 
@@ -311,7 +345,7 @@ def _layers_of_pages(pools: Sequence[Tensor], first_layer: int, num_planes: int)
 
 
 def _move_pages(src: list[Tensor], dst: list[Tensor], src_indices: Tensor, dst_indices: Tensor, page_size: int) -> None:
-    """Moves whole pages, of which only the first index of each is looked at, as SGLang's functions do."""
+    """Moves whole pages. Like SGLang's functions, it reads only the first of the page_size indices of each page."""
 
     def slots(planes: list[Tensor], indices: Tensor) -> Tensor:
         first = indices[::page_size, None]

@@ -104,8 +104,9 @@ def paged_attention(
             of num_kv_heads.
         key_cache: [num_blocks, block_size, num_kv_heads, head_size] with any strides (see `reshape_and_cache_flash`),
             or packed, with five dimensions (see `reshape_and_cache`).
-        value_cache: [num_blocks, block_size, num_kv_heads, value_size], or packed like key_cache, with four dimensions,
-            or with five if the values are interleaved; then value_size is head_size. The dtype of key_cache.
+        value_cache: [num_blocks, block_size, num_kv_heads, value_size] with any strides, or packed if key_cache is. A
+            packed value_cache has four dimensions, or five if the values are interleaved, and its value_size is
+            head_size. The dtype of key_cache.
         out: [>= num_tokens, num_query_heads, value_size], the dtype of query, written. Rows of no sequence keep their
             content.
         lse: [num_query_heads, >= num_tokens], float32, any strides, written: natural logarithms of the softmax sums.
@@ -335,7 +336,7 @@ def paged_attention_v2(
     The bits are those of `paged_attention_v1`.
 
     Args:
-        out: see `paged_attention_v1`, and so are all arguments that are not described here.
+        out: see `paged_attention_v1`.
         exp_sums: vLLM's buffer for softmax sums. Its content after the call is undefined.
         max_logits: vLLM's buffer for maxima. Its content after the call is undefined.
         tmp_out: vLLM's buffer for partial outputs. If it is contiguous and starts at a multiple of 16 bytes, it is the

@@ -30,8 +30,8 @@ class BatchKey(NamedTuple):
 class Batch:
     """One step of a model: the pending tokens of some sequences, and where their keys and values belong.
 
-    A batch is valid until the next `extend` of its cache, which reuses the memory of its tensors. All tensors are on
-    the device of the cache.
+    A batch is valid until the next `extend` of its cache, which reuses the memory of its tensors, or until one of its
+    sequences is freed, truncated or offloaded. All tensors are on the device of the cache.
 
     Attributes:
         sequences: the sequences, in the order of the rows.
@@ -45,8 +45,9 @@ class Batch:
             each sequence is in row `cu_query_lens[1:] - 1`.
         num_tokens: the number of rows.
         max_query_len: the most rows of a sequence.
-        key: names the sizes. Batches with equal keys have equal tensors at equal addresses, so that a CUDA graph that
-            was captured with one of them serves all: `graphs[batch.key].replay()`, then `cache.commit(batch)`.
+        key: names the sizes. The tensors of batches with equal keys have equal shapes and equal addresses, so that a
+            CUDA graph that was captured with one of these batches serves all of them: `graphs[batch.key].replay()`,
+            then `cache.commit(batch)`.
 
     Example:
         >>> cache = multikv.PagedKVCache(num_layers=1, num_kv_heads=8, head_size=64, num_blocks=64)
@@ -129,12 +130,15 @@ class SequenceBuffer:
         self.rows, self.columns, self._block_size = rows, columns, block_size
         self.table_start = 2 * rows + 1
         self.mirror = Mirror(self.table_start + rows * columns, torch.int32, device)
-        self._version = -1  # that of the last call of fill
-        self._laid: list[Sequence] = []  # whose blocks are in the table
-        self._laid_slots: list[int] = []  # the number of slots of each, whose blocks are in the table
+        self._version = -1  # the version of the last call of fill
+        self._laid: list[Sequence] = []  # the sequences whose blocks are in the table
+        self._laid_slots: list[int] = []  # the number of slots of their blocks in the table, for each sequence
 
     def fill(self, plan: Plan, bounds: array.array[int], version: int) -> None:
-        """Writes the rows of the sequences. Blocks that they had before were not replaced while version is the same."""
+        """Writes the rows of the sequences.
+
+        As long as `version` stays the same, sequences may gain blocks, but none of their blocks was replaced.
+        """
         view, n = self.mirror.view, len(plan.ends)
         view[:n] = array.array("i", plan.ends)
         view[self.rows : self.rows + n + 1] = bounds
@@ -146,7 +150,8 @@ class SequenceBuffer:
             return
         for i in itertools.compress(range(n), map(operator.lt, self._laid_slots, slots)):
             begin = self._laid_slots[i] // self._block_size
-            blocks = plan.sequences[i].blocks[begin : self.columns]  # a step that failed may have taken more
+            # A sequence may have more than `columns` blocks: those that a larger step took before it failed.
+            blocks = plan.sequences[i].blocks[begin : self.columns]
             row = self.table_start + i * self.columns + begin
             view[row : row + len(blocks)] = blocks
         self._laid_slots = slots
@@ -191,7 +196,7 @@ class TokenBuffer:
 
 
 class Buffers:
-    """The buffers of a cache, by size. Sizes are powers of two, so that all take at most four times the largest.
+    """The buffers of a cache, by size. Numbers of rows and columns are powers of two, so that buffers are few.
 
     A buffer is never freed: CUDA graphs may have captured its address.
     """
@@ -206,7 +211,7 @@ class Buffers:
         self._steps = array.array("i", [0])  # 0, 1, 2, ...: the bounds of a batch with one token a sequence
 
     def fill(self, plan: Plan, query_lens: list[int], version: int) -> Batch:
-        """Returns the batch of a step. Blocks were not replaced, only added, while version is the same."""
+        """Returns the batch of a step. `version` counts the calls that have replaced blocks of sequences."""
         if self._uploaded is not None:
             self._uploaded.synchronize()  # the last upload has read the host's tensors
         n, num_blocks = len(query_lens), -(-max(plan.ends) // self._block_size)

@@ -21,7 +21,7 @@ class BlockPool:
 
         unused    no reference, no name        taken first
         cached    no reference, but a name     found by its name, or evicted: the one released first goes first
-        in use    at least one reference       with a name, if it is full and written
+        in use    at least one reference       with a name, if it is full and written, unless another block has it
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -85,7 +85,11 @@ class BlockPool:
             references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Takes a reference from each block. The last one is evicted first: a prefix is found from its start on."""
+        """Takes a reference from each block of a sequence, or of its end.
+
+        Blocks are released from the last to the first, so that later blocks are evicted first: a cached block is only
+        found if all blocks before it are found.
+        """
         references, names = self.references, self._names
         for block in reversed(tuple(blocks)):
             references[block] -= 1

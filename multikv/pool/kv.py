@@ -49,7 +49,8 @@ class PagedKVCache(PagedCache):
 
     Raises:
         RuntimeError: an argument is out of range, or the memory does not suffice.
-        ValueError: kv_cache_dtype or layout is unknown, or does not fit dtype.
+        ValueError: kv_cache_dtype or layout is unknown, kv_cache_dtype does not fit dtype, or a scale has a wrong
+            number of elements.
 
     Example:
         >>> cache = multikv.PagedKVCache(num_layers=2, num_kv_heads=2, head_size=64, num_blocks=64)
@@ -125,7 +126,7 @@ class PagedKVCache(PagedCache):
         sinks: Tensor | None = None,
         query_mask: Tensor | None = None,
     ) -> Tensor:
-        """Returns the causal attention of a batch over its sequences, of which this layer was written.
+        """Returns the causal attention of the tokens of a batch over their sequences. Call `write` for the layer first.
 
         Args:
             layer: from 0 on.
@@ -133,7 +134,7 @@ class PagedKVCache(PagedCache):
                 num_kv_heads.
             batch: that of the last `extend`.
             scale: factor of the scores; None: head_size**-0.5.
-            window_left: see `paged_attention`, and so are all arguments that follow.
+            window_left: see `paged_attention`, which also explains the arguments that follow.
             softcap: bound of the scores; 0: none.
             alibi_slopes: [num_query_heads], float32.
             sinks: [num_query_heads].
@@ -172,7 +173,7 @@ class PagedKVCache(PagedCache):
         return out
 
     def read(self, layer: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the keys and values of all tokens of the sequences of a batch, dequantised.
+        """Returns the keys and values of the first seq_lens tokens of each sequence of a batch, dequantised.
 
         Args:
             layer: from 0 on.

@@ -32,7 +32,10 @@ class Counts:
 
 
 class Ledger:
-    """Who holds which block. Its methods are called with the lock held."""
+    """Who holds which block.
+
+    Methods that read or change blocks are called with the lock held, except _adopt and _finish_adoption, which take it.
+    """
 
     num_layers: int
     block_size: int
@@ -45,7 +48,7 @@ class Ledger:
         self._pool = BlockPool(memory[0].size(0))
         self._host = HostTier(memory, num_host_blocks) if num_host_blocks else None
         self._buffers = Buffers(self.block_size, self.device)
-        self._batch: Batch | None = None  # that of the last extend, unless one of its sequences was changed since
+        self._batch: Batch | None = None  # of the last extend, until a sequence of it is freed, truncated or offloaded
         self._version = 0  # counts the calls that have replaced blocks of sequences
         self._counts = Counts()
 
@@ -200,8 +203,8 @@ class Ledger:
     def _adopt(self, call: str, drafts: list[Sequence], written: list[int], unit: int) -> list[Sequence]:
         """Gives new sequences the blocks of `written` tokens each, or raises OutOfBlocks.
 
-        They share the prefix that the cache holds, up to a multiple of `unit` tokens, and num_written is its length.
-        What comes after it is to be filled in; then _finish_adoption makes it the sequences'.
+        A sequence shares the prefix that the cache holds, rounded down to a multiple of `unit` tokens. num_written is
+        set to the length of this prefix. The caller fills the blocks after it, and then calls _finish_adoption.
         """
         with self._lock:
             for sequence, end in zip(drafts, written, strict=True):
@@ -224,7 +227,7 @@ class Ledger:
             return drafts
 
     def _finish_adoption(self, sequences: list[Sequence], written: list[int]) -> None:
-        """Declares that the blocks of adopted sequences are filled."""
+        """Declares that the blocks of adopted sequences are filled: num_written becomes `written`."""
         with self._lock:
             for sequence, end in zip(sequences, written, strict=True):
                 begin, sequence.num_written = sequence.num_written, end

@@ -39,7 +39,7 @@ class PagedMLACache(PagedCache):
 
     Raises:
         RuntimeError: an argument is out of range, or the memory does not suffice.
-        ValueError: kv_cache_dtype is unknown, or does not fit dtype or the sizes.
+        ValueError: kv_cache_dtype is unknown, or does not fit dtype or the sizes, or scale has several elements.
 
     Example:
         >>> cache = multikv.PagedMLACache(num_layers=1, num_blocks=64, dtype=torch.bfloat16)
@@ -99,7 +99,7 @@ class PagedMLACache(PagedCache):
         self._end_write(layer, batch)
 
     def read(self, layer: int, batch: Batch) -> Tensor:
-        """Returns the latent vector and the rotary key of all tokens of the sequences of a batch, dequantised.
+        """Returns latent vectors and rotary keys of the first seq_lens tokens of each sequence of a batch, dequantised.
 
         Args:
             layer: from 0 on.

@@ -60,8 +60,8 @@ class CacheStats:
 class PagedCache(Ledger):
     """The base of PagedKVCache and PagedMLACache: everything but the contents of blocks.
 
-    **Threads.** A lock makes every method atomic, so that any thread may create, fork, offload and free sequences. The
-    steps belong to one thread: a batch is valid until the next `extend` of the cache.
+    **Threads.** A lock makes every method atomic except `write`, `attend` and `read`. So any thread may create, fork,
+    offload and free sequences. The steps belong to one thread: a batch is valid until the next `extend` of the cache.
 
     **Streams.** On a GPU the cache works on the current stream, like PyTorch: `extend`, `write`, `attend` and `read` of
     one cache on the same stream. Copies between the tiers run on a stream of their own, ordered by events.
@@ -74,8 +74,9 @@ class PagedCache(Ledger):
     def new(self, tokens: Iterable[int], cache_salt: str | bytes = "") -> Sequence:
         """Returns a sequence that shares the blocks of the longest prefix that the cache holds.
 
-        Full blocks are found, on the device and on the host, that any sequence with the same salt has written, freed
-        ones included. At least one token stays pending, because the model needs its output.
+        A full block is found if any sequence with the same salt has written it, even one that was freed, and if it is
+        still on the device or on the host. At least one token of a prompt stays pending: the model has to process the
+        last token to predict the next one.
 
         Args:
             tokens: the prompt, possibly empty: integers of 64 bits.
@@ -136,7 +137,8 @@ class PagedCache(Ledger):
         the layers without a call of `write`. A second call does nothing.
 
         Raises:
-            RuntimeError: the batch is not that of the last `extend`, or a sequence of it was changed since.
+            RuntimeError: the batch is not that of the last `extend`, or a sequence of it was freed, truncated or
+                offloaded since.
         """
         with self._lock:
             self._check_current("commit", batch)

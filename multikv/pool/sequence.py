@@ -24,7 +24,7 @@ class Sequence:
         num_written: the number of tokens, from the first on, that the cache holds in all layers. The others are
             *pending*: the next `extend` makes slots for them.
         num_cached_tokens: the number of tokens that `new` found in the cache, a multiple of the block size.
-        blocks: array of integers: block i holds the positions from `i * block_size` on.
+        blocks: array of integers: block `blocks[i]` holds the block_size positions from `i * block_size` on.
         is_offloaded: whether the blocks are in the host tier.
 
     Example:
@@ -90,6 +90,6 @@ class Sequence:
         self._capacity = len(self.blocks) * block_size
 
     def _replace(self, blocks: Iterable[int], block_size: int) -> None:
-        """Takes other blocks in place of all."""
+        """Replaces all blocks."""
         self.blocks = array.array("i", blocks)
         self._capacity = len(self.blocks) * block_size

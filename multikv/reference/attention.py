@@ -41,7 +41,10 @@ class Options:
     query_mask: Tensor | None = None
 
     def visible(self, row: int, i: int, length: int, q_len: int) -> Tensor:
-        """Returns which of the `length` keys row i of the q_len rows of a sequence sees. `row` is its query row."""
+        """Returns which keys of a sequence of `length` keys and q_len query rows its i-th query row sees.
+
+        `row` is the index of this query row among those of all sequences.
+        """
         p, key = length - q_len + i, torch.arange(length)
         if p < 0:
             return torch.zeros(length, dtype=torch.bool)
@@ -82,7 +85,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, distances: Tensor, optio
 
 
 def _by_slot(cache: Tensor, is_key: bool) -> Tensor:
-    """Returns a cache of any layout as [N, B, H, D]."""
+    """Returns a key cache of any layout, or a packed value cache, as [N, B, H, D]."""
     if cache.dim() == 5:  # packed keys [N, H, D/x, B, x], or packed and interleaved values [N, H, B/x, D, x]
         return cache.permute(0, 3, 1, 2, 4).flatten(3) if is_key else cache.permute(0, 2, 4, 1, 3).flatten(1, 2)
     return cache if is_key else cache.permute(0, 3, 1, 2)  # packed values [N, H, D, B]
@@ -109,7 +112,7 @@ class Sequences:
     max_seq_len: int
 
     def rows(self, num_rows: int, num_slots: int, bad_indices: str) -> Iterator[tuple[int, int, range, int]]:
-        """Yields the number, the length, the query rows, and the number of keys within the bound of each sequence."""
+        """Yields of each sequence: its index, its length, its query rows, and its length limited to max_seq_len."""
         lengths = self.seq_lens.tolist()
         bounds = list(range(len(lengths) + 1)) if self.cu_query_lens is None else self.cu_query_lens.tolist()
         most = num_slots if self.max_seq_len < 0 else min(self.max_seq_len, num_slots)
@@ -343,7 +346,7 @@ def merge_attn_states(
     a, b = torch.exp(p.double() - most), torch.exp(s.double() - most)
     total = a + b
     lse = (most + torch.log(total)).float()
-    # In float64, so that each product is exact enough, and one rounding follows.
+    # The error of float64 is negligible beside the rounding to the dtype of the output.
     x = (prefix.double() * a[..., None] + suffix.double() * b[..., None]) / total[..., None]
     x = x.to(prefix.dtype) if output_scale is None else x.float()
     wide_prefix, wide_suffix = (side.to(x.dtype) for side in (prefix, suffix))

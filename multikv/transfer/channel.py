@@ -17,7 +17,11 @@ Message = dict[str, Any]
 
 
 class Pending:
-    """A tensor on its way. On a GPU, wait() orders the current stream after it, and the host does not wait."""
+    """A tensor that is being sent or received.
+
+    If the tensor is on a GPU, wait() orders the current stream after the transfer. The host waits only if the channel
+    has a timeout.
+    """
 
     def __init__(self, channel: Channel, work: dist.Work | None, tensor: Tensor) -> None:
         """Keeps the tensor alive until it has arrived."""

@@ -140,13 +140,13 @@ def receive(
     """Receives sequences that other ranks send with `send`.
 
     Block size, layout and number of heads may differ from those of the sender. A prefix that this cache holds already
-    is shared, and not sent. The hashes of all tokens are compared with the sender's (`checksum_blocks`) before the
-    blocks can be used or found.
+    is shared, and not sent. The hashes of all tokens that are sent are compared with the sender's (`checksum_blocks`)
+    before the blocks can be used or found.
 
     Args:
         cache: this rank's cache, of the class, the layers, the format and the scales of the senders'.
         src: the global rank of the sender, or those of several, which together hold the heads of this cache. A head
-            that several hold comes from the first.
+            that several hold comes from the lowest of their ranks.
         group: as for `send`.
         first_head: as for `send`.
         timeout: as for `send`.
@@ -155,9 +155,12 @@ def receive(
         New sequences, in the order of the sender's. Free them as those that `new` returns.
 
     Raises:
-        OutOfBlocks: there are too few free blocks. The cache is as before, and the senders raise TransferError.
+        OutOfBlocks: there are too few free blocks. The senders raise TransferError.
         TransferError: the caches do not fit each other, the checksums differ, or a peer failed or did not answer in
-            time. The cache is as before.
+            time.
+
+    After both errors the cache has the sequences that it had before. Cached blocks that no sequence uses may have been
+    evicted.
 
     Example:
         >>> sequences = multikv.transfer.receive(cache, src=[0, 1], first_head=4)  # two ranks of four heads each

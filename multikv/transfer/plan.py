@@ -24,7 +24,7 @@ class Geometry:
     block_size: int
     first_head: int
     num_heads: int
-    scales: list[list[float]]  # of k and v (MLA: one list), one number for each head
+    scales: list[list[float]]  # of k and v (MLA: one list), one number for each head; no list without scales
 
     @classmethod
     def of(cls, cache: PagedCache, first_head: int) -> Geometry:
@@ -88,7 +88,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunks:
-    """The chunks of a hand-over. They begin at blocks of both sides."""
+    """The chunks of a hand-over. Each chunk begins at the start of a block on both sides."""
 
     starts: list[int]  # of each sequence, the first position that is sent
     ends: list[int]
@@ -114,5 +114,5 @@ class Chunks:
 
 
 def alignment(one: Geometry, other: Geometry) -> int:
-    """Returns the tokens after which a block ends on both sides."""
+    """Returns the smallest number of tokens that fills whole blocks on both sides."""
     return math.lcm(one.block_size, other.block_size)

@@ -38,7 +38,10 @@ class BlockTables:
         self.uses += [0] * (num_blocks - self.num_blocks)
 
     def extend(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Makes room for the positions from start to end - 1, and returns the pairs of blocks to copy before."""
+        """Makes room for the positions from start to end - 1.
+
+        Returns the pairs (source, target) of blocks that must be copied before these positions are written.
+        """
         if not self.keeps_past:
             self.release_past(start)
         first, width = start // self.block_size, -(-end // self.block_size)

@@ -182,7 +182,7 @@ class MultikvLayer(CacheLayerMixin):
         return 0 if window is None else max(start - window + 1, 0)
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
-        """Returns the number of keys that `update` returns, and the position of the first one.
+        """Returns the number of keys that the new tokens may see, and the position of the first of these keys.
 
         Transformers 5.0 passes the positions of the queries instead of their number.
         """
@@ -201,11 +201,11 @@ class MultikvLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # the name of Transformers 5.0
 
     def reset(self) -> None:
-        """Is done for all layers at once."""
+        """Raises an error: `MultikvCache.reset` resets all layers at once."""
         raise RuntimeError("MultikvCache: reset: expected a call of the cache, got one of a layer")
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Is done for all layers at once."""
+        """Raises an error: `MultikvCache.reorder_cache` reorders all layers at once."""
         raise RuntimeError("MultikvCache: reorder_cache: expected a call of the cache, got one of a layer")
 
 
@@ -229,8 +229,8 @@ class MultikvCache(Cache):
     Args:
         config: that of the model; the cache reads the kinds of its layers, and its attention function at each step.
         kv_cache_dtype: "auto", or an fp8 format such as "fp8_e4m3"; see `multikv.ops`.
-        max_length: the most tokens of a sequence. The memory for all of them is allocated at the first step. None:
-            memory grows with the sequences.
+        max_length: the most tokens of a sequence. Layers without a sliding window allocate the memory for all of them
+            at the first step. None: memory grows with the sequences.
         block_size: slots of a block, a power of two.
         k_scale: scale of fp8 keys: a number, a float32 tensor with one element or one per kv head, or a list with one
             of these for each layer.

@@ -24,7 +24,9 @@ _logger = logging.getLogger("vllm.multikv")  # vLLM configures the handlers of l
 
 
 def register() -> str:
-    """Makes vLLM use multikv's cache ops, and on a CPU its attention. vLLM calls this function; it may be repeated.
+    """Makes vLLM use multikv's cache ops, and its attention where the module's docstring says so.
+
+    vLLM calls this function. Further calls are allowed.
 
     A version of vLLM that is not in TESTED_VERSIONS is served as well: each op whose schema is the expected one.
 

@@ -69,7 +69,7 @@ class PagedAttentionBackend(AttentionBackend):
 
 
 class CpuPagedAttentionBackend(PagedAttentionBackend):
-    """The same, under the name that vLLM's CPU platform asks for."""
+    """PagedAttentionBackend under the name that vLLM's CPU platform asks for."""
 
     @staticmethod
     def get_name() -> str:
@@ -229,7 +229,7 @@ class PagedAttentionImpl(AttentionImpl[PagedAttentionMetadata]):
     def _planes(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the key cache and the value cache of vLLM's [num_blocks, num_kv_heads, block_size, 2 * head_size].
 
-        vLLM gives the cache any strides: the layout in memory is another matter.
+        The cache has any strides, because vLLM chooses the order of its dimensions in memory.
         """
         cache = kv_cache.transpose(1, 2)
         return cache[..., : self.head_size], cache[..., self.head_size :]

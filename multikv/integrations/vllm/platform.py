@@ -22,9 +22,9 @@ def version() -> str:
 
 
 def serve() -> Served:
-    """Registers multikv's kernels after those of vLLM's library, if there is a library for vLLM's platform."""
-    # Whether the devices of a cache are served is decided first: swap_blocks_batch of the CPU library copies between
-    # the addresses of a GPU only with a GPU library.
+    """Registers multikv's kernels after those of vLLM's library, if multikv has a library for vLLM's platform."""
+    # On a GPU platform without a GPU library of multikv, the CPU kernels must not be registered either: their
+    # swap_blocks_batch would get addresses of a GPU, which it copies only with a GPU library.
     if not current_platform.is_cpu() and PROCESS.gpu is None:
         return Served(refusals={"all ops": f"no multikv library serves this GPU ({_reasons()})"})
     import vllm._custom_ops  # noqa: F401, PLC0415 (loads vLLM's library, if there is one)
@@ -35,7 +35,9 @@ def serve() -> Served:
 
 
 def register_attention(*, opted_in: bool) -> str:
-    """Registers the attention backend where it is wanted, and returns the names of the backends that are multikv's.
+    """Registers the attention backend where it is wanted, and returns the names to log.
+
+    The name CUSTOM is always registered. It is not logged where CPU_ATTN is multikv's.
 
     Args:
         opted_in: whether it replaces the platform's default backend even if vLLM has one of its own.
@@ -57,7 +59,7 @@ def _reasons() -> str:
 
 
 def _define_cpu_ops() -> None:
-    """Defines those ops that vLLM's CPU worker calls and that its compiled library would define, if it is absent."""
+    """Defines the ops that vLLM's CPU worker calls, except those that vLLM's compiled library has defined."""
     kernels = {
         "init_cpu_memory_env(int[] nodes) -> ()": _init_cpu_memory_env,
         "greedy_argmax(Tensor logits) -> Tensor": _greedy_argmax,
