@@ -254,16 +254,24 @@ template <bool kHasNorm>
 constexpr int kHeadBlocks = kHasNorm ? 8 : 10;
 
 // Norms and rotates a head in the order of p. If there is a norm, all lanes of the warp call, because they add up sums.
-template <bool kHasNorm, Float kDtype, Float kTable, class Rotate>
+// Values are not normed. Lanes with is_rotated hold pairs that are rotated.
+template <bool kHasNorm, Float kDtype, Float kTable>
 __device__ __forceinline__ void norm_and_rotate(const QkNormRopeCacheParams& p, const HeadLanes& lanes, int lane,
-                                                const NormWeight* weight,
+                                                const TokenPositions& positions, bool is_rotated, bool is_value,
+                                                const NormRopeHeads& side,
                                                 const Weights<HeadVectors<kDtype, kTable>::kElements> (&weights)[2],
-                                                HeadVectors<kDtype, kTable>& head, const Rotate& rotate) {
-  if (!kHasNorm || p.order == NormOrder::kAfterRope) rotate();
+                                                HeadVectors<kDtype, kTable>& head) {
+  constexpr int kElements = HeadVectors<kDtype, kTable>::kElements;
+  const bool rotates_first = !kHasNorm || p.order == NormOrder::kAfterRope;
+  if (is_rotated && rotates_first) {
+    head.rotate(p.rope.is_neox, token_angles<kTable, kElements>(p.rope, positions, lane * kElements));
+  }
   if constexpr (kHasNorm) {
     // A warp whose lanes all have values needs no norm. Otherwise all its lanes take part in the sums.
-    if (ballot(weight != nullptr) != 0) head.norm(p, lanes, lane, weight, weights);
-    if (p.order != NormOrder::kAfterRope) rotate();
+    if (ballot(!is_value) != 0) head.norm(p, lanes, lane, is_value ? nullptr : &side.weight, weights);
+    if (is_rotated && !rotates_first) {
+      head.rotate(p.rope.is_neox, token_angles<kTable, kElements>(p.rope, positions, lane * kElements));
+    }
   }
 }
 
@@ -291,11 +299,8 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, kHeadBlocks<kHasNorm>)
   const float scale = scale_of(p, group);
 
   is_active = is_active && positions.are_good(p.rope);
-  const auto rotate = [&] {
-    if (!is_active || is_value || lane >= lanes.rotated) return;
-    head.rotate(p.rope.is_neox, token_angles<kTable, kElements>(p.rope, positions, lane * kElements));
-  };
-  norm_and_rotate<kHasNorm>(p, lanes, lane, is_value ? nullptr : &side.weight, weights, head, rotate);
+  const bool is_rotated = is_active && !is_value && lane < lanes.rotated;
+  norm_and_rotate<kHasNorm>(p, lanes, lane, positions, is_rotated, is_value, side, weights, head);
   if (is_active) write_head(p, group, slot_index.value(), scale, head);
 }
 
