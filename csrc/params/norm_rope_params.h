@@ -39,7 +39,7 @@ struct RmsNormParams {
 };
 static_assert(LaunchParams<RmsNormParams>);
 
-// Where the pairs of multimodal rotary embedding take their positions from: the row of positions [3, tokens].
+// The row of positions [3, tokens] from which a pair of multimodal rotary embedding takes its position.
 struct MropeSection {
   bool is_given, is_interleaved;
   int64_t t, h, w;  // the number of pairs that use row 0, 1 and 2
@@ -97,7 +97,7 @@ struct NormRopeHeads {
 struct HeadCache : PackedCache {
   bool packs_slots;  // whether the vectors of the cache are elements of neighbouring slots: values in a packed cache
 
-  // Where element `dim` of a head of a slot lies. divide(x, divisor) is the backend's division.
+  // Returns the address of element `dim` of a head of a slot. divide(x, divisor) is the backend's division.
   template <class Divide>
   constexpr char* element(BlockOffset at, int64_t head, int64_t dim, int64_t element_bytes, Divide divide) const {
     return block(at.block) + (packs_slots ? offset_bytes(head, dim, at.offset, element_bytes, divide)

@@ -95,7 +95,7 @@ __device__ __forceinline__ Angles<kPairs> token_angles(const Rope& rope, const T
   return angles;
 }
 
-// Where the elements of a head of a slot lie in a cache of keys or values.
+// The elements of a head of a slot in a cache of keys or values.
 struct HeadEntry {
   const HeadCache& cache;
   bool is_packed;

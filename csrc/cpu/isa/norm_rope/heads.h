@@ -46,7 +46,7 @@ class TokenTable {
   char gathered_[2][RopeTable::kMaxPairs * sizeof(Table)];
 };
 
-// Where neighbouring heads of a token are written.
+// The memory that neighbouring heads of a token are written to.
 struct HeadsOut {
   char* data;
   int64_t stride_bytes;
