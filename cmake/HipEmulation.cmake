@@ -29,6 +29,8 @@ function(multikv_add_hip_emulation)
     DEPENDS "${MULTIKV_EMULATION}/rewrite.py" ${from_hipified} ${from_vendor}
     COMMENT "Rewriting launches"
     VERBATIM)
+  # They are sources of the library only so that they are written first: objects of clang-22 are made from them.
+  set_source_files_properties(${rewritten} PROPERTIES HEADER_FILE_ONLY ON)
   # torch's headers and AMD's runtime API are for the host's compiler.
   add_library(hip_emulation SHARED EXCLUDE_FROM_ALL
     "${MULTIKV_EMULATION}/backend.cpp" "${MULTIKV_EMULATION}/runtime.cpp" ${rewritten})
