@@ -20,7 +20,7 @@ class Result:
 
     op: str
     case: str
-    ok: bool = False  # whether the op wrote what multikv.reference writes, and nothing raised an exception
+    ok: bool = False  # whether the outputs agree with those of multikv.reference, and nothing raised an exception
     error: str | None = None
     time_us: float | None = None
     gb_per_s: float | None = None

@@ -51,9 +51,10 @@ struct PlanesWork {
   int64_t num_entries;
 };
 
-// Fills the calling thread's parameters of kBytes bytes, and calls launch(parameters) for each launch: once, unless
-// the planes, or the entries in the memory of the host, exceed the parameters. `entry_of(i)` returns entry i of lists
-// in the memory of the host; with nullptr the lists are in the memory of the device.
+// Fills the calling thread's parameters of kBytes bytes, and calls launch(parameters) for each launch. `entry_of(i)`
+// returns entry i of lists in the memory of the host; with nullptr the lists are in the memory of the device. Lists in
+// the memory of the device leave the whole payload to the planes. For lists in the memory of the host, the planes of a
+// launch take at most half of it, and the entries get the rest. One launch suffices if planes and entries fit.
 template <int kBytes, PlanesHead Head, class EntryOf, class Launch>
 void launch_planes_as(const Head& head, const PlanesWork<Head>& work, const EntryOf& entry_of, const Launch& launch) {
   using Parameters = PlanesLaunch<Head, kBytes>;
@@ -87,8 +88,9 @@ void launch_planes_as(const Head& head, const PlanesWork<Head>& work, const Entr
   }
 }
 
-// Calls launch(parameters), where the parameters are a PlanesLaunch of the smallest size that suffices for one launch,
-// or else of the largest size that the driver takes. For 16 bytes per plane, 200 planes fit into the smallest size.
+// Calls launch(parameters), where the parameters are a PlanesLaunch of kSmallLaunchBytes if planes and entries together
+// fit into its payload, or else of the largest size that the driver takes. 200 planes of 16 bytes fit into the small
+// payload.
 template <PlanesHead Head, class EntryOf, class Launch>
 void launch_planes(const Head& head, const PlanesWork<Head>& work, const EntryOf& entry_of, const Launch& launch) {
   if constexpr (kLargeLaunchBytes > kSmallLaunchBytes) {
