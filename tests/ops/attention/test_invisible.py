@@ -9,6 +9,7 @@ from multikv import platforms
 from tests.support.arguments import Arguments, copy_of
 from tests.support.attention import assert_close, attend, check_attention, exact_rows
 from tests.support.calls.attention import attention_arguments, slots_first
+from tests.support.parameters import INDEX_DTYPES, short
 
 LENGTHS, QUERY_LENS = (300, 17, 0, 64), (9, 1, 0, 40)
 NAN_CODES = {"fp8_e4m3fn": 0x7F, "fp8_e5m2": 0x7D, "fp8_e4m3fnuz": 0x80, "fp8_e5m2fnuz": 0x80}
@@ -125,10 +126,41 @@ def test_table_entries_that_no_key_needs(device):
             attend(call)
 
 
-def test_gpu_does_not_see_the_keys_of_bad_blocks(gpu):
+# Of bfloat16: split over keys, and by many rows at once. Of float32: without matrix instructions.
+GPU_KERNELS = {
+    "split": {},
+    "prefill": {"query_lens": (70, 20), "heads": (8, 2)},
+    "elements": {"layout": "HND", "head_size": 20},
+    "float32": {"dtype": torch.float32},
+}
+
+
+@pytest.mark.parametrize("index_dtype", INDEX_DTYPES, ids=short)
+@pytest.mark.parametrize("name", GPU_KERNELS)
+def test_gpu_does_not_see_the_keys_of_bad_blocks(gpu, name, index_dtype):
     platforms.set_check_indices(False)
-    call = attention_arguments(gpu, lengths=(300, 40), query_lens=(4, 2))
+    options = {"lengths": (300, 40), "query_lens": (4, 2), "index_dtype": index_dtype} | GPU_KERNELS[name]
+    call = attention_arguments(gpu, **options)
     for at, block in (((0, 3), -1), ((0, 5), 10**6), ((1, 2), call["key_cache"].shape[0])):
         call["block_table"][at] = block
+    if index_dtype == torch.int64:  # the lower 32 bits are those of a block
+        call["block_table"][0, 1] += 2**32
     ours = attend(call)
     assert_close(ours, list(exact_rows(call, "skip")))
+
+
+@pytest.mark.parametrize("name", GPU_KERNELS)
+def test_gpu_obeys_bounds_that_are_too_small(gpu, name):
+    """Query tokens past max_query_len are not computed, and keys past max_seq_len are not visible."""
+    platforms.set_check_indices(False)
+    call = attention_arguments(gpu, **{"lengths": (300, 40), "query_lens": (9, 2)} | GPU_KERNELS[name])
+    first, second = (call["cu_query_lens"][1:] - call["cu_query_lens"][:-1]).tolist()
+    for rows, keys in ((first - 3, 1000), (first, 297), (first - 1, 33)):
+        bounded = call | {"max_query_len": rows, "max_seq_len": keys}
+        expected = list(exact_rows(bounded, "skip"))
+        assert len(expected) == rows + min(second, rows)
+        ours = attend(bounded)
+        assert_close(ours, expected)
+        for row in set(range(first + second)) - {result.row for result in expected}:
+            assert torch.equal(ours["out"][row], call["out"][row])
+            assert torch.equal(ours["lse"][:, row], call["lse"][:, row])

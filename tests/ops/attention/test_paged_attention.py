@@ -121,10 +121,13 @@ def test_without_lse(device):
     check_attention(attention_arguments(device, lse=False))
 
 
-def test_more_tokens_than_keys(device):
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "not_causal"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
+def test_more_tokens_than_keys(device, dtype, causal):
     """Rows before the first key see nothing: their output is 0, and their lse -infinity, or the sink."""
     for sinks in (None, torch.float32):
-        call = attend(attention_arguments(device, query_lens=(7, 2), lengths=(3, 0), sinks=sinks))
+        shapes = {"query_lens": (7, 2), "lengths": (3, 0), "dtype": dtype, "causal": causal}
+        call = attend(attention_arguments(device, sinks=sinks, **shapes))
         assert_close(call, list(exact_rows(call)))
         blind = [0, 1, 2, 3, 7, 8]
         assert not call["out"][blind].any()
