@@ -79,10 +79,11 @@ def test_codes_of_nan_in_slots_that_no_row_sees(device, format):
 
 @pytest.mark.parametrize("name", ["key_cache", "value_cache"])
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2), (2, 1)])
-def test_nan_of_a_visible_key_reaches_only_the_rows_that_see_it(device, name, heads):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
+def test_nan_of_a_visible_key_reaches_only_the_rows_that_see_it(device, dtype, name, heads):
     """The key is that of token 30 of 40 new tokens; head 0 alone is poisoned."""
     call = attention_arguments(
-        device, dtype=torch.float32, heads=heads, lengths=(100,), query_lens=(40,), block_size=1, window_left=5
+        device, dtype=dtype, heads=heads, lengths=(100,), query_lens=(40,), block_size=1, window_left=5
     )
     expected, group = attend(call), heads[0] // heads[1]
     call[name][int(call["block_table"][0, 90]), 0, 0] = float("nan")
@@ -126,11 +127,13 @@ def test_table_entries_that_no_key_needs(device):
             attend(call)
 
 
-# Of bfloat16: split over keys, and by many rows at once. Of float32: without matrix instructions.
+# Calls for every kernel of a GPU: for few rows and for many, for caches with and without vectors of 16 bytes, and
+# without matrix instructions.
 GPU_KERNELS = {
     "split": {},
+    "split_elements": {"layout": "HND", "head_size": 20},
     "prefill": {"query_lens": (70, 20), "heads": (8, 2)},
-    "elements": {"layout": "HND", "head_size": 20},
+    "prefill_elements": {"query_lens": (70, 20), "heads": (8, 2), "layout": "packed_unaligned"},
     "float32": {"dtype": torch.float32},
 }
 
@@ -155,6 +158,8 @@ def test_gpu_obeys_bounds_that_are_too_small(gpu, name):
     platforms.set_check_indices(False)
     call = attention_arguments(gpu, **{"lengths": (300, 40), "query_lens": (9, 2)} | GPU_KERNELS[name])
     first, second = (call["cu_query_lens"][1:] - call["cu_query_lens"][:-1]).tolist()
+    for output in (call["out"], call["lse"]):
+        output.fill_(7.0)
     for rows, keys in ((first - 3, 1000), (first, 297), (first - 1, 33)):
         bounded = call | {"max_query_len": rows, "max_seq_len": keys}
         expected = list(exact_rows(bounded, "skip"))
