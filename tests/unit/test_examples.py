@@ -43,6 +43,20 @@ def test_the_reference_has_every_public_name():
     assert {*members.split(", "), "Library"} == set(platforms.__all__)
 
 
+def test_the_reference_has_every_public_method():
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
+    documented = set(re.findall(r"^::: multikv\..*\.(\w+)$", pages, re.MULTILINE))
+    for name in filter(lambda name: inspect.isclass(PUBLIC[name]), PUBLIC):
+        bases = [base for base in PUBLIC[name].__mro__ if base.__module__.startswith("multikv.")]
+        with_methods = {
+            base.__name__
+            for base in bases
+            for member, value in vars(base).items()
+            if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
+        }
+        assert with_methods <= documented
+
+
 def test_nothing_leaks():
     allowed = {*multikv.__all__, "__version__"}
     assert {name for name in dir(multikv) if not name.startswith("__")} == allowed - {"__version__"}
