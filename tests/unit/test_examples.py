@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import inspect
 import re
 
@@ -55,6 +56,13 @@ def test_the_reference_has_every_public_method():
             if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
         }
         assert with_methods <= documented
+
+
+def test_public_modules_say_what_is_public():
+    """docs/versions.md calls the names in `__all__` public."""
+    modules = ("platforms", "offload", "formats", "reference", "pool", "transfer", "integrations.adapters")
+    for module in (importlib.import_module(f"multikv.{name}") for name in (*modules, "integrations.vllm")):
+        assert module.__all__ and all(hasattr(module, name) for name in module.__all__)
 
 
 def test_nothing_leaks():
