@@ -18,4 +18,4 @@ class Docstrings(griffe.Extension):
         """Changes the docstring of an object."""
         if obj.docstring is not None:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
-            obj.docstring.value = re.sub(r"\bdocs/(\w+)\.md", r"[docs/\1.md](../\1.html)", text)
+            obj.docstring.value = re.sub(r"\bdocs/(\w+)\.md", r"[docs/\1.md](../\1.md)", text)
