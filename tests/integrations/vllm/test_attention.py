@@ -148,7 +148,7 @@ def test_names():
 
 
 def test_graphs():
-    """vLLM captures decodes in full graphs. Metadata of two batches share everything that a graph reads."""
+    """Decodes are captured in full graphs. Metadata of two batches share everything that a graph reads."""
     assert PagedAttentionBuilder.get_cudagraph_support(None, None) == AttentionCGSupport.UNIFORM_BATCH
     builder = PagedAttentionBuilder(None, [], None, torch.device("cpu"))
     buffers = {
