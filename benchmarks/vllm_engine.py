@@ -9,7 +9,8 @@ of a case take turns. Models are small and have random weights. Most cases have 
 are prefilled in chunks of 512 tokens, and each generates 64 tokens greedily.
 
 The report says for each case whether tokens and log-probabilities are those of vLLM, bit for bit, and whether they
-differ once the ops that write do nothing (`control_differs`). It is written after each case. Cases that the file holds
+differ once the ops that write do nothing (`control_differs`). `digest` names the tokens and log-probabilities of a
+mode, so that cases can be compared. The report is written after each case. Cases that the file holds
 already are kept, unless they run again. `--list` names the cases.
 """
 
@@ -17,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -96,8 +99,10 @@ class Worker:
     def _start(self) -> None:
         caches = {x: str(self.folder / f"{x}-{self.number}") for x in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR")}
         self.log = (self.folder / f"{self.number}-{self.mode}.log").open("wb")
+        # Those that compile take the longest, and shall not wait for the others.
+        late = [] if CASES[self.name].compiles else ["nice"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", WORKER, str(self.folder), self.name, self.mode],
+            [*late, sys.executable, "-m", WORKER, str(self.folder), self.name, self.mode],
             env=os.environ | CHILD_ENVIRONMENT | caches | MODES[self.mode],
             stdin=subprocess.PIPE,
             stdout=self.log,
@@ -113,9 +118,11 @@ class Worker:
 
 
 def start(workers: list[Worker], case: Case, until: float) -> list[dict[str, Any]]:
-    """Starts the modes of a case: at once, or one after another."""
-    with ThreadPoolExecutor(1 if case.compiles else len(workers)) as pool:
-        return list(pool.map(lambda worker: worker.ask("start", until), workers))
+    """Starts the modes of a case: at once, or the first one alone."""
+    alone = 1 if case.compiles else 0
+    answers = [worker.ask("start", until) for worker in workers[:alone]]
+    with ThreadPoolExecutor(len(workers)) as pool:
+        return answers + list(pool.map(lambda worker: worker.ask("start", until), workers[alone:]))
 
 
 def compare(results: dict[str, dict[str, Any]]) -> None:
@@ -138,7 +145,8 @@ def compare(results: dict[str, dict[str, Any]]) -> None:
         if mode == "multikv" and control and result.get("control"):
             result["control_differs"] = result["control"] != control
     for result in results.values():
-        result.pop("outputs", None)
+        if outputs := result.pop("outputs", None):
+            result["digest"] = hashlib.sha256(json.dumps(outputs).encode()).hexdigest()[:16]
         result.pop("control", None)
 
 
@@ -150,12 +158,12 @@ def time_case(workers: list[Worker], results: dict[str, dict[str, Any]], rounds:
             if not answer:
                 continue
             result = results[worker.mode]
-            result.setdefault("runs", []).append(round(answer["tokens_per_second"], 1))
-            result["tokens_per_second"] = max(result["runs"])
+            result.setdefault("runs", []).extend(round(x, 1) for x in answer["runs"])
+            result["tokens_per_second"] = {"best": max(result["runs"]), "median": statistics.median(result["runs"])}
+            first = result.setdefault("outputs", answer["outputs"])
             result["repeats_itself"] = (
-                result.get("repeats_itself", True) and result.get("outputs", answer["outputs"]) == answer["outputs"]
+                result.get("repeats_itself", True) and answer["repeats_itself"] and answer["outputs"] == first
             )
-            result.setdefault("outputs", answer["outputs"])
 
 
 def run(folder: Path, names: list[str], options: argparse.Namespace, report: dict[str, Any], until: float) -> None:
@@ -174,7 +182,7 @@ def run(folder: Path, names: list[str], options: argparse.Namespace, report: dic
                 for key in ("device", "torch"):
                     report[key] = answer.pop(key, report.get(key))
             time_case(workers[name], cases[name], options.rounds, until)
-            print(name, {mode: result.get("runs") for mode, result in cases[name].items()}, flush=True)
+            print(name, {mode: result.get("tokens_per_second") for mode, result in cases[name].items()}, flush=True)
 
         def finish(worker: Worker) -> None:
             cases[worker.name][worker.mode].update(worker.ask("finish", until))
@@ -208,7 +216,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(str(i) for i in range(len(CASES))), help="numbers of cases")
     parser.add_argument("--list", action="store_true", help="prints the cases and their numbers")
     parser.add_argument("--together", type=int, default=6, help="how many cases start at once")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each mode is timed")
+    parser.add_argument("--rounds", type=int, default=5, help="how many turns each mode gets")
     parser.add_argument("--seconds", type=float, default=3600, help="limit of all cases together")
     options = parser.parse_args()
     if options.list:

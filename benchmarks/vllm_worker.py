@@ -3,18 +3,19 @@
 The process reads the names of steps from its standard input, and answers each by a JSON file in the folder:
 
     start   makes the engine and generates once
-    time    generates once, and returns the time
-    finish  counts kernels and calls of ops, generates without the writes to the cache, or alone and in a batch
+    time    generates some times, and returns the speeds
+    finish  counts kernels and calls of ops, and generates without the writes to the cache, or alone and in a batch
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import gc
 import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,22 @@ class Engine:
         }
 
     def time(self) -> dict[str, Any]:
-        """Generates once. `generate` returns when the results are on the host."""
-        begun = time.perf_counter()
-        outputs = self.generate(self.prompts)
-        seconds = time.perf_counter() - begun
+        """Generates some times. `generate` returns when the results are on the host."""
         prompt_tokens = sum(self.case.lengths) if self.case.counts_prompts else 0
         num_tokens = len(self.prompts) * self.case.num_tokens + prompt_tokens
-        return {"tokens_per_second": num_tokens / seconds, "outputs": outputs}
+        runs, outputs = [], []
+        gc.collect()
+        gc.disable()  # a collection takes as long as several steps
+        for _ in range(self.case.repeats):
+            begun = time.perf_counter()
+            outputs.append(self.generate(self.prompts))
+            runs.append(num_tokens / (time.perf_counter() - begun))
+        gc.enable()
+        return {"runs": runs, "outputs": outputs[0], "repeats_itself": all(x == outputs[0] for x in outputs)}
 
     def finish(self) -> dict[str, Any]:
         """Counts, and runs the controls."""
-        result: dict[str, Any] = counts_of(lambda: self.generate(self.prompts, 4))
+        result = counts_of(lambda: self.generate(self.prompts, 4))
         if self.mode == "attention":
             if self.case.lengths == LENGTHS:
                 many = prompts_of(LENGTHS * 4, 1)
@@ -98,23 +104,30 @@ class Engine:
         ]
 
 
-def counts_of(run: Any) -> dict[str, Any]:
-    """Returns how often each cache op was called, and how often each kernel ran, those of replayed graphs included."""
+def counts_of(run: Callable[[], Any]) -> dict[str, Any]:
+    """Returns for each cache op how often it was called, and how long the host took in us, the launches included.
+
+    Returns for each kernel how often it ran, replays of graphs included, and how long the device took in us.
+    """
     from torch.autograd import DeviceType  # noqa: PLC0415
     from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         run()
-    calls: collections.Counter[str] = collections.Counter()
-    kernels: collections.Counter[str] = collections.Counter()
+    totals: dict[str, dict[str, list[float]]] = {"calls": {}, "kernels": {}}
     for event in profiler.events():
-        if event.device_type == DeviceType.CPU:
-            if event.name.startswith(NAMESPACES):
-                calls[event.name] += 1
-        elif KERNELS.search(event.name) and not event.name.startswith(NAMESPACES):
+        is_op = event.name.startswith(NAMESPACES)
+        if event.device_type == DeviceType.CPU and is_op:
+            kind, name = "calls", event.name
+        elif event.device_type != DeviceType.CPU and not is_op and KERNELS.search(event.name):
             name = re.sub(r"\(anonymous namespace\)::|<unnamed>::|^void ", "", event.name)
-            kernels[re.split(r"<|\((?!Pinned|Pageable|Device)", name)[0].strip()] += 1
-    return {"calls": dict(calls), "kernels": dict(kernels)}
+            kind, name = "kernels", re.split(r"<|\((?!Pinned|Pageable|Device)", name)[0].strip()
+        else:
+            continue
+        total = totals[kind].setdefault(name, [0, 0.0])
+        total[0] += 1
+        total[1] = round(total[1] + event.time_range.elapsed_us(), 2)
+    return totals
 
 
 def skip(names: tuple[str, ...]) -> None:
