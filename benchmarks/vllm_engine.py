@@ -4,14 +4,14 @@
 
 Needs vLLM with its compiled library. Each case runs in several modes: `vllm` leaves vLLM alone, `multikv` serves the
 cache ops, and `attention` serves them and attends by paged_attention. Each mode of each case has a process of its own.
-The processes of several cases start at once. Then one process at a time generates, while the others wait, and the modes
-of a case take turns. Models are small and have random weights. Most cases have 16 prompts of 1 to 900 tokens, which
-are prefilled in chunks of 512 tokens, and each generates 64 tokens greedily.
+The processes of several cases start at once. Then one process at a time generates, while the others are stopped, and
+the modes of a case take turns. Models are small and have random weights. Most cases have 16 prompts of 1 to 900 tokens,
+which are prefilled in chunks of 512 tokens, and each generates 64 tokens greedily.
 
 The report says for each case whether tokens and log-probabilities are those of vLLM, bit for bit, and whether they
 differ once the ops that write do nothing (`control_differs`). `digest` names the tokens and log-probabilities of a
-mode, so that cases can be compared. The report is written after each case. Cases that the file holds
-already are kept, unless they run again. `--list` names the cases.
+mode, so that cases can be compared. The report is written after each case. Cases that the file holds already are kept,
+unless they run again. `--list` names the cases.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Worker:
         assert self.process.stdin is not None
         answer = self.folder / f"{self.number}-{self.mode}-{self.num_steps}.json"
         self.num_steps += 1
+        self._signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(f"{step}\n".encode())
             self.process.stdin.flush()
@@ -83,14 +84,14 @@ class Worker:
                 self.stop()
                 return {}
             time.sleep(0.02)
+        self._signal(signal.SIGSTOP)  # threads of an idle engine would take time from the others
         result: dict[str, Any] = json.loads(answer.read_text())
         return result
 
     def stop(self) -> None:
         """Ends the process, and those that it started."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
             self.process.wait()
         if self.log is not None:
             self.log.close()
@@ -99,16 +100,19 @@ class Worker:
     def _start(self) -> None:
         caches = {x: str(self.folder / f"{x}-{self.number}") for x in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR")}
         self.log = (self.folder / f"{self.number}-{self.mode}.log").open("wb")
-        # Those that compile take the longest, and shall not wait for the others.
-        late = [] if CASES[self.name].compiles else ["nice"]
         self.process = subprocess.Popen(
-            [*late, sys.executable, "-m", WORKER, str(self.folder), self.name, self.mode],
+            [sys.executable, "-m", WORKER, str(self.folder), self.name, self.mode],
             env=os.environ | CHILD_ENVIRONMENT | caches | MODES[self.mode],
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def _report(self) -> None:
         lines = (self.folder / f"{self.number}-{self.mode}.log").read_text(errors="replace").splitlines()
@@ -159,7 +163,10 @@ def time_case(workers: list[Worker], results: dict[str, dict[str, Any]], rounds:
                 continue
             result = results[worker.mode]
             result.setdefault("runs", []).extend(round(x, 1) for x in answer["runs"])
-            result["tokens_per_second"] = {"best": max(result["runs"]), "median": statistics.median(result["runs"])}
+            result["tokens_per_second"] = {
+                "best": max(result["runs"]),
+                "median": round(statistics.median(result["runs"]), 1),
+            }
             first = result.setdefault("outputs", answer["outputs"])
             result["repeats_itself"] = (
                 result.get("repeats_itself", True) and answer["repeats_itself"] and answer["outputs"] == first
