@@ -32,8 +32,8 @@ class Workload:
     op: str
     arguments: tuple[Any, ...]
     written: tuple[int, ...]  # which arguments the op writes, counted from 0
-    # Bytes that the op must move: each input byte read once, each output byte written once. Indices, scales and rotary
-    # tables are not counted.
+    # Bytes that the op must move: each input byte read once, each output byte written once. Arguments that are indices,
+    # scales, weights or rotary tables are not counted, except the positions and slots of compute_slot_mapping.
     num_bytes: int
     # Tensors that the op writes through addresses. The key is the number of the argument that holds the addresses.
     by_address: dict[int, tuple[Tensor, ...]] = dataclasses.field(default_factory=dict)
