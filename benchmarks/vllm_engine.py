@@ -131,27 +131,29 @@ def start(workers: list[Worker], case: Case, until: float) -> list[dict[str, Any
 
 def compare(results: dict[str, dict[str, Any]]) -> None:
     """Compares the modes of a case with vLLM, and drops the outputs."""
-    wanted = results.get("vllm", {})
-    outputs, control = wanted.get("outputs"), wanted.get("control")
-    for mode, result in results.items():
-        got = result.get("outputs")
-        if mode != "vllm" and got and outputs:
-            result["tokens_equal"] = [x[0] for x in got] == [x[0] for x in outputs]
-            result["logprobs_equal"] = got == outputs
-            pairs = [
-                (float.fromhex(x[1][0]), float.fromhex(y[1][0]))
-                for x, y in zip(got, outputs, strict=True)
-                if x[0][0] == y[0][0]
-            ]
-            if not result["logprobs_equal"]:
-                result["first_tokens_equal"] = f"{len(pairs)} of {len(got)}"
-                result["first_logprobs_differ_by"] = max((abs(x - y) for x, y in pairs), default=None)
-        if mode == "multikv" and control and result.get("control"):
-            result["control_differs"] = result["control"] != control
-    for result in results.values():
-        if outputs := result.pop("outputs", None):
-            result["digest"] = hashlib.sha256(json.dumps(outputs).encode()).hexdigest()[:16]
-        result.pop("control", None)
+    outputs = {mode: result.pop("outputs", None) for mode, result in results.items()}
+    controls = {mode: result.pop("control", None) for mode, result in results.items()}
+    for mode, got in outputs.items():
+        if got:
+            results[mode]["digest"] = hashlib.sha256(json.dumps(got).encode()).hexdigest()[:16]
+        if got and mode != "vllm" and outputs.get("vllm"):
+            results[mode].update(differences(got, outputs["vllm"]))
+    if controls.get("vllm") and controls.get("multikv"):
+        results["multikv"]["control_differs"] = controls["multikv"] != controls["vllm"]
+
+
+def differences(got: list[Any], wanted: list[Any]) -> dict[str, Any]:
+    """Returns whether tokens and log-probabilities are equal, and how close those of the first tokens are."""
+    result = {"tokens_equal": [x[0] for x in got] == [x[0] for x in wanted], "logprobs_equal": got == wanted}
+    if got == wanted:
+        return result
+    pairs = [(x[1][0], y[1][0]) for x, y in zip(got, wanted, strict=True) if x[0][0] == y[0][0]]
+    distances = [abs(float.fromhex(x) - float.fromhex(y)) for x, y in pairs]
+    first = {
+        "first_tokens_equal": f"{len(pairs)} of {len(got)}",
+        "first_logprobs_differ_by": max(distances, default=None),
+    }
+    return result | first
 
 
 def time_case(workers: list[Worker], results: dict[str, dict[str, Any]], rounds: int, until: float) -> None:
