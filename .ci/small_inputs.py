@@ -1,8 +1,8 @@
-"""Compares every op with the reference on small inputs, as the demo does. To be run on an emulated CPU:
+"""Compares every op with the reference on small inputs, as the demo does: python .ci/small_inputs.py [ISA]
 
-    qemu-x86_64 -cpu Nehalem python .ci/other_cpus.py baseline
+With an argument, it is the instruction set that multikv must choose on this CPU, which may be an emulated one:
 
-The argument is the instruction set that multikv must choose on that CPU.
+    qemu-x86_64 -cpu Nehalem python .ci/small_inputs.py baseline
 """
 
 import sys
@@ -12,10 +12,11 @@ import torch
 from multikv import platforms, reference
 from multikv.demo import cases
 
-expected_isa = sys.argv[1]
-assert platforms.cpu_isa() == expected_isa, f"{platforms.cpu_isa()}, not {expected_isa}: {platforms.report()}"
-# A better instruction set cannot be forced either.
-assert platforms.cpu_isas()[-1] == expected_isa, platforms.cpu_isas()
+isa = platforms.cpu_isa()
+for wanted in sys.argv[1:]:
+    assert isa == wanted, f"{isa}, not {wanted}: {platforms.report()}"
+    # A better instruction set cannot be forced either.
+    assert platforms.cpu_isas()[-1] == wanted, platforms.cpu_isas()
 device = torch.device("cpu")
 for case in cases.CASES:
     small = case.make(device, **case.small)
@@ -23,4 +24,5 @@ for case in cases.CASES:
     expected.bind(reference)()
     small.bind()()
     assert small.agrees_with(expected), f"{case.op}, {case.name}: other results"
-print(f"{expected_isa}: {len(cases.CASES)} cases agree with the reference")
+loaded = ", ".join(str(library.path) for library in platforms.libraries() if library.loaded)
+print(f"{isa}: {len(cases.CASES)} cases agree with the reference: {loaded}")

@@ -20,7 +20,7 @@ needs_language_model = pytest.mark.skipif(
 
 @needs_weights
 def test_real_keys_and_values(device_type):
-    run = run_program("examples/real_kv.py", "--device", device_type, "--markdown")
+    run = run_program("examples/real_kv.py", "--device", device_type, "--markdown", "--text", "SECURITY.md")
     assert run.returncode == 0, run.stderr
     assert "the cache's bytes are exact" in run.stdout
     rows = [line for line in run.stdout.splitlines() if line.startswith("| ") and line[2].isdigit()]
