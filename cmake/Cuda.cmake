@@ -77,6 +77,6 @@ function(multikv_add_cuda_family name arithmetic archs)
   set_target_properties(cuda_${name} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
   target_include_directories(cuda_${name} PRIVATE csrc/cuda)
   target_compile_options(cuda_${name} PRIVATE
-    --expt-relaxed-constexpr -fmad=${may_contract} --threads=2 -Xfatbin=-compress-all)
+    --expt-relaxed-constexpr -fmad=${may_contract} --threads=2 -Xfatbin=-compress-all ${MULTIKV_CUDA_FLAGS})
   target_link_libraries(multikv_cuda PRIVATE cuda_${name})
 endfunction()
