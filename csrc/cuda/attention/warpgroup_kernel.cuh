@@ -1,0 +1,351 @@
+// Attention of many query rows (prefill) on Hopper GPUs. The matrix instructions of warpgroups (wgmma) read keys and
+// values in shared memory, run beside other instructions, and sum in the same order as those of warps (mma.sync). So the
+// results have the same bits as those of split_kernel.cuh.
+//
+// A thread block stays on its multiprocessor and attends for one tile after the other. While a warpgroup multiplies the
+// weights of a step with its values, it multiplies the queries with the keys of the next step, and computes the weights
+// of that step.
+#pragma once
+
+#include "cuda/attention/warpgroup_loader.cuh"
+
+namespace multikv::gpu {
+
+template <class Store, int kHeadSize>
+class WarpgroupAttention {
+  using Shared = WarpgroupShared<kHeadSize>;
+  using Tile = SwizzledTile<kHeadSize>;
+  static constexpr int kProducts = kHeadSize / 8;
+  static constexpr Float kType = Store::kProduct;
+
+ public:
+  __device__ WarpgroupAttention(const AttentionProblem& p, Shared& shared)
+      : p_(p), shared_(shared), warp_(threadIdx.x / 32 - 4), lane_(threadIdx.x % 32), warpgroup_(warp_ / 4) {}
+
+  // Attends for all tiles of the thread block.
+  __device__ void run() {
+    for (int round = 0;; ++round) {
+      const int slot = round % 2;
+      shared_.has_segment[slot].wait(round / 2 % 2);
+      const Segment& segment = shared_.segments[slot];
+      if (segment.num_rows == 0) return;
+      attend(segment);
+      store_outputs(segment);
+      sync_warp();
+      if (lane_ == 0) shared_.is_segment_free[slot].arrive();
+    }
+  }
+
+ private:
+  // The hardware's barrier of the warpgroup.
+  __device__ int barrier() const { return 1 + warpgroup_; }
+  __device__ int row_of(int high) const { return 16 * warp_ + lane_ / 4 + 8 * high; }
+
+  __device__ void attend(const Segment& segment) {
+    begin(segment);
+    const Range keys = segment.keys();
+    const Range own = intersection(keys, {visible_.any.begin / kStep * kStep, visible_.any.end});
+    if (own.size() == 0) return skip(keys);
+    const int own_end = (own.end + kStep - 1) / kStep * kStep;
+    skip({keys.begin, own.begin});
+    attend_steps(own.begin, own_end);
+    skip({own_end, keys.end});
+  }
+
+  // Frees steps that the warpgroup does not need.
+  __device__ void skip(Range keys) {
+#pragma unroll 1
+    for (int key = keys.begin; key < keys.end; key += kStep) {
+      wait_for_step();
+      free_step();
+    }
+  }
+  __device__ uint32_t stage() const { return step_ % kWarpgroupStages; }
+  __device__ void wait_for_step() { shared_.is_loaded[stage()].wait(step_ / kWarpgroupStages % 2); }
+  __device__ void free_stage(uint32_t stage) {
+    sync_warp();
+    if (lane_ == 0) shared_.is_free[stage].arrive();
+  }
+  __device__ void free_step() {
+    free_stage(stage());
+    ++step_;
+  }
+
+  // Loads the queries, and what is known of the rows.
+  __device__ void begin(const Segment& segment) {
+    sync_warpgroup(barrier());  // all warps have finished with the previous tile
+    scoring_ = Scoring::of(p_.options, scale_of(p_.key, segment.kv_head));
+#pragma unroll 1
+    for (int high = 0; high < 2; ++high) {
+      const int row = row_of(high);
+      QueryOperands<kHeadSize> query;
+      const float power = load_query<Store, kHeadSize>(query, p_, segment, row);
+      const TileRow info = tile_row(p_, segment, scoring_, row, power);
+      if (lane_ % 4 == 0) shared_.rows[row] = info;
+#pragma unroll
+      for (int i = 0; i < kHeadSize / 16; ++i) {
+        *reinterpret_cast<uint2*>(shared_.queries[warpgroup_] + place_offset_bytes<kHeadSize>(
+                                                                    row % kWarpgroupRows, 4 * i + lane_ % 4)) = {
+            query[i][0], query[i][1]};
+      }
+    }
+    publish_to_matrix_instructions();
+    sync_warpgroup(barrier());
+    factors_[0] = shared_.rows[row_of(0)].factor;
+    factors_[1] = shared_.rows[row_of(1)].factor;
+    const int first_row = kWarpgroupRows * warpgroup_, rows = min(segment.num_rows - first_row, kWarpgroupRows);
+    visible_ = {{0, 0}, {0, 0}};
+    if (rows > 0) {
+      visible_ = visible_to(p_, segment.sequence, RowOwner(p_, segment, first_row).sequence_token,
+                            RowOwner(p_, segment, first_row + rows - 1).sequence_token);
+    }
+    total_state_[0] = total_state_[1] = {0.0f, 0.0f};
+    sums_[0] = sums_[1] = RowSums{};
+#pragma unroll
+    for (int i = 0; i < kProducts * 4; ++i) total_[i / 4][i % 4] = o_[i / 4][i % 4] = 0.0f;
+  }
+
+  // Attends over the steps of keys from `key` to `end`, of which there is at least one.
+  __device__ void attend_steps(int key, int end) {
+    wait_for_step();
+    uint32_t address = stage_address();
+    begin_products();
+    start_scores_of(address);
+    commit_products();
+    wait_for_products<0>();
+    pin(scores_);
+    weigh(key);
+    round_weights();
+    bool adds = false;  // o_ holds steps of the granule
+#pragma unroll 1
+    for (; key + kStep < end; key += kStep) {
+      const uint32_t previous_stage = stage(), previous_address = address;
+      const bool has_specials = has_specials_;
+      ++step_;
+      address = stage_address();
+      wait_for_step();
+      begin_products();
+      start_scores_of(address);
+      commit_products();
+      start_outputs_of(previous_address, has_specials, adds);
+      commit_products();
+      JoinWeights joins[2];
+      adds = (key + kStep) % kGranule != 0;
+      if (!adds) end_granule(joins);
+      wait_for_products<1>();
+      pin(scores_);
+      weigh(key + kStep);
+      pin(scores_);
+      wait_for_products<0>();
+      pin(o_);
+      if (has_specials) add_specials(key, previous_stage);
+      free_stage(previous_stage);
+      if (adds) correct_outputs();
+      else join_granule(joins);
+      round_weights();
+    }
+    begin_products();
+    start_outputs_of(address, has_specials_, adds);
+    commit_products();
+    JoinWeights joins[2];
+    end_granule(joins);
+    wait_for_products<0>();
+    pin(o_);
+    if (has_specials_) add_specials(key, stage());
+    free_step();
+    join_granule(joins);
+  }
+
+  // Shared addresses pass through shuffle(): so the compiler knows that all lanes have the same one.
+  __device__ uint32_t queries_address() const { return shuffle(shared_address(shared_.queries[warpgroup_]), 0); }
+  __device__ uint32_t stage_address() const { return shuffle(shared_address(shared_.stages[stage()][0]), 0); }
+
+  // Starts the products of the queries with the keys of a stage.
+  __device__ void start_scores_of(uint32_t stage_address) {
+    const auto a = TileDescriptor::of(queries_address(), Tile::kBlockBytes, 0);
+    const auto b = TileDescriptor::of(stage_address, Tile::kBlockBytes, 0);
+#pragma unroll
+    for (int i = 0; i < kHeadSize / 16; ++i) {
+      const int offset = i / 4 * Tile::kPartBytes + i % 4 * 32;  // a part of the tile holds 4 times 16 elements
+      start_scores<kType>(scores_, a + offset, b + offset, i > 0);
+    }
+  }
+  // Starts the products of the weights with the values of a stage, or with zeros if add_specials() comes after.
+  __device__ void start_outputs_of(uint32_t stage_address, bool has_specials, bool adds) {
+    auto values = TileDescriptor::of(stage_address + Tile::kBytes, Tile::kBlockBytes, Tile::kPartBytes);
+    if (has_specials) values = TileDescriptor::of(shared_address(shared_.zeros), 0, 0);
+    const uint32_t step_bytes = has_specials ? 0 : 16 * Tile::kRowBytes;
+#pragma unroll
+    for (int i = 0; i < kStep / 16; ++i) start_outputs<kType>(o_, weights_[i], values + i * step_bytes, adds || i > 0);
+  }
+
+  // Turns the scores of a step into weights.
+  __device__ void weigh(int key) {
+    const uint64_t valid = *reinterpret_cast<const uint64_t*>(shared_.valid[stage()]);
+    const bool is_partial =
+        key < visible_.all.begin || key + kStep > visible_.all.end || valid != ~uint64_t{0};
+    if (!scoring_.is_plain) {
+#pragma unroll
+      for (int high = 0; high < 2; ++high) score_row(scores_, high, scoring_, shared_.rows[row_of(high)], key);
+    }
+    if (is_partial) {
+#pragma unroll
+      for (int high = 0; high < 2; ++high) hide_keys(scores_, high, shared_.rows[row_of(high)].visible, valid, key);
+    }
+    has_specials_ = is_partial && finds_specials();
+#pragma unroll
+    for (int high = 0; high < 2; ++high) {
+      corrections_[high] = sums_[high].template add<Store>(
+          [&](int i) -> float& { return scores_[i / 2][2 * high + i % 2]; }, factors_[high]);
+    }
+  }
+  // Rounds the weights to operands of matrix instructions.
+  __device__ void round_weights() {
+#pragma unroll
+    for (int i = 0; i < kStep / 16; ++i) weights_operand<Store>(weights_[i], scores_, i);
+  }
+
+  __device__ void correct_outputs() {
+    if (ballot(corrections_[0] != 1.0f || corrections_[1] != 1.0f) == 0) return;
+#pragma unroll
+    for (int i = 0; i < kProducts * 4; ++i) o_[i / 4][i % 4] = __fmul_rn(o_[i / 4][i % 4], corrections_[i / 2 % 2]);
+  }
+
+  // Joins the state of the granule to that of the granules before. join_granule() does so for the outputs.
+  __device__ void end_granule(JoinWeights (&joins)[2]) {
+#pragma unroll
+    for (int high = 0; high < 2; ++high) {
+      const float2 state = sums_[high].template total<Store>();
+      joins[high] = join(total_state_[high].x, total_state_[high].y, state.x, state.y);
+      total_state_[high] = {joins[high].m, joins[high].l};
+      sums_[high] = RowSums{};
+    }
+  }
+  __device__ void join_granule(const JoinWeights (&joins)[2]) {
+#pragma unroll
+    for (int i = 0; i < kProducts * 4; ++i) {
+      const JoinWeights& join = joins[i / 2 % 2];
+      float& total = total_[i / 4][i % 4];
+      if (!join.is_first) total = __fmaf_rn(total, join.first, __fmul_rn(o_[i / 4][i % 4], join.second));
+    }
+  }
+
+  // Whether the step's values hold an infinity or a NaN. Rows that see different keys share a matrix instruction, and
+  // 0 * NaN is NaN. So such values are multiplied as 0, and add_specials() adds them to the rows that see them.
+  __device__ bool finds_specials() const {
+    const char* values = shared_.stages[stage()][1];
+    bool found = false;
+#pragma unroll 4
+    for (int at = threadIdx.x % kWarpgroupThreads * kChunkBytes; at < Tile::kBytes;
+         at += kWarpgroupThreads * kChunkBytes) {
+      const auto words = *reinterpret_cast<const uint4*>(values + at);
+      found = found || has_special<Store>(words.x) || has_special<Store>(words.y) || has_special<Store>(words.z) ||
+              has_special<Store>(words.w);
+    }
+    return any_in_warpgroup(barrier(), found);
+  }
+
+  // Adds the products of weights and values of a step whose values hold an infinity or a NaN.
+  __device__ void add_specials(int key, uint32_t stage) {
+    const char* values = shared_.stages[stage][1];
+#pragma unroll
+    for (int product = 0; product < kProducts; product += 2) {
+#pragma unroll
+      for (int i = 0; i < kStep / 16; ++i) {
+        uint32_t b[4];
+        load_transposed(b, shared_address(values) + Tile::offset_bytes(16 * i + lane_ % 16, product + lane_ / 16));
+#pragma unroll
+        for (auto& elements : b) elements = without_specials<Store>(elements);
+        multiply_add<kType>(o_[product], weights_[i], b[0], b[1]);
+        multiply_add<kType>(o_[product + 1], weights_[i], b[2], b[3]);
+      }
+    }
+    uint32_t* words = shared_.weights[warp_];
+    store_weights(words, weights_);
+    const uint64_t valid = *reinterpret_cast<const uint64_t*>(shared_.valid[stage]);
+    float sums[kProducts * 4];
+#pragma unroll 1
+    for (int i = 0; i < kProducts * 4; ++i) {
+      const int high = i / 2 % 2;
+      sums[i] = sum_specials(shared_.rows[row_of(high)].visible, words + (lane_ / 4 + 8 * high) * (kStep / 2), values,
+                             i / 4 * 8 + lane_ % 4 * 2 + i % 2, valid, key);
+    }
+#pragma unroll
+    for (int i = 0; i < kProducts * 4; ++i) o_[i / 4][i % 4] = __fadd_rn(o_[i / 4][i % 4], sums[i]);
+  }
+  // The sum of weight * value over the values of a column that are infinite or NaN and that the row sees.
+  __device__ static float sum_specials(const Visible& visible, const uint32_t* weights, const char* values, int column,
+                                       uint64_t valid, int key) {
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int i = 0; i < kStep; ++i) {
+      const auto bits = *reinterpret_cast<const uint16_t*>(values + Tile::offset_bytes(i, column / 8) + column % 8 * 2);
+      const float value = load_float16(bits, kType);
+      if (fabsf(value) < -kNoScore || (valid >> i & 1) == 0 || !visible.sees(key + i)) continue;
+      const auto weight = static_cast<uint16_t>(weights[i / 2] >> i % 2 * 16);
+      sum = __fmaf_rn(load_float16(weight, kType), value, sum);
+    }
+    return sum;
+  }
+
+  __device__ void store_outputs(const Segment& segment) const {
+#pragma unroll
+    for (int high = 0; high < 2; ++high) {
+      const int row = row_of(high);
+      if (row >= segment.num_rows) continue;
+      const RowOwner owner(p_, segment, row);
+      const Finish result = finish_row(p_, segment, owner, total_state_[high].x, total_state_[high].y);
+      if (lane_ % 4 == 0) store_lse(p_, owner, result);
+#pragma unroll
+      for (int product = 0; product < kProducts; ++product) {
+        const int column = 8 * product + lane_ % 4 * 2;
+        if (column >= p_.value_size) continue;
+        float values[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          values[i] = result.is_empty ? 0.0f : __fmul_rn(total_[product][2 * high + i], result.factor);
+        }
+        gpu::store_outputs<2>(p_, owner.token, owner.head, column, values);
+      }
+    }
+  }
+
+  const AttentionProblem& p_;
+  Scoring scoring_;
+  Shared& shared_;
+  const int warp_, lane_, warpgroup_;
+  uint32_t step_ = 0;   // of all tiles
+  TokenGroup visible_;  // to the warpgroup's rows
+  float factors_[2];    // of the lane's two rows
+  StepScores scores_;
+  StepOperands weights_;  // of the step before the scores'
+  bool has_specials_;     // among the values of the step of the scores
+  float corrections_[2];
+  float o_[kProducts][4], total_[kProducts][4];  // of the granule, and of the granules before
+  RowSums sums_[2];
+  float2 total_state_[2];
+};
+
+template <class Store, int kHeadSize>
+__global__ void MULTIKV_LAUNCH_BOUNDS(kWarpgroupKernelThreads, 1)
+    warpgroup_attention_kernel(const MULTIKV_GRID_CONSTANT AttentionProblem p) {
+  if constexpr (kCompilesWarpgroups) {
+    extern __shared__ __align__(1024) char tiles[];
+    auto& shared = *reinterpret_cast<WarpgroupShared<kHeadSize>*>(tiles);
+    if (threadIdx.x == 0) shared.start_barriers();
+    for (int i = threadIdx.x; i < static_cast<int>(sizeof(shared.zeros)) / 4; i += blockDim.x) {
+      reinterpret_cast<uint32_t*>(shared.zeros)[i] = 0;
+    }
+    publish_to_matrix_instructions();
+    __syncthreads();
+    if (threadIdx.x < kWarpgroupThreads) {
+      release_registers<40>();
+      WarpgroupLoader<Store, kHeadSize>(p, shared).run();
+    } else {
+      take_registers<232>();
+      WarpgroupAttention<Store, kHeadSize>(p, shared).run();
+    }
+  }
+}
+
+}  // namespace multikv::gpu
