@@ -74,13 +74,14 @@ class WarpgroupAttention {
   // Loads the queries, and what is known of the rows.
   __device__ void begin(const Segment& segment) {
     sync_warpgroup(barrier());  // all warps have finished with the previous tile
-    scoring_ = Scoring::of(p_.options, scale_of(p_.key, segment.kv_head));
+    const Scoring scoring = Scoring::of(p_.options, scale_of(p_.key, segment.kv_head));
+    if (threadIdx.x % kWarpgroupThreads == 0) shared_.scoring[warpgroup_] = scoring;
 #pragma unroll 1
     for (int high = 0; high < 2; ++high) {
       const int row = row_of(high);
       QueryOperands<kHeadSize> query;
       const float power = load_query<Store, kHeadSize>(query, p_, segment, row);
-      const TileRow info = tile_row(p_, segment, scoring_, row, power);
+      const TileRow info = tile_row(p_, segment, scoring, row, power);
       if (lane_ % 4 == 0) shared_.rows[row] = info;
 #pragma unroll
       for (int i = 0; i < kHeadSize / 16; ++i) {
@@ -184,9 +185,10 @@ class WarpgroupAttention {
     const uint64_t valid = *reinterpret_cast<const uint64_t*>(shared_.valid[stage()]);
     const bool is_partial =
         key < visible_.all.begin || key + kStep > visible_.all.end || valid != ~uint64_t{0};
-    if (!scoring_.is_plain) {
+    const Scoring& scoring = shared_.scoring[warpgroup_];
+    if (!scoring.is_plain) {
 #pragma unroll
-      for (int high = 0; high < 2; ++high) score_row(scores_, high, scoring_, shared_.rows[row_of(high)], key);
+      for (int high = 0; high < 2; ++high) score_row(scores_, high, scoring, shared_.rows[row_of(high)], key);
     }
     if (is_partial) {
 #pragma unroll
@@ -311,7 +313,6 @@ class WarpgroupAttention {
   }
 
   const AttentionProblem& p_;
-  Scoring scoring_;
   Shared& shared_;
   const int warp_, lane_, warpgroup_;
   uint32_t step_ = 0;   // of all tiles
@@ -332,7 +333,7 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kWarpgroupKernelThreads, 1)
   if constexpr (kCompilesWarpgroups) {
     extern __shared__ __align__(1024) char tiles[];
     auto& shared = *reinterpret_cast<WarpgroupShared<kHeadSize>*>(tiles);
-    if (threadIdx.x == 0) shared.start_barriers();
+    if (threadIdx.x == 0) shared.start();
     for (int i = threadIdx.x; i < static_cast<int>(sizeof(shared.zeros)) / 4; i += blockDim.x) {
       reinterpret_cast<uint32_t*>(shared.zeros)[i] = 0;
     }

@@ -16,15 +16,15 @@ class WarpgroupLoader {
 
  public:
   __device__ WarpgroupLoader(const AttentionProblem& p, Shared& shared)
-      : p_(p), shared_(shared), warp_(threadIdx.x / 32 % 4), lane_(threadIdx.x % 32) {}
+      : p_(p), shared_(shared), warp_(threadIdx.x / 32 % 4), lane_(threadIdx.x % 32), keys_(key_copier()),
+        values_(value_copier()) {}
 
   __device__ void run() {
-    TileList tiles;  // of warp 0
     for (int round = 0;; ++round) {
       const int slot = round % 2;
       if (warp_ == 0) {
         shared_.is_segment_free[slot].wait(round / 2 % 2 ^ 1);
-        const Segment segment = tiles.find(p_, tile_of_round(round, blockIdx.x, gridDim.x));
+        const Segment segment = shared_.tiles.find(p_, tile_of_round(round, blockIdx.x, gridDim.x));
         if (lane_ == 0) {
           shared_.segments[slot] = segment;
           shared_.has_segment[slot].arrive();
@@ -59,8 +59,9 @@ class WarpgroupLoader {
         finish_step(stage);
       } else {
         wait_for_stage(stage, vector);
-        copy_keys(vector, stage);
-        copy_values(vector, stage);
+        const uint32_t tiles = shared_address(shared_.stages[stage]);
+        keys_.copy(vector, 0, tiles);
+        values_.copy(vector, kWarpKeys, tiles + Tile::kBytes);
         commit_copies();
         if (key > keys.begin) {
           wait_for_copies<1>();
@@ -106,42 +107,47 @@ class WarpgroupLoader {
     return static_cast<uint32_t>(id) * block + segment.kv_head * head + slot_ * slot;
   }
 
-  __device__ void copy_keys(uint32_t vector, uint32_t stage) {
-    constexpr int kPieces = kHeadSize / 4, kKeysAtOnce = 32 / kPieces;
-    const int piece = lane_ % kPieces, place = place_of_piece<Store>(piece), first = lane_ / kPieces;
-    const char* from = p_.key.data + piece / 2 * p_.key.stride_chunk_bytes + piece % 2 * 8;
-    const bool has_piece = 4 * piece < p_.key_size;
-    const uint32_t tile = shared_address(shared_.stages[stage][0]);
+  // What a lane copies of several keys or values: one element of kPieceBytes, kLanes of which are an entry of the cache.
+  template <int kPieceBytes>
+  struct Copier {
+    static constexpr int kLanes = kHeadSize * 2 / kPieceBytes, kKeysAtOnce = 32 / kLanes;
+    const char* from;  // of the entry at the start of the cache
+    uint32_t to;       // of the warp's first entry, in a tile at 0; of row `first` of 8 rows
+    bool is_inside;    // the lane's piece is not past the end of the entry
+
+    // Copies the warp's entries to a tile. Lane first_lane + i knows the offset of entry i.
+    __device__ void copy(uint32_t vector, int first_lane, uint32_t tile) const {
+      const int first = kLanes == 32 ? 0 : threadIdx.x % 32 / kLanes;
 #pragma unroll
-    for (int i = 0; i < kWarpKeys / kKeysAtOnce; ++i) {
-      const uint32_t at = shuffle(vector, i * kKeysAtOnce + first);
-      const bool is_valid = at != kNowhere && has_piece;
-      const int row = kWarpKeys * warp_ + i * kKeysAtOnce + first;
-      copy_async_8(tile + place_offset_bytes<kHeadSize>(row, place),
-                   from + static_cast<uint64_t>(is_valid ? at : 0) * kChunkBytes, is_valid);
+      for (int i = 0; i < kWarpKeys; i += kKeysAtOnce) {
+        const uint32_t at = shuffle(vector, first_lane + i + first);
+        // Rows i and i + 8 of a tile have the same permutation of chunks, and a tile is aligned.
+        const uint32_t address = (tile + to ^ i % 8 * kChunkBytes) + i * Tile::kRowBytes;
+        const char* source = from + uint64_t{at} * kChunkBytes;
+        if constexpr (kPieceBytes == 8) copy_async_8(address, source, at != kNowhere && is_inside);
+        else copy_async(address, source, at != kNowhere && is_inside);
+      }
     }
+  };
+  using KeyCopier = Copier<8>;
+  using ValueCopier = Copier<16>;
+
+  __device__ KeyCopier key_copier() const {
+    const int piece = lane_ % KeyCopier::kLanes, row = kWarpKeys * warp_ + lane_ / KeyCopier::kLanes;
+    return {opaque(p_.key.data + piece / 2 * p_.key.stride_chunk_bytes + piece % 2 * 8),
+            place_offset_bytes<kHeadSize>(row, place_of_piece<Store>(piece)), opaque(4 * piece < p_.key_size) != 0};
   }
-  __device__ void copy_values(uint32_t vector, uint32_t stage) {
-    constexpr int kChunks = kHeadSize / 8, kKeysAtOnce = 32 / kChunks;
-    const int chunk = lane_ % kChunks, first = lane_ / kChunks;
-    const char* from = p_.value.data + chunk * p_.value.stride_chunk_bytes;
-    const bool has_chunk = 8 * chunk < p_.value_size;
-    const uint32_t tile = shared_address(shared_.stages[stage][1]);
-#pragma unroll
-    for (int i = 0; i < kWarpKeys / kKeysAtOnce; ++i) {
-      const uint32_t at = shuffle(vector, kWarpKeys + i * kKeysAtOnce + first);
-      const bool is_valid = at != kNowhere && has_chunk;
-      const int row = kWarpKeys * warp_ + i * kKeysAtOnce + first;
-      copy_async(tile + Tile::offset_bytes(row, chunk), from + static_cast<uint64_t>(is_valid ? at : 0) * kChunkBytes,
-                 is_valid);
-    }
+  __device__ ValueCopier value_copier() const {
+    const int chunk = lane_ % ValueCopier::kLanes, row = kWarpKeys * warp_ + lane_ / ValueCopier::kLanes;
+    return {opaque(p_.value.data + chunk * p_.value.stride_chunk_bytes), Tile::offset_bytes(row, chunk),
+            opaque(8 * chunk < p_.value_size) != 0};
   }
 
   // fp8 codes pass through registers, and become float16 numbers.
   static constexpr int kCodeChunks = kHeadSize / 16, kCodeKeys = 32 / kCodeChunks, kCodeLoads = kWarpKeys / kCodeKeys;
   using Codes = uint32_t[kCodeLoads][4];
   __device__ void load_codes(Codes& codes, const CacheSource& cache, uint32_t vector, int first_lane, int size) {
-    const int chunk = lane_ % kCodeChunks, first = lane_ / kCodeChunks;
+    const int chunk = opaque(lane_) % kCodeChunks, first = opaque(lane_) / kCodeChunks;
     const char* from = cache.data + chunk * cache.stride_chunk_bytes;
 #pragma unroll
     for (int i = 0; i < kCodeLoads; ++i) {
@@ -153,7 +159,7 @@ class WarpgroupLoader {
     }
   }
   __device__ void store_keys(const Codes& codes, uint32_t stage) {
-    const int chunk = lane_ % kCodeChunks, first = lane_ / kCodeChunks;
+    const int chunk = opaque(lane_) % kCodeChunks, first = opaque(lane_) / kCodeChunks;
 #pragma unroll
     for (int i = 0; i < kCodeLoads; ++i) {
       const int row = kWarpKeys * warp_ + i * kCodeKeys + first;
@@ -166,7 +172,7 @@ class WarpgroupLoader {
     }
   }
   __device__ void store_values(const Codes& codes, uint32_t stage) {
-    const int chunk = lane_ % kCodeChunks, first = lane_ / kCodeChunks;
+    const int chunk = opaque(lane_) % kCodeChunks, first = opaque(lane_) / kCodeChunks;
 #pragma unroll
     for (int i = 0; i < kCodeLoads; ++i) {
       const int row = kWarpKeys * warp_ + i * kCodeKeys + first;
@@ -185,6 +191,8 @@ class WarpgroupLoader {
   const AttentionProblem& p_;
   Shared& shared_;
   const int warp_, lane_;
+  const KeyCopier keys_;  // not used for fp8
+  const ValueCopier values_;
   uint32_t step_ = 0;   // of all tiles
   PrefetchedIndex id_;  // of the next step
   int slot_ = 0;

@@ -98,6 +98,17 @@ __device__ inline void publish_to_matrix_instructions() {
 #endif
 }
 
+// Returns x. The compiler does not know that: it keeps x in a register instead of computing it again, and cannot compute
+// before a loop what depends on x.
+__device__ inline int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+__device__ inline const char* opaque(const char* x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
 // Starts an asynchronous copy of 8 bytes to shared memory. Writes zeros, and reads nothing, unless is_valid.
 __device__ inline void copy_async_8(uint32_t to, const void* from, bool is_valid) {
   asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(is_valid ? 8 : 0)

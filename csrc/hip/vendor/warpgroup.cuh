@@ -24,6 +24,8 @@ class Barrier {
 __device__ bool any_in_warpgroup(int id, bool predicate);
 __device__ void sync_warpgroup(int id);
 __device__ void publish_to_matrix_instructions();
+__device__ int opaque(int x);
+__device__ const char* opaque(const char* x);
 __device__ void copy_async_8(uint32_t to, const void* from, bool is_valid);
 struct TileDescriptor {
   __device__ static TileDescriptor of(uint32_t address, uint32_t block_bytes, uint32_t columns_bytes);
