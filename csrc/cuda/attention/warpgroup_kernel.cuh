@@ -76,24 +76,23 @@ class WarpgroupAttention {
     sync_warpgroup(barrier());  // all warps have finished with the previous tile
     const Scoring scoring = Scoring::of(p_.options, scale_of(p_.key, segment.kv_head));
     if (threadIdx.x % kWarpgroupThreads == 0) shared_.scoring[warpgroup_] = scoring;
-#pragma unroll 1
+    QueryOperands<kHeadSize> queries[2];
+#pragma unroll
     for (int high = 0; high < 2; ++high) {
       const int row = row_of(high);
-      QueryOperands<kHeadSize> query;
-      const float power = load_query<Store, kHeadSize>(query, p_, segment, row);
+      const float power = load_query<Store, kHeadSize>(queries[high], p_, segment, row);
       const TileRow info = tile_row(p_, segment, scoring, row, power);
+      factors_[high] = info.factor;
       if (lane_ % 4 == 0) shared_.rows[row] = info;
+    }
 #pragma unroll
-      for (int i = 0; i < kHeadSize / 16; ++i) {
-        *reinterpret_cast<uint2*>(shared_.queries[warpgroup_] + place_offset_bytes<kHeadSize>(
-                                                                    row % kWarpgroupRows, 4 * i + lane_ % 4)) = {
-            query[i][0], query[i][1]};
-      }
+    for (int i = 0; i < kHeadSize / 8; ++i) {
+      const uint32_t offset = place_offset_bytes<kHeadSize>(row_of(i % 2) % kWarpgroupRows, 4 * (i / 2) + lane_ % 4);
+      const auto& two = queries[i % 2][i / 2];
+      *reinterpret_cast<uint2*>(shared_.queries[warpgroup_] + offset) = {two[0], two[1]};
     }
     publish_to_matrix_instructions();
     sync_warpgroup(barrier());
-    factors_[0] = shared_.rows[row_of(0)].factor;
-    factors_[1] = shared_.rows[row_of(1)].factor;
     const int first_row = kWarpgroupRows * warpgroup_, rows = min(segment.num_rows - first_row, kWarpgroupRows);
     visible_ = {{0, 0}, {0, 0}};
     if (rows > 0) {
@@ -262,7 +261,7 @@ class WarpgroupAttention {
         multiply_add<kType>(o_[product + 1], weights_[i], b[2], b[3]);
       }
     }
-    uint32_t* words = shared_.weights[warp_];
+    uint32_t* words = shared_.scratch[warp_];
     store_weights(words, weights_);
     const uint64_t valid = *reinterpret_cast<const uint64_t*>(shared_.valid[stage]);
     float sums[kProducts * 4];
@@ -290,25 +289,49 @@ class WarpgroupAttention {
     return sum;
   }
 
-  __device__ void store_outputs(const Segment& segment) const {
+  __device__ void store_outputs(const Segment& segment) {
+    sync_warp();  // all lanes have finished with the scratch memory
 #pragma unroll
     for (int high = 0; high < 2; ++high) {
       const int row = row_of(high);
-      if (row >= segment.num_rows) continue;
-      const RowOwner owner(p_, segment, row);
-      const Finish result = finish_row(p_, segment, owner, total_state_[high].x, total_state_[high].y);
-      if (lane_ % 4 == 0) store_lse(p_, owner, result);
+      Finish result{};
+      if (row < segment.num_rows) {
+        const RowOwner owner(p_, segment, row);
+        result = finish_row(p_, segment, owner, total_state_[high].x, total_state_[high].y);
+        if (lane_ % 4 == 0) store_lse(p_, owner, result);
+      }
 #pragma unroll
       for (int product = 0; product < kProducts; ++product) {
-        const int column = 8 * product + lane_ % 4 * 2;
-        if (column >= p_.value_size) continue;
-        float values[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          values[i] = result.is_empty ? 0.0f : __fmul_rn(total_[product][2 * high + i], result.factor);
-        }
-        gpu::store_outputs<2>(p_, owner.token, owner.head, column, values);
+        const float *two = &total_[product][2 * high], factor = result.factor;
+        const float first = result.is_empty ? 0.0f : __fmul_rn(two[0], factor);
+        const float second = result.is_empty ? 0.0f : __fmul_rn(two[1], factor);
+        scratch_chunk(row % 16, product)[lane_ % 4] =
+            p_.dtype == Float::kFloat16 ? floats_to_half(first, second) : floats_to_bfloat16(first, second);
       }
+    }
+    sync_warp();
+    // Neighbouring lanes write neighbouring chunks.
+    constexpr int kRowsAtOnce = 32 / kProducts;
+    const int chunk = lane_ % kProducts;
+#pragma unroll 4
+    for (int i = lane_ / kProducts; i < 16; i += kRowsAtOnce) {
+      if (16 * warp_ + i < segment.num_rows) store_chunk(segment, 16 * warp_ + i, chunk);
+    }
+  }
+  // 16 bytes of one of the warp's rows.
+  __device__ uint32_t* scratch_chunk(int row, int chunk) {
+    return &shared_.scratch[warp_][(row * kProducts + (chunk ^ row % 8)) * 4];
+  }
+  __device__ void store_chunk(const Segment& segment, int row, int chunk) {
+    const RowOwner owner(p_, segment, row);
+    const uint32_t* words = scratch_chunk(row % 16, chunk);
+    char* to = p_.out.head(owner.token, owner.head) + chunk * kChunkBytes;
+    if (reinterpret_cast<uintptr_t>(to) % kChunkBytes == 0 && 8 * chunk + 8 <= p_.value_size) {
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(words);
+      return;
+    }
+    for (int i = 0; i < 8 && 8 * chunk + i < p_.value_size; ++i) {
+      reinterpret_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
     }
   }
 
@@ -339,11 +362,13 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kWarpgroupKernelThreads, 1)
     }
     publish_to_matrix_instructions();
     __syncthreads();
+    // The registers of three warpgroups are 504 for each of 128 threads.
+    constexpr int kLoading = Store::kIsFp8 ? 56 : 40, kAttending = Store::kIsFp8 ? 224 : 232;
     if (threadIdx.x < kWarpgroupThreads) {
-      release_registers<40>();
+      release_registers<kLoading>();
       WarpgroupLoader<Store, kHeadSize>(p, shared).run();
     } else {
-      take_registers<232>();
+      take_registers<kAttending>();
       WarpgroupAttention<Store, kHeadSize>(p, shared).run();
     }
   }

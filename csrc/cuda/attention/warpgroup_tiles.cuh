@@ -134,7 +134,8 @@ struct WarpgroupShared {
   char queries[kAttendingWarpgroups][kTileBytes];
   char stages[kWarpgroupStages][2][kTileBytes];                // keys and values of a step
   char zeros[SwizzledTile<kHeadSize>::kBlockBytes];            // values that are all 0
-  uint32_t weights[kAttendingWarps][16 * kStep / 2];           // of add_specials
+  // Of each warp: its weights for add_specials, then its outputs.
+  alignas(16) uint32_t scratch[kAttendingWarps][16 * (kHeadSize > kStep ? kHeadSize : kStep) / 2];
   TileRow rows[kWarpgroupTileRows];
   Scoring scoring[kAttendingWarpgroups];
   uint16_t valid[kWarpgroupStages][kStep / 16];                // which keys of a step can be read
