@@ -20,7 +20,8 @@ class WarpgroupAttention {
 
  public:
   __device__ WarpgroupAttention(const AttentionProblem& p, Shared& shared)
-      : p_(p), shared_(shared), warp_(threadIdx.x / 32 - 4), lane_(threadIdx.x % 32), warpgroup_(warp_ / 4) {}
+      : p_(p), shared_(shared), warp_(threadIdx.x / 32 - 4), lane_(threadIdx.x % 32), warpgroup_(warp_ / 4),
+        queries_(shuffle(shared_address(shared.queries[warpgroup_]), 0)) {}
 
   // Attends for all tiles of the thread block.
   __device__ void run() {
@@ -37,6 +38,8 @@ class WarpgroupAttention {
   }
 
  private:
+  using Joins = JoinWeights[2];  // of the lane's two rows
+
   // The hardware's barrier of the warpgroup.
   __device__ int barrier() const { return 1 + warpgroup_; }
   __device__ int row_of(int high) const { return 16 * warp_ + lane_ / 4 + 8 * high; }
@@ -105,49 +108,38 @@ class WarpgroupAttention {
     for (int i = 0; i < kProducts * 4; ++i) total_[i / 4][i % 4] = o_[i / 4][i % 4] = 0.0f;
   }
 
-  // Attends over the steps of keys from `key` to `end`, of which there is at least one.
+  // Attends over the steps of keys from `key` to `end`, of which there is at least one. While the values of a step are
+  // multiplied, the weights of the next step are computed.
   __device__ void attend_steps(int key, int end) {
-    wait_for_step();
-    uint32_t address = stage_address();
-    begin_products();
-    start_scores_of(address);
-    commit_products();
+    Joins joins;  // of the granule that ended before the step
+    joins[0].is_first = joins[1].is_first = true;
+    bool adds = false;  // o_ holds steps of the granule
+    start_scores_of_step();
     wait_for_products<0>();
     pin(scores_);
     weigh(key);
     round_weights();
-    bool adds = false;  // o_ holds steps of the granule
 #pragma unroll 1
     for (; key + kStep < end; key += kStep) {
-      const uint32_t previous_stage = stage(), previous_address = address;
+      const uint32_t stage = this->stage(), values = values_;
       const bool has_specials = has_specials_;
       ++step_;
-      address = stage_address();
-      wait_for_step();
-      begin_products();
-      start_scores_of(address);
-      commit_products();
-      start_outputs_of(previous_address, has_specials, adds);
-      commit_products();
-      JoinWeights joins[2];
+      start_scores_of_step();
+      correct_outputs(adds, joins);
+      start_outputs_of(values, has_specials, adds);
       adds = (key + kStep) % kGranule != 0;
       if (!adds) end_granule(joins);
       wait_for_products<1>();
       pin(scores_);
       weigh(key + kStep);
-      pin(scores_);
       wait_for_products<0>();
       pin(o_);
-      if (has_specials) add_specials(key, previous_stage);
-      free_stage(previous_stage);
-      if (adds) correct_outputs();
-      else join_granule(joins);
+      if (has_specials) add_specials(key, stage);
+      free_stage(stage);
       round_weights();
     }
-    begin_products();
-    start_outputs_of(address, has_specials_, adds);
-    commit_products();
-    JoinWeights joins[2];
+    correct_outputs(adds, joins);
+    start_outputs_of(values_, has_specials_, adds);
     end_granule(joins);
     wait_for_products<0>();
     pin(o_);
@@ -156,27 +148,32 @@ class WarpgroupAttention {
     join_granule(joins);
   }
 
-  // Shared addresses pass through shuffle(): so the compiler knows that all lanes have the same one.
-  __device__ uint32_t queries_address() const { return shuffle(shared_address(shared_.queries[warpgroup_]), 0); }
-  __device__ uint32_t stage_address() const { return shuffle(shared_address(shared_.stages[stage()][0]), 0); }
-
-  // Starts the products of the queries with the keys of a stage.
-  __device__ void start_scores_of(uint32_t stage_address) {
-    const auto a = TileDescriptor::of(queries_address(), Tile::kBlockBytes, 0);
-    const auto b = TileDescriptor::of(stage_address, Tile::kBlockBytes, 0);
+  // Waits for the step, and starts the products of the queries with its keys.
+  __device__ void start_scores_of_step() {
+    // The compiler knows that shuffle() returns the same in all lanes.
+    const uint32_t keys = shuffle(shared_address(shared_.stages[stage()][0]), 0);
+    values_ = keys + Tile::kBytes;
+    const auto a = TileDescriptor::of(queries_, Tile::kBlockBytes, 0);
+    const auto b = TileDescriptor::of(keys, Tile::kBlockBytes, 0);
+    wait_for_step();
+    begin_products();
 #pragma unroll
     for (int i = 0; i < kHeadSize / 16; ++i) {
       const int offset = i / 4 * Tile::kPartBytes + i % 4 * 32;  // a part of the tile holds 4 times 16 elements
       start_scores<kType>(scores_, a + offset, b + offset, i > 0);
     }
+    commit_products();
   }
-  // Starts the products of the weights with the values of a stage, or with zeros if add_specials() comes after.
-  __device__ void start_outputs_of(uint32_t stage_address, bool has_specials, bool adds) {
-    auto values = TileDescriptor::of(stage_address + Tile::kBytes, Tile::kBlockBytes, Tile::kPartBytes);
-    if (has_specials) values = TileDescriptor::of(shared_address(shared_.zeros), 0, 0);
+  // Starts the products of the weights with the values, or with zeros if add_specials() comes after. (The instructions
+  // would not be asynchronous after a branch.)
+  __device__ void start_outputs_of(uint32_t values, bool has_specials, bool adds) {
+    auto b = TileDescriptor::of(values, Tile::kBlockBytes, Tile::kPartBytes);
+    if (has_specials) b = TileDescriptor::of(shared_address(shared_.zeros), 0, 0);
     const uint32_t step_bytes = has_specials ? 0 : 16 * Tile::kRowBytes;
+    begin_products();
 #pragma unroll
-    for (int i = 0; i < kStep / 16; ++i) start_outputs<kType>(o_, weights_[i], values + i * step_bytes, adds || i > 0);
+    for (int i = 0; i < kStep / 16; ++i) start_outputs<kType>(o_, weights_[i], b + i * step_bytes, adds || i > 0);
+    commit_products();
   }
 
   // Turns the scores of a step into weights.
@@ -194,11 +191,8 @@ class WarpgroupAttention {
       for (int high = 0; high < 2; ++high) hide_keys(scores_, high, shared_.rows[row_of(high)].visible, valid, key);
     }
     has_specials_ = is_partial && finds_specials();
-#pragma unroll
-    for (int high = 0; high < 2; ++high) {
-      corrections_[high] = sums_[high].template add<Store>(
-          [&](int i) -> float& { return scores_[i / 2][2 * high + i % 2]; }, factors_[high]);
-    }
+    RowSums::add_two<Store>(
+        sums_, [&](int high, int i) -> float& { return scores_[i / 2][2 * high + i % 2]; }, factors_, corrections_);
   }
   // Rounds the weights to operands of matrix instructions.
   __device__ void round_weights() {
@@ -206,14 +200,16 @@ class WarpgroupAttention {
     for (int i = 0; i < kStep / 16; ++i) weights_operand<Store>(weights_[i], scores_, i);
   }
 
-  __device__ void correct_outputs() {
+  // Prepares the outputs for the products of a step: the first one of a granule, unless `adds`.
+  __device__ void correct_outputs(bool adds, const Joins& joins) {
+    if (!adds) return join_granule(joins);
     if (ballot(corrections_[0] != 1.0f || corrections_[1] != 1.0f) == 0) return;
 #pragma unroll
     for (int i = 0; i < kProducts * 4; ++i) o_[i / 4][i % 4] = __fmul_rn(o_[i / 4][i % 4], corrections_[i / 2 % 2]);
   }
 
   // Joins the state of the granule to that of the granules before. join_granule() does so for the outputs.
-  __device__ void end_granule(JoinWeights (&joins)[2]) {
+  __device__ void end_granule(Joins& joins) {
 #pragma unroll
     for (int high = 0; high < 2; ++high) {
       const float2 state = sums_[high].template total<Store>();
@@ -222,7 +218,7 @@ class WarpgroupAttention {
       sums_[high] = RowSums{};
     }
   }
-  __device__ void join_granule(const JoinWeights (&joins)[2]) {
+  __device__ void join_granule(const Joins& joins) {
 #pragma unroll
     for (int i = 0; i < kProducts * 4; ++i) {
       const JoinWeights& join = joins[i / 2 % 2];
@@ -338,7 +334,9 @@ class WarpgroupAttention {
   const AttentionProblem& p_;
   Shared& shared_;
   const int warp_, lane_, warpgroup_;
-  uint32_t step_ = 0;   // of all tiles
+  const uint32_t queries_;  // shared address
+  uint32_t values_;         // shared address of the step's values
+  uint32_t step_ = 0;       // of all tiles
   TokenGroup visible_;  // to the warpgroup's rows
   float factors_[2];    // of the lane's two rows
   StepScores scores_;
