@@ -25,6 +25,9 @@ class WarpgroupAttention {
 
   // Attends for all tiles of the thread block.
   __device__ void run() {
+#ifdef PINGPONG
+    if (warpgroup_ == 1) asm volatile("barrier.cta.arrive %0, 256;" ::"r"(3) : "memory");
+#endif
     for (int round = 0;; ++round) {
       const int slot = round % 2;
       shared_.has_segment[slot].wait(round / 2 % 2);
@@ -60,6 +63,10 @@ class WarpgroupAttention {
 #pragma unroll 1
     for (int key = keys.begin; key < keys.end; key += kStep) {
       wait_for_step();
+#ifdef PINGPONG
+    asm volatile("barrier.cta.sync %0, 256;" ::"r"(3 + warpgroup_) : "memory");
+    asm volatile("barrier.cta.arrive %0, 256;" ::"r"(4 - warpgroup_) : "memory");
+#endif
       free_step();
     }
   }
@@ -115,6 +122,9 @@ class WarpgroupAttention {
     joins[0].is_first = joins[1].is_first = true;
     bool adds = false;  // o_ holds steps of the granule
     start_scores_of_step();
+#ifdef PINGPONG
+    asm volatile("barrier.cta.arrive %0, 256;" ::"r"(4 - warpgroup_) : "memory");
+#endif
     wait_for_products<0>();
     pin(scores_);
     weigh(key);
@@ -127,6 +137,9 @@ class WarpgroupAttention {
       start_scores_of_step();
       correct_outputs(adds, joins);
       start_outputs_of(values, has_specials, adds);
+#ifdef PINGPONG
+      asm volatile("barrier.cta.arrive %0, 256;" ::"r"(4 - warpgroup_) : "memory");
+#endif
       adds = (key + kStep) % kGranule != 0;
       if (!adds) end_granule(joins);
       wait_for_products<1>();
@@ -156,6 +169,9 @@ class WarpgroupAttention {
     const auto a = TileDescriptor::of(queries_, Tile::kBlockBytes, 0);
     const auto b = TileDescriptor::of(keys, Tile::kBlockBytes, 0);
     wait_for_step();
+#ifdef PINGPONG
+    asm volatile("barrier.cta.sync %0, 256;" ::"r"(3 + warpgroup_) : "memory");
+#endif
     begin_products();
 #pragma unroll
     for (int i = 0; i < kHeadSize / 16; ++i) {
@@ -193,6 +209,10 @@ class WarpgroupAttention {
     has_specials_ = is_partial && finds_specials();
     RowSums::add_two<Store>(
         sums_, [&](int high, int i) -> float& { return scores_[i / 2][2 * high + i % 2]; }, factors_, corrections_);
+    // No sum is negative. But the shuffle needs the sums, and wait_for_products() comes after it, so that the compiler
+    // does not compute weights after that wait.
+    const float smaller = shuffle_xor(fminf(sums_[0].l, sums_[1].l), 1);
+    is_corrected_ = ballot(corrections_[0] != 1.0f || corrections_[1] != 1.0f || smaller < 0.0f) != 0;
   }
   // Rounds the weights to operands of matrix instructions.
   __device__ void round_weights() {
@@ -203,7 +223,7 @@ class WarpgroupAttention {
   // Prepares the outputs for the products of a step: the first one of a granule, unless `adds`.
   __device__ void correct_outputs(bool adds, const Joins& joins) {
     if (!adds) return join_granule(joins);
-    if (ballot(corrections_[0] != 1.0f || corrections_[1] != 1.0f) == 0) return;
+    if (!is_corrected_) return;
 #pragma unroll
     for (int i = 0; i < kProducts * 4; ++i) o_[i / 4][i % 4] = __fmul_rn(o_[i / 4][i % 4], corrections_[i / 2 % 2]);
   }
@@ -343,6 +363,7 @@ class WarpgroupAttention {
   StepOperands weights_;  // of the step before the scores'
   bool has_specials_;     // among the values of the step of the scores
   float corrections_[2];
+  bool is_corrected_;     // any correction is not 1
   float o_[kProducts][4], total_[kProducts][4];  // of the granule, and of the granules before
   RowSums sums_[2];
   float2 total_state_[2];
