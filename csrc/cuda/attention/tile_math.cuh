@@ -115,8 +115,8 @@ struct RowSums {
     }
     return take(largest, sum);
   }
-  // Does for two rows what add() does, with more independent operations at a time. x(row, i) returns a reference to number
-  // i of a row.
+  // Does for two rows what add() does, with more independent operations at a time. x(row, i) returns a reference to
+  // number i of a row.
   template <class Store, class X>
   __device__ static void add_two(RowSums (&rows)[2], X x, const float (&factors)[2], float (&corrections)[2]) {
     float largest[2][4], references[2], sums[2] = {0.0f, 0.0f};

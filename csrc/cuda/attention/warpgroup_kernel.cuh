@@ -1,6 +1,6 @@
 // Attention of many query rows (prefill) on Hopper GPUs. The matrix instructions of warpgroups (wgmma) read keys and
-// values in shared memory, run beside other instructions, and sum in the same order as those of warps (mma.sync). So the
-// results have the same bits as those of split_kernel.cuh.
+// values in shared memory, run beside other instructions, and sum in the same order as those of warps (mma.sync). So
+// the results have the same bits as those of split_kernel.cuh.
 //
 // A thread block stays on its multiprocessor and attends for one tile after the other. While a warpgroup multiplies the
 // weights of a step with its values, it multiplies the queries with the keys of the next step, and computes the weights
@@ -25,9 +25,6 @@ class WarpgroupAttention {
 
   // Attends for all tiles of the thread block.
   __device__ void run() {
-#ifdef PINGPONG
-    if (warpgroup_ == 1) asm volatile("barrier.cta.arrive %0, 256;" ::"r"(3) : "memory");
-#endif
     for (int round = 0;; ++round) {
       const int slot = round % 2;
       shared_.has_segment[slot].wait(round / 2 % 2);
@@ -63,10 +60,6 @@ class WarpgroupAttention {
 #pragma unroll 1
     for (int key = keys.begin; key < keys.end; key += kStep) {
       wait_for_step();
-#ifdef PINGPONG
-    asm volatile("barrier.cta.sync %0, 256;" ::"r"(3 + warpgroup_) : "memory");
-    asm volatile("barrier.cta.arrive %0, 256;" ::"r"(4 - warpgroup_) : "memory");
-#endif
       free_step();
     }
   }
@@ -122,9 +115,6 @@ class WarpgroupAttention {
     joins[0].is_first = joins[1].is_first = true;
     bool adds = false;  // o_ holds steps of the granule
     start_scores_of_step();
-#ifdef PINGPONG
-    asm volatile("barrier.cta.arrive %0, 256;" ::"r"(4 - warpgroup_) : "memory");
-#endif
     wait_for_products<0>();
     pin(scores_);
     weigh(key);
@@ -137,9 +127,6 @@ class WarpgroupAttention {
       start_scores_of_step();
       correct_outputs(adds, joins);
       start_outputs_of(values, has_specials, adds);
-#ifdef PINGPONG
-      asm volatile("barrier.cta.arrive %0, 256;" ::"r"(4 - warpgroup_) : "memory");
-#endif
       adds = (key + kStep) % kGranule != 0;
       if (!adds) end_granule(joins);
       wait_for_products<1>();
@@ -169,9 +156,6 @@ class WarpgroupAttention {
     const auto a = TileDescriptor::of(queries_, Tile::kBlockBytes, 0);
     const auto b = TileDescriptor::of(keys, Tile::kBlockBytes, 0);
     wait_for_step();
-#ifdef PINGPONG
-    asm volatile("barrier.cta.sync %0, 256;" ::"r"(3 + warpgroup_) : "memory");
-#endif
     begin_products();
 #pragma unroll
     for (int i = 0; i < kHeadSize / 16; ++i) {
@@ -195,8 +179,7 @@ class WarpgroupAttention {
   // Turns the scores of a step into weights.
   __device__ void weigh(int key) {
     const uint64_t valid = *reinterpret_cast<const uint64_t*>(shared_.valid[stage()]);
-    const bool is_partial =
-        key < visible_.all.begin || key + kStep > visible_.all.end || valid != ~uint64_t{0};
+    const bool is_partial = key < visible_.all.begin || key + kStep > visible_.all.end || valid != ~uint64_t{0};
     const Scoring& scoring = shared_.scoring[warpgroup_];
     if (!scoring.is_plain) {
 #pragma unroll
@@ -357,13 +340,13 @@ class WarpgroupAttention {
   const uint32_t queries_;  // shared address
   uint32_t values_;         // shared address of the step's values
   uint32_t step_ = 0;       // of all tiles
-  TokenGroup visible_;  // to the warpgroup's rows
-  float factors_[2];    // of the lane's two rows
+  TokenGroup visible_;      // to the warpgroup's rows
+  float factors_[2];        // of the lane's two rows
   StepScores scores_;
   StepOperands weights_;  // of the step before the scores'
   bool has_specials_;     // among the values of the step of the scores
   float corrections_[2];
-  bool is_corrected_;     // any correction is not 1
+  bool is_corrected_;                            // any correction is not 1
   float o_[kProducts][4], total_[kProducts][4];  // of the granule, and of the granules before
   RowSums sums_[2];
   float2 total_state_[2];

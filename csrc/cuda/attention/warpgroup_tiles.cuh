@@ -39,9 +39,9 @@ __device__ inline uint32_t place_offset_bytes(int row, int place) {
 
 __device__ inline int count_bits(uint32_t mask) { return static_cast<int>(__popc(mask)); }
 
-// Numbers the tiles of all sequences, and finds them by their numbers. First come the last tiles of all sequences, which
-// see the most keys if attention is causal, then the tiles before these, and so on. It lies in shared memory, to save
-// registers, and all lanes of one warp use it.
+// Numbers the tiles of all sequences, and finds them by their numbers. First come the last tiles of all sequences,
+// which see the most keys if attention is causal, then the tiles before these, and so on. It lies in shared memory, to
+// save registers, and all lanes of one warp use it.
 class TileList {
  public:
   __device__ void start() { *this = {}; }
@@ -96,7 +96,7 @@ class TileList {
       const uint32_t active = ballot(num_tiles_of(p, sequence + lane) > level);
       const uint32_t found = ballot((active >> lane & 1) != 0 && count_bits(active & ((1u << lane) - 1)) == index);
       if (found != 0) {
-        sequence += 31 - __clz(found);
+        sequence += count_bits(found - 1);
         break;
       }
       index -= count_bits(active);
@@ -134,15 +134,15 @@ template <int kHeadSize>
 struct WarpgroupShared {
   static constexpr int kTileBytes = SwizzledTile<kHeadSize>::kBytes;
   char queries[kAttendingWarpgroups][kTileBytes];
-  char stages[kWarpgroupStages][2][kTileBytes];                // keys and values of a step
-  char zeros[SwizzledTile<kHeadSize>::kBlockBytes];            // values that are all 0
+  char stages[kWarpgroupStages][2][kTileBytes];      // keys and values of a step
+  char zeros[SwizzledTile<kHeadSize>::kBlockBytes];  // values that are all 0
   // Of each warp: its weights for add_specials, then its outputs.
   alignas(16) uint32_t scratch[kAttendingWarps][16 * (kHeadSize > kStep ? kHeadSize : kStep) / 2];
   TileRow rows[kWarpgroupTileRows];
   Scoring scoring[kAttendingWarpgroups];
-  uint16_t valid[kWarpgroupStages][kStep / 16];                // which keys of a step can be read
-  TileList tiles;                                              // of the thread block
-  Segment segments[2];                                         // of two tiles in turn; no rows: there are no more tiles
+  uint16_t valid[kWarpgroupStages][kStep / 16];  // which keys of a step can be read
+  TileList tiles;                                // of the thread block
+  Segment segments[2];                           // of two tiles in turn; no rows: there are no more tiles
   Barrier is_loaded[kWarpgroupStages], is_free[kWarpgroupStages];
   Barrier has_segment[2], is_segment_free[2];
 

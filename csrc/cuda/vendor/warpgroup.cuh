@@ -75,11 +75,10 @@ class Barrier {
 __device__ inline bool any_in_warpgroup([[maybe_unused]] int id, bool predicate) {
 #if MULTIKV_WARPGROUP_PASS
   uint32_t any;
-  asm volatile(
-      "{ .reg .pred p, q; setp.ne.u32 p, %1, 0; barrier.cta.red.or.pred q, %2, 128, p; selp.u32 %0, 1, 0, q; }"
-      : "=r"(any)
-      : "r"(static_cast<uint32_t>(predicate)), "r"(id)
-      : "memory");
+  asm volatile("{ .reg .pred p, q; setp.ne.u32 p, %1, 0; barrier.cta.red.or.pred q, %2, 128, p; selp.u32 %0, 1, 0, q; }"
+               : "=r"(any)
+               : "r"(static_cast<uint32_t>(predicate)), "r"(id)
+               : "memory");
   return any != 0;
 #else
   return predicate;
@@ -98,8 +97,8 @@ __device__ inline void publish_to_matrix_instructions() {
 #endif
 }
 
-// Returns x. The compiler does not know that: it keeps x in a register instead of computing it again, and cannot compute
-// before a loop what depends on x.
+// Returns x. The compiler does not know that: it keeps x in a register instead of computing it again, and cannot
+// compute before a loop what depends on x.
 __device__ inline int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -116,9 +115,9 @@ __device__ inline void copy_async_8(uint32_t to, const void* from, bool is_valid
 }
 
 // Describes a tile of 16-bit elements in shared memory to matrix instructions. The tile has rows of 64 elements, that
-// is 128 bytes, and 8 rows form an aligned block of 1024 bytes, in which chunk i of 16 bytes of row r is stored at chunk
-// i ^ r. Blocks are block_bytes apart, and the next 64 columns are columns_bytes apart, if the tile is a transposed
-// operand. All numbers are multiples of 16, and the same in all lanes.
+// is 128 bytes, and 8 rows form an aligned block of 1024 bytes, in which chunk i of 16 bytes of row r is stored at
+// chunk i ^ r. Blocks are block_bytes apart, and the next 64 columns are columns_bytes apart, if the tile is a
+// transposed operand. All numbers are multiples of 16, and the same in all lanes.
 struct TileDescriptor {
   uint32_t low, high;
 
@@ -158,42 +157,46 @@ __device__ inline void pin(float (&c)[kCount][4]) {
 #define MULTIKV_FLOATS_4(c, i) "+f"((c)[i][0]), "+f"((c)[i][1]), "+f"((c)[i][2]), "+f"((c)[i][3])
 #define MULTIKV_FLOATS_16(c, i) \
   MULTIKV_FLOATS_4(c, i), MULTIKV_FLOATS_4(c, i + 1), MULTIKV_FLOATS_4(c, i + 2), MULTIKV_FLOATS_4(c, i + 3)
-#define MULTIKV_NUMBERS_32                                                                                             \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, " \
+#define MULTIKV_NUMBERS_32                                                                                         \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, "                                                                                                          \
   "%25, %26, %27, %28, %29, %30, %31"
-#define MULTIKV_NUMBERS_64                                                                                            \
-  MULTIKV_NUMBERS_32                                                                                                  \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "   \
+#define MULTIKV_NUMBERS_64                                                                                           \
+  MULTIKV_NUMBERS_32                                                                                                 \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, " \
   "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// Starts c = a * b^T, or c += a * b^T if `adds`, for 64 rows of 16 elements of a and b each. c[n] are the warp's 16 rows
-// and the columns 8 * n .. 8 * n + 7 of the result, as multiply_add in matrix.cuh has them.
+// Starts c = a * b^T, or c += a * b^T if `adds`, for 64 rows of 16 elements of a and b each. c[n] are the warp's 16
+// rows and the columns 8 * n .. 8 * n + 7 of the result, as multiply_add in matrix.cuh has them.
 template <Float kDtype>
 __device__ inline void start_scores([[maybe_unused]] float (&c)[8][4], [[maybe_unused]] TileDescriptor a,
                                     [[maybe_unused]] TileDescriptor b, [[maybe_unused]] bool adds) {
 #if MULTIKV_WARPGROUP_PASS
-#define MULTIKV_START_SCORES(type)                                                                          \
-  asm volatile("{ .reg .pred p; .reg .b64 a, b; setp.ne.u32 p, %36, 0; mov.b64 a, {%32, %33}; mov.b64 b, {%34, %35}; wgmma.mma_async.sync.aligned.m64n64k16.f32." type    \
-               "." type " {" MULTIKV_NUMBERS_32 "}, a, b, p, 1, 1, 0, 0; }"                             \
-               : MULTIKV_FLOATS_16(c, 0), MULTIKV_FLOATS_16(c, 4)                                           \
-               : "r"(a.low), "r"(a.high), "r"(b.low), "r"(b.high), "r"(static_cast<uint32_t>(adds)))
+#define MULTIKV_START_SCORES(type)                                                                                    \
+  asm volatile(                                                                                                       \
+      "{ .reg .pred p; .reg .b64 a, b; setp.ne.u32 p, %36, 0; mov.b64 a, {%32, %33}; mov.b64 b, {%34, %35}; "         \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" MULTIKV_NUMBERS_32 "}, a, b, p, 1, 1, 0, 0; }" \
+      : MULTIKV_FLOATS_16(c, 0), MULTIKV_FLOATS_16(c, 4)                                                              \
+      : "r"(a.low), "r"(a.high), "r"(b.low), "r"(b.high), "r"(static_cast<uint32_t>(adds)))
   if constexpr (kDtype == Float::kBFloat16) MULTIKV_START_SCORES("bf16");
   else MULTIKV_START_SCORES("f16");
 #undef MULTIKV_START_SCORES
 #endif
 }
 
-// Starts c = a * b, or c += a * b if `adds`, for the warp's 16 rows of a, which are the operand `a` of multiply_add, and
-// 16 rows of b.
+// Starts c = a * b, or c += a * b if `adds`, for the warp's 16 rows of a, which are the operand `a` of multiply_add,
+// and 16 rows of b.
 template <Float kDtype>
 __device__ inline void start_outputs([[maybe_unused]] float (&c)[8][4], [[maybe_unused]] const uint32_t (&a)[4],
                                      [[maybe_unused]] TileDescriptor b, [[maybe_unused]] bool adds) {
 #if MULTIKV_WARPGROUP_PASS
-#define MULTIKV_START_OUTPUTS(type)                                                                         \
-  asm volatile("{ .reg .pred p; .reg .b64 b; setp.ne.u32 p, %38, 0; mov.b64 b, {%36, %37}; wgmma.mma_async.sync.aligned.m64n64k16.f32." type    \
-               "." type " {" MULTIKV_NUMBERS_32 "}, {%32, %33, %34, %35}, b, p, 1, 1, 1; }"               \
-               : MULTIKV_FLOATS_16(c, 0), MULTIKV_FLOATS_16(c, 4)                                           \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"(static_cast<uint32_t>(adds)))
+#define MULTIKV_START_OUTPUTS(type)                                                       \
+  asm volatile(                                                                           \
+      "{ .reg .pred p; .reg .b64 b; setp.ne.u32 p, %38, 0; mov.b64 b, {%36, %37}; "       \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" MULTIKV_NUMBERS_32 \
+      "}, {%32, %33, %34, %35}, b, p, 1, 1, 1; }"                                         \
+      : MULTIKV_FLOATS_16(c, 0), MULTIKV_FLOATS_16(c, 4)                                  \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"(static_cast<uint32_t>(adds)))
   if constexpr (kDtype == Float::kBFloat16) MULTIKV_START_OUTPUTS("bf16");
   else MULTIKV_START_OUTPUTS("f16");
 #undef MULTIKV_START_OUTPUTS
@@ -203,11 +206,13 @@ template <Float kDtype>
 __device__ inline void start_outputs([[maybe_unused]] float (&c)[16][4], [[maybe_unused]] const uint32_t (&a)[4],
                                      [[maybe_unused]] TileDescriptor b, [[maybe_unused]] bool adds) {
 #if MULTIKV_WARPGROUP_PASS
-#define MULTIKV_START_OUTPUTS(type)                                                                                \
-  asm volatile("{ .reg .pred p; .reg .b64 b; setp.ne.u32 p, %70, 0; mov.b64 b, {%68, %69}; wgmma.mma_async.sync.aligned.m64n128k16.f32." type          \
-               "." type " {" MULTIKV_NUMBERS_64 "}, {%64, %65, %66, %67}, b, p, 1, 1, 1; }"                      \
-               : MULTIKV_FLOATS_16(c, 0), MULTIKV_FLOATS_16(c, 4), MULTIKV_FLOATS_16(c, 8), MULTIKV_FLOATS_16(c, 12) \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"(static_cast<uint32_t>(adds)))
+#define MULTIKV_START_OUTPUTS(type)                                                                         \
+  asm volatile(                                                                                             \
+      "{ .reg .pred p; .reg .b64 b; setp.ne.u32 p, %70, 0; mov.b64 b, {%68, %69}; "                         \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" MULTIKV_NUMBERS_64                  \
+      "}, {%64, %65, %66, %67}, b, p, 1, 1, 1; }"                                                           \
+      : MULTIKV_FLOATS_16(c, 0), MULTIKV_FLOATS_16(c, 4), MULTIKV_FLOATS_16(c, 8), MULTIKV_FLOATS_16(c, 12) \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"(static_cast<uint32_t>(adds)))
   if constexpr (kDtype == Float::kBFloat16) MULTIKV_START_OUTPUTS("bf16");
   else MULTIKV_START_OUTPUTS("f16");
 #undef MULTIKV_START_OUTPUTS
