@@ -4,7 +4,7 @@
 #   demo       builds multikv for the devices of this host, then checks and times every op on it
 #   test       the tests that prove the product on this host; test-slow: the tests that it leaves out
 #   test-emulated  the HIP kernels on an emulated AMD GPU; needs clang-22 and HIP's headers
-#   gates      formatting, lint, types, spelling, and the size of functions
+#   gates      formatting, lint, types, spelling, the size of functions, and the workflows of .github
 #   docs       the documentation as a web site, in build/site
 #   wheels     a wheel of all backends whose compiler is found, in dist
 #   clean      removes what was built; clean-all: the environment as well

@@ -1,6 +1,8 @@
 # The CUDA backend. It needs nvcc, but neither a GPU nor a CUDA build of torch.
 
-# This machine's GPUs, else a portable set: one binary per generation, and PTX for what comes after.
+# Sets `result` to the architectures of MULTIKV_CUDA_ARCHS; if it is empty, to those of this machine's GPUs. If it is
+# "portable", or nvidia-smi finds no GPU, `result` is a portable set: one binary per generation, and PTX for what comes
+# after.
 function(multikv_cuda_architectures result)
   set(archs "${MULTIKV_CUDA_ARCHS}")
   if(NOT archs OR archs STREQUAL "portable")

@@ -44,7 +44,7 @@ def test_table_with_ops_that_are_wrong(run_module, monkeypatch):
     lines = [line.strip() for line in run.out.splitlines()]
     assert sorted(line for line in lines if line in platforms.op_names()) == SHOWN_OPS
     wrong = [line for line in lines if line.endswith("WRONG")]
-    errors = [line for line in lines if line.endswith(": bytes differ from multikv.reference")]
+    errors = [line for line in lines if line.endswith(": results differ from multikv.reference")]
     assert len(wrong) == len(errors) > len(SHOWN_OPS)
     assert sorted({error.partition(",")[0] for error in errors} | {"concat_mla_q"}) == SHOWN_OPS
     assert len([line for line in lines if " equal " in line]) == 1
@@ -68,7 +68,7 @@ def test_json_of_one_wrong_byte(run_module, monkeypatch):
     assert run.code == 1 and found["ok"] is False
     for result in found["ops"]:
         differs = result["op"] == "convert_fp8"
-        expected = "bytes differ from multikv.reference" if differs else "ValueError: no reference"
+        expected = "results differ from multikv.reference" if differs else "ValueError: no reference"
         assert (result["ok"], result["error"], result["time_us"]) == (False, expected, None)
 
 
