@@ -7,7 +7,7 @@ set(MULTIKV_DEFAULT_HIP_ARCHS gfx90a gfx942 gfx950 gfx1100 gfx1201)
 # Sources that have no kernels on AMD GPUs. They are compiled for the host alone, and not once more per architecture. A
 # kernel in one of them is an error of the linker, an undefined __hip_fatbin.
 set(MULTIKV_HIP_HOST_SOURCES
-  "cuda/(attention/(matrix_.*|paged_attention)|moves/overlapping_pairs|swap/(addresses|swap_blocks|swap_blocks_batch))[.]cu")
+  "cuda/(attention/((matrix|warpgroup)_.*|paged_attention)|moves/overlapping_pairs|swap/(addresses|swap_blocks|swap_blocks_batch))[.]cu")
 
 # Sets HIPCC (the command and its options), MULTIKV_HIP_LAUNCHER (what stands before a compiler), MULTIKV_HIP_VERSION,
 # MULTIKV_HIP_INCLUDE, MULTIKV_HIP_LIBRARY and MULTIKV_HIP_ARCHS_BUILT in the caller.
