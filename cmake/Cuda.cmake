@@ -1,6 +1,8 @@
 # The CUDA backend. It needs nvcc, but neither a GPU nor a CUDA build of torch.
 
-# This machine's GPUs, else a portable set: one binary per generation, and PTX for what comes after.
+# Sets `result` to the architectures of MULTIKV_CUDA_ARCHS; if it is empty, to those of this machine's GPUs. If it is
+# "portable", or nvidia-smi finds no GPU, `result` is a portable set: one binary per generation, and PTX for what comes
+# after.
 function(multikv_cuda_architectures result)
   set(archs "${MULTIKV_CUDA_ARCHS}")
   if(NOT archs OR archs STREQUAL "portable")
@@ -57,16 +59,18 @@ function(multikv_add_cuda_family name arithmetic archs)
   multikv_gpu_sources(sources ${name})
   list(TRANSFORM sources PREPEND "csrc/")
   set(architectures "${CMAKE_CUDA_ARCHITECTURES}")
-  execute_process(COMMAND "${MULTIKV_NVCC}" --list-gpu-arch OUTPUT_VARIABLE known)
   foreach(arch IN LISTS archs)
-    string(REGEX REPLACE "[af]$" "" generation "${arch}")  # nvcc lists compute_90, but neither 90a nor 100f
-    if(known MATCHES "compute_${generation}\n")
-      list(APPEND architectures "${arch}-real")
-    else()
-      message(STATUS "multikv: ${name} is built without ${arch}, which ${MULTIKV_NVCC} does not know")
+    string(REGEX REPLACE "[af]$" "" generation "${arch}")
+    if("${generation}" IN_LIST architectures)  # with PTX, which the special architecture's would not replace
+      list(APPEND architectures "${generation}-virtual" "${generation}-real")
+      list(REMOVE_ITEM architectures "${generation}")
+    endif()
+    if("${generation}-real" IN_LIST architectures)
+      list(TRANSFORM architectures REPLACE "^${generation}-real$" "${arch}-real")
+      string(TOUPPER "MULTIKV_HAS_SM${arch}" has_arch)
+      list(APPEND definitions "${has_arch}")
     endif()
   endforeach()
-  list(REMOVE_DUPLICATES architectures)
   set(may_contract true)
   if(arithmetic STREQUAL "EXACT")
     set(may_contract false)
@@ -74,7 +78,8 @@ function(multikv_add_cuda_family name arithmetic archs)
   add_library(cuda_${name} OBJECT ${sources})
   set_target_properties(cuda_${name} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
   target_include_directories(cuda_${name} PRIVATE csrc/cuda)
+  target_compile_definitions(cuda_${name} PRIVATE ${definitions})
   target_compile_options(cuda_${name} PRIVATE
-    --expt-relaxed-constexpr -fmad=${may_contract} --threads=2 -Xfatbin=-compress-all)
+    --expt-relaxed-constexpr -fmad=${may_contract} --threads=2 -Xfatbin=-compress-all ${MULTIKV_CUDA_FLAGS})
   target_link_libraries(multikv_cuda PRIVATE cuda_${name})
 endfunction()

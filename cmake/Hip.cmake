@@ -1,7 +1,13 @@
-# The HIP backend: the CUDA sources, hipified into the build tree and compiled by AMD's hipcc or by clang-22, with AMD's
-# vendor headers from csrc/hip. It needs neither an AMD GPU nor a ROCm build of torch.
+# The HIP backend: the CUDA sources, hipified into the build tree and compiled by AMD's hipcc or by clang-22. The
+# headers of csrc/hip/vendor take the place of those of csrc/cuda/vendor. The backend needs neither an AMD GPU nor a
+# ROCm build of torch.
 
 set(MULTIKV_DEFAULT_HIP_ARCHS gfx90a gfx942 gfx950 gfx1100 gfx1201)
+
+# Sources that have no kernels on AMD GPUs. They are compiled for the host alone, and not once more per architecture. A
+# kernel in one of them is an error of the linker, an undefined __hip_fatbin.
+set(MULTIKV_HIP_HOST_SOURCES
+  "cuda/(attention/((matrix|warpgroup)_.*|paged_attention)|moves/overlapping_pairs|swap/(addresses|swap_blocks|swap_blocks_batch))[.]cu")
 
 # Sets HIPCC (the command and its options), MULTIKV_HIP_LAUNCHER (what stands before a compiler), MULTIKV_HIP_VERSION,
 # MULTIKV_HIP_INCLUDE, MULTIKV_HIP_LIBRARY and MULTIKV_HIP_ARCHS_BUILT in the caller.
@@ -24,7 +30,8 @@ macro(multikv_find_hip)
     set(launcher "CCACHE_COMPILERCHECK=%compiler% --version" "${MULTIKV_CCACHE}")
   endif()
   set(MULTIKV_HIP_LAUNCHER "${CMAKE_COMMAND}" -E env ${launcher})
-  # Debian 12 has HIP 5.2, whose own compiler is clang 15 and knows no GPU after gfx1036 but gfx940.
+  # Debian 12 has HIP 5.2. Its compiler, clang 15, does not know gfx942, gfx950 and gfx1201, and its device libraries
+  # lack gfx1100 as well.
   find_program(MULTIKV_HIP_CLANG clang++-22)
   if(MULTIKV_HIP_CLANG AND MULTIKV_HIP_VERSION VERSION_LESS 6)
     multikv_clang_hip_options(options)
@@ -40,8 +47,8 @@ function(multikv_clang_hip_options result)
   get_filename_component(libraries "${MULTIKV_HIP_LIBRARY}" DIRECTORY)
   find_path(MULTIKV_HIP_BITCODE ocml.bc HINTS "${libraries}" PATH_SUFFIXES amdgcn/bitcode REQUIRED)
   get_filename_component(prefix "${MULTIKV_HIP_INCLUDE}" DIRECTORY)
-  # The bounds of registers per thread are wishes where shared memory allows fewer thread blocks (pass-failed). Members
-  # that a designated initialiser leaves out are zero on purpose.
+  # Clang warns (pass-failed) where shared memory allows fewer resident thread blocks than __launch_bounds__ asks for.
+  # Members that a designated initialiser leaves out are zero on purpose.
   set(${result} -Wno-pass-failed -Wno-missing-designated-field-initializers
     -x hip "--hip-path=${prefix}" "--rocm-device-lib-path=${CMAKE_BINARY_DIR}/hip/bitcode"
     -D__HIP_PLATFORM_AMD__=1 -mcode-object-version=5 -include "${CMAKE_SOURCE_DIR}/csrc/hip/compat/hip5_clang22.h"
@@ -72,8 +79,8 @@ function(multikv_hip_architectures result)
   set(${result} "${known}" PARENT_SCOPE)
 endfunction()
 
-# Makes build/hip/bitcode: links to the device libraries, and the library that states the GPU's number, which device
-# libraries older than the GPU lack.
+# Makes the folder hip/bitcode of the build tree: links to the device libraries, and the library that states the GPU's
+# number, which device libraries older than the GPU lack.
 function(multikv_complete_bitcode arch)
   set(directory "${CMAKE_BINARY_DIR}/hip/bitcode")
   file(MAKE_DIRECTORY "${directory}")
@@ -126,22 +133,26 @@ function(multikv_add_hip_backend)
   multikv_finish_library(multikv_hip rocm "${MULTIKV_HIP_VERSION}" "${archs}")
 endfunction()
 
-# One object for each source, in the place of the source.
+# Compiles each hipified source of a family to an object, and adds the objects to the library.
 function(multikv_add_hip_family name arithmetic)
   multikv_gpu_sources(sources ${name})
   multikv_contraction_option(contraction ${arithmetic})
   list(TRANSFORM MULTIKV_HIP_ARCHS_BUILT PREPEND "--offload-arch=" OUTPUT_VARIABLE archs)
   set(directory "${CMAKE_BINARY_DIR}/hip")
   foreach(source IN LISTS sources)
+    # Divisions and square roots are rounded as IEEE says.
+    set(targets ${archs} -fhip-fp32-correctly-rounded-divide-sqrt)
+    if(source MATCHES "^${MULTIKV_HIP_HOST_SOURCES}$")
+      set(targets --cuda-host-only)
+    endif()
     set(object "${directory}/${source}.o")
     add_custom_command(
       OUTPUT "${object}"
       COMMAND ${HIPCC} -c "${directory}/${source}" -o "${object}" -MD -MT "${object}" -MF "${object}.d"
-              -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${archs}
+              -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${targets}
               -Wno-bitwise-instead-of-logical  # kernels evaluate both sides on purpose: it saves a branch
               "-I${directory}" "-I${CMAKE_SOURCE_DIR}/csrc/hip" "-I${CMAKE_SOURCE_DIR}/csrc"
-              # Divisions and square roots are rounded as IEEE says.
-              -fhip-fp32-correctly-rounded-divide-sqrt ${contraction}
+              ${contraction}
       DEPENDS "${directory}/${source}"
       DEPFILE "${object}.d"
       COMMENT "Building HIP object ${source}.o"

@@ -31,7 +31,7 @@ function(multikv_add_hip_emulation)
     VERBATIM)
   # They are sources of the library only so that they are written first: objects of clang-22 are made from them.
   set_source_files_properties(${rewritten} PROPERTIES HEADER_FILE_ONLY ON)
-  # torch's headers and AMD's runtime API are for the host's compiler.
+  # The host's compiler compiles the two files that include torch's headers or AMD's runtime API.
   add_library(hip_emulation SHARED EXCLUDE_FROM_ALL
     "${MULTIKV_EMULATION}/backend.cpp" "${MULTIKV_EMULATION}/runtime.cpp" ${rewritten})
   target_compile_definitions(hip_emulation PRIVATE __HIP_PLATFORM_AMD__=1)
@@ -51,7 +51,7 @@ function(multikv_add_emulated_family name arithmetic)
   endforeach()
 endfunction()
 
-# Each lane of a wave is a call of the kernel, so that the code need not be fast, and is compiled sooner with -O1.
+# The emulation calls the kernel once for each lane of a wave, and is slow in any case. -O1 compiles sooner than -O3.
 function(multikv_add_emulation_object source object arithmetic)
   multikv_contraction_option(contraction ${arithmetic})
   add_custom_command(

@@ -82,6 +82,7 @@ MULTIKV_EXPORT const char* multikv_set_swap_strategy(int32_t strategy);
 MULTIKV_EXPORT const char* multikv_set_swap_crossover(int32_t device, int32_t direction, int64_t in_batches,
                                                       int64_t one_by_one, int32_t kernel_threads);
 
-// Returns the values that multikv_set_swap_crossover has set, or the defaults, and nullptr or the text of an error.
+// Writes the values that multikv_set_swap_crossover has set, or the defaults, to the last three arguments. Returns
+// nullptr, or the text of an error: the device is negative, or there is no such direction.
 MULTIKV_EXPORT const char* multikv_get_swap_crossover(int32_t device, int32_t direction, int64_t* in_batches,
                                                       int64_t* one_by_one, int32_t* kernel_threads);

@@ -334,7 +334,7 @@ inline constexpr char move_tokens[] =
 MoveTokensParams make_move_tokens_params(Call& call, const TensorList& src, const MutableTensorList& dst,
                                          const Tensor& src_slots, const Tensor& dst_slots, bool overlap);
 
-// Moves the tokens of each sequence that are kept to its front, in place.
+// Moves the kept tokens of each sequence, in place, to consecutive positions from dst_start on (by default 0).
 inline constexpr char compact_cache[] =
     "compact_cache(Tensor(a!)[] caches, Tensor block_table, Tensor keep, Tensor keep_offsets, "
     "Tensor? dst_start=None) -> ()";

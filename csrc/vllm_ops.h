@@ -1,7 +1,7 @@
 // The ops of vLLM's namespace _C_cache_ops that multikv's kernels serve.
 //
-// An op has the schema and the make_<op>_params of csrc/ops.h if vLLM's arguments are the same. This file defines those
-// of the other ops.
+// If vLLM's op has the same arguments as multikv's op of this name, it is served with the schema and the
+// make_<op>_params of csrc/ops.h. For the other ops, this file defines a schema and a make_<op>_params.
 #pragma once
 
 #include <vector>

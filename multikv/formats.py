@@ -6,7 +6,8 @@ docs/formats.md. If its elements or scales are new, it also needs an encoder and
 `multikv.reference`.
 
 The types also describe what no op supports yet: int8, int4 and e2m1 elements, a scale for each token and head, scales
-between the codes, zero points, and Hadamard rotations.
+stored as one exponent byte or in e4m3fn, scales in a separate tensor or between the codes, zero points, and Hadamard
+rotations.
 """
 
 from __future__ import annotations
@@ -16,6 +17,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+__all__ = [
+    "CACHE_FORMATS",
+    "DS_MLA_ENTRY",
+    "FP8_FORMATS",
+    "CacheFormat",
+    "Codec",
+    "DsMlaEntry",
+    "Element",
+    "ElementChoice",
+    "Family",
+    "Fp8Format",
+    "ScaleGroup",
+    "ScalePlace",
+    "ScaleType",
+    "find",
+    "names",
+]
 
 
 @dataclass(frozen=True)
@@ -131,7 +150,7 @@ class ElementChoice(enum.Enum):
 
     FIXED = "fixed"  # the format itself
     INPUT = "input"  # the dtype of the op's input, or of a gather's output
-    E4M3 = "e4m3"  # the dtype of the cache chooses e4m3fn or e4m3fnuz; for a uint8 cache the device does
+    E4M3 = "e4m3"  # e4m3fn or e4m3fnuz: that of the cache's dtype; if the dtype is no e4m3 type, that of the device
 
 
 class Family(enum.Enum):
@@ -140,7 +159,9 @@ class Family(enum.Enum):
     These groups are not the families that modules are named after: concat_and_cache_mla_grouped is in CACHE.
     """
 
-    CACHE = "cache"  # reshape_and_cache*, concat_and_cache_mla_grouped, gather_and_maybe_dequant_cache
+    # reshape_and_cache*, concat_and_cache_mla_grouped, gather_and_maybe_dequant_cache, gather_kv_cache,
+    # paged_attention*, rotate_cached_keys, qk_norm_rope_cache
+    CACHE = "cache"
     MLA = "mla"  # concat_and_cache_mla, concat_and_cache_mla_rope_fused
     CONVERT = "convert"  # convert_fp8
     INDEXER = "indexer"  # indexer_k_quant_and_cache

@@ -68,7 +68,7 @@ class CheckedQuotient {
   constexpr explicit CheckedQuotient(float divisor)
       : divisor_(divisor), reciprocal_(1.0f / divisor), is_usable_(divisor >= 0x1p-20f && divisor <= 0x1p20f) {}
 
-  // Whether divide(x) is x / divisor: x is zero, or from 2^-64 to 2^80.
+  // Whether divide(x) is x / divisor: the divisor is from 2^-20 to 2^20, and x is zero or |x| from 2^-64 to 2^80.
   constexpr bool can_divide(float x) const {
     bool can = is_usable_;
     can &= !is_tiny(x);
@@ -90,7 +90,7 @@ class CheckedQuotient {
 
 // A divisor next to 1, such as cos^2 + sin^2 in float32, for quotients that are correctly rounded to float32:
 //
-//   x / divisor = x * high + x * low     high = 1 / divisor, rounded down; low > 0 is the rest
+//   x / divisor = x * high + x * low     high = 1 / divisor, rounded down; low is the rest, but at least 2^-60
 //
 // The test quotient_exhaustive.cpp tries all divisors that takes() accepts with every significand. Because low is
 // positive, zeros keep their sign, and infinity does not become NaN.

@@ -20,8 +20,8 @@ struct Context {
   cudaStream_t (*stream_of)(int32_t device_index);  // torch's current stream of another device
 };
 
-// Launches an op on context.stream. ops/<family>.cu and swap/ define it for their params; where a definition is
-// missing, the library does not link.
+// Launches an op on context.stream. The sources of each family, ops/<family>.cu or <family>/*.cu, define it for their
+// params; where a definition is missing, the library does not link.
 template <class Params>
 cudaError_t launch(const Params& p, const Context& context);
 

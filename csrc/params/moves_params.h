@@ -98,7 +98,8 @@ struct MoveTokensParams {
 };
 static_assert(LaunchParams<MoveTokensParams>);
 
-// The positions that sequences keep. Element m of sequence s moves to position dst_start[s] + m - keep_offsets[s].
+// The positions that sequences keep. Those of sequence s are the elements keep_offsets[s] .. keep_offsets[s + 1] - 1 of
+// a row of `keep`. The token at the position in element m moves to position dst_start[s] + m - keep_offsets[s].
 struct KeptTokens {
   Indices keep;          // [groups * rows, elements], where rows is the number of heads, or 1: see is_per_head
   Indices keep_offsets;  // [sequences + 1]

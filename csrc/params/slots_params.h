@@ -7,8 +7,8 @@
 
 namespace multikv {
 
-// Token i belongs to the sequence s with bounds[s] <= i < bounds[s + 1]. Its blocks are row s, or row table_rows[s], of
-// each group's block table.
+// Token i belongs to the sequence s with cu_query_lens[s] <= i < cu_query_lens[s + 1]. The blocks of sequence s are row
+// s, or row table_rows[s], of each group's block table.
 struct ComputeSlotMappingParams {
   const SlotGroup* groups;  // valid until launch() returns
   int64_t num_groups;

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: arguments of the command line; None: those of this process.
 
     Returns:
-        The exit code: 0 if all ops wrote the right bytes, else 1.
+        The exit code: 0 if all results agree with those of multikv.reference (see `Workload.agrees_with`), else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m multikv", description=DESCRIPTION)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -20,7 +20,7 @@ class Result:
 
     op: str
     case: str
-    ok: bool = False  # whether the op wrote what multikv.reference writes, and nothing raised an exception
+    ok: bool = False  # whether the outputs agree with those of multikv.reference, and nothing raised an exception
     error: str | None = None
     time_us: float | None = None
     gb_per_s: float | None = None
@@ -35,7 +35,7 @@ def run(case: cases.Case, device: torch.device) -> Result:
         if result.ok:
             _time(case, device, result)
         else:
-            result.error = "bytes differ from multikv.reference"
+            result.error = "results differ from multikv.reference"
     except Exception as error:
         result.ok = False
         result.error = f"{type(error).__name__}: {error}".strip()

@@ -1,7 +1,7 @@
 """Offloading of blocks to the host: pinned memory, and the calibration of swaps.
 
-A swap chooses between a kernel and the copy engines by costs that were measured on the device; docs/swap.md explains
-how. Each module imports only modules above it:
+With the strategy `auto`, a swap chooses between a kernel and the copy engines by the costs of both: those measured on
+the device, or default costs. docs/swap.md explains how. Each module imports only modules above it:
 
 - `memory` allocates pinned memory.
 - `costs` holds what swaps cost on each device.

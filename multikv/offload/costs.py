@@ -20,7 +20,8 @@ class SwapCosts:
 
     A run is a sequence of blocks that are neighbours in both tensors. The copy engines copy runs of at least
     `in_batches` bytes if runs are submitted in batches, and runs of at least `one_by_one` bytes if each run is
-    submitted alone (in a CUDA graph, and on ROCm). A kernel of `kernel_threads` threads copies all smaller runs.
+    submitted alone (in a CUDA graph, on ROCm, and with an NVIDIA driver that takes no batches). A kernel of
+    `kernel_threads` threads copies all smaller runs.
 
     Until the device is calibrated, these three fields have default values, and all other fields are None.
     """

@@ -82,7 +82,10 @@ def _is_integer(value: object) -> bool:
 
 
 def _calibrate_once(device: int) -> None:
-    """Calibrates `device`, the current device, unless this was done or tried before."""
+    """Calibrates `device`, the current device, unless this was done or tried before.
+
+    While the current stream is captured into a CUDA graph, nothing is calibrated.
+    """
     if device in CALIBRATIONS.measured or device in CALIBRATIONS.attempted or torch.cuda.is_current_stream_capturing():
         return
     CALIBRATIONS.attempted.add(device)

@@ -25,9 +25,9 @@ def copy_blocks_layers(caches: Sequence[Tensor], block_mapping: Tensor, num_toke
             num_tokens is -1, the block size.
         block_mapping: [num_pairs, 2], int32 or int64, on the device of the caches or on the CPU: source block,
             destination block. A pair with a negative block is padding, and a pair of equal blocks copies nothing. A
-            block that is the destination of another pair is neither a source nor a destination: otherwise, if
-            block_mapping is on the CPU the call raises RuntimeError, and if it is on a GPU the content of that block is
-            undefined. A block may be copied to several blocks.
+            block may be copied to several blocks. The destination of a pair must not be the source or the destination
+            of another pair. If block_mapping is on the CPU, the call raises RuntimeError for such a block. If
+            block_mapping is on a GPU, what is copied to and from such a block is undefined.
         num_tokens: the number of tokens of a block that are copied, from the first on. -1: whole blocks; dimension 1
             need not be that of the tokens then.
 

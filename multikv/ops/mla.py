@@ -79,8 +79,8 @@ def concat_and_cache_mla_grouped(
         slot_mapping: [num_layers, num_tokens], int32 or int64; see `multikv.ops`, Slots. If all layers use the same
             slots, pass `slots.expand(num_layers, -1)`.
         block_size: slots of a block, at least 1.
-        block_stride: distance from a block of a cache to the next, in elements of the cache. Entries must not overlap,
-            whether the slots of a block or the blocks lie nearer to each other.
+        block_stride: distance from a block of a cache to the next, in elements of the cache. Either of block_stride and
+            entry_stride may be the larger one, but entries must not overlap.
         entry_stride: distance from a slot of a block to the next, in elements of the cache.
         kv_scales: [num_layers], float32, on the device of the op. Required for fp8 formats, not read for others.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`. "fp8" and "fp8_e4m3" mean the native

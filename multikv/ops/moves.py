@@ -102,9 +102,9 @@ def move_tokens(
         dst_slots: [n], int32 or int64, on the device of src_slots. If a slot is listed twice, a CPU stores the last of
             its tokens. On a GPU every element comes whole from one of the tokens, but the elements of a slot may come
             from several.
-        overlap: whether the tokens are read as if before the first is written, so that src[p] and dst[p] may share
-            memory: each slot of one is a slot of the other, or shares no memory with it. n is then at most 4096.
-            Without it, a slot that is both read and written gets an undefined content.
+        overlap: True: all tokens are read as if before the first is written, so that src[p] and dst[p] may share
+            memory. A slot of src[p] and a slot of dst[p] must then be the same memory, or share no memory. n is at most
+            4096. False: a slot that is both read and written gets an undefined content.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride, n is above 4096 with overlap, or
@@ -154,8 +154,8 @@ def compact_cache(
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride.
         IndexError: a position breaks a rule, a needed block is outside the planes, a bound or a start is bad. On a GPU
-            only if indices are checked; else it does not move such a token, and moves none of a sequence with a
-            negative start.
+            only if indices are checked; otherwise the op does not move a token with a bad position or block, nor any
+            token of a sequence with a negative start.
 
     Example:
         >>> caches = [torch.randn(64, 16, 8, 128) for _ in range(4)]

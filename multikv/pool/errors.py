@@ -6,7 +6,7 @@ __all__ = ["OutOfBlocks"]
 
 
 class OutOfBlocks(RuntimeError):  # noqa: N818 - the name says what happened
-    """A call needs more blocks than are free. It has changed nothing, so it can be made again when blocks are free.
+    """A call needs more blocks than are free. It has changed no sequence, so it can be made again when blocks are free.
 
     Attributes:
         wanted: the number of blocks that the call needs.

@@ -1,4 +1,4 @@
-"""The bookkeeping behind the methods of PagedCache: checks, slots, names, and blocks that change the tier."""
+"""The bookkeeping behind the methods of PagedCache: checks, slots, names, and moves between the tiers."""
 
 from __future__ import annotations
 

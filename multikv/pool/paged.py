@@ -114,7 +114,7 @@ class PagedCache(Ledger):
         Raises:
             OutOfBlocks: there are too few free blocks. Nothing has changed.
             ValueError: a sequence was freed, is offloaded, is of another cache, is listed twice, or has no pending
-                token.
+                token; or there is no sequence, or max_query_len is below 1.
 
         Example:
             >>> cache = multikv.PagedKVCache(num_layers=1, num_kv_heads=8, head_size=64, num_blocks=64)
@@ -149,7 +149,9 @@ class PagedCache(Ledger):
                     self._name_blocks(sequence, start // self.block_size)
 
     def fork(self, sequence: Sequence) -> Sequence:
-        """Returns a copy of a sequence that shares its blocks. The first of the two that writes copies the last block.
+        """Returns a copy of a sequence that shares its blocks.
+
+        The first of the two that writes a token copies the last block, unless this block is full.
 
         Example:
             >>> cache = multikv.PagedKVCache(num_layers=1, num_kv_heads=8, head_size=64, num_blocks=64)
@@ -171,7 +173,7 @@ class PagedCache(Ledger):
         """Keeps the first num_tokens tokens of a sequence, such as those that speculative decoding has accepted.
 
         Raises:
-            ValueError: num_tokens is negative or above the length, or the sequence was freed.
+            ValueError: num_tokens is negative or above the length, or the sequence was freed or is of another cache.
         """
         with self._lock:
             pool = self._pool_of("truncate", sequence)
@@ -210,7 +212,8 @@ class PagedCache(Ledger):
 
         Raises:
             OutOfBlocks: the host tier has too few free blocks. Nothing has changed.
-            ValueError: a sequence was freed, is of another cache, is listed twice, or is offloaded already.
+            ValueError: a sequence was freed, is of another cache, is listed twice, or is offloaded already; or the
+                cache has no host tier.
         """
         with self._lock:
             host, chosen = self._host_tier("offload"), list(sequences)
@@ -232,7 +235,8 @@ class PagedCache(Ledger):
 
         Raises:
             OutOfBlocks: the device has too few free blocks. Nothing has changed.
-            ValueError: a sequence was freed, is of another cache, is listed twice, or is not offloaded.
+            ValueError: a sequence was freed, is of another cache, is listed twice, or is not offloaded; or the cache
+                has no host tier.
 
         Example:
             >>> cache = multikv.PagedKVCache(1, 8, 64, num_blocks=64, num_host_blocks=64)

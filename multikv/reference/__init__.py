@@ -1,7 +1,10 @@
-"""The definition of every op in plain PyTorch, slow and simple. Tests compare all backends with it, byte for byte.
+"""The definition of every op in plain PyTorch, slow and simple. Tests compare all backends with it.
+
+Results must be equal byte for byte, except those of attention, for which the tests have an error bound.
 
 The functions take the arguments of the ops, which `multikv.ops` documents, as tensors of any strides on any device, and
-compute on the CPU. They assume that arguments are valid, and check only indices. Two arguments are additional:
+compute on the CPU. They assume that arguments are valid, and check only indices. Two arguments are additional, each for
+the functions that need it:
 
 - `bad_indices`: "raise" raises IndexError before anything is written, as a CPU op does. "skip" skips tokens and rows
   with bad indices, as a GPU op does.

@@ -24,7 +24,7 @@ class AttentionRow(NamedTuple):
     out: Tensor  # [Hq, Dv]
     lse: Tensor  # [Hq]
     weighted: Tensor  # [Hq, Dv]: sum of p[j] * |v[j]|, with the softmax weights p
-    magnitude: Tensor  # [Hq]: max over j of scale * sum of |q[i] * k[j, i]| + |alibi bias|
+    magnitude: Tensor  # [Hq]: max over j of |scale| * sum of |q[i] * k[j, i]| + |alibi bias|
     num_visible: int
 
 
@@ -112,7 +112,10 @@ class Sequences:
     max_seq_len: int
 
     def rows(self, num_rows: int, num_slots: int, bad_indices: str) -> Iterator[tuple[int, int, range, int]]:
-        """Yields of each sequence: its index, its length, its query rows, and its length limited to max_seq_len."""
+        """Yields of each sequence: its index, its length, its query rows, and its number of keys that can be visible.
+
+        This number is the length, limited to max_seq_len and to num_slots, the slots of a row of the block table.
+        """
         lengths = self.seq_lens.tolist()
         bounds = list(range(len(lengths) + 1)) if self.cu_query_lens is None else self.cu_query_lens.tolist()
         most = num_slots if self.max_seq_len < 0 else min(self.max_seq_len, num_slots)

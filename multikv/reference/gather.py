@@ -169,8 +169,8 @@ def gather_kv_cache(
 ) -> None:
     """Does what gather_and_maybe_dequant_cache does for keys and values, in all layouts of the reshape_and_cache ops.
 
-    key, value [>=num_tokens, H, D], where -1 stands for all rows of key. Caches [N, B, H, D], whose D may differ; or
-    key_cache [N, H, D/x, B, x] with value_cache [N, H, D, B] or [N, H, B/x, D, x].
+    key, value [>=num_tokens, H, D]; a num_tokens of -1 stands for all rows of key. Caches [N, B, H, D], whose D may
+    differ; or key_cache [N, H, D/x, B, x] with value_cache [N, H, D, B] or [N, H, B/x, D, x].
     """
     is_packed = key_cache.dim() == 5
     num_blocks, block_size = len(key_cache), key_cache.shape[3 if is_packed else 1]

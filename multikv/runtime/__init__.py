@@ -11,5 +11,6 @@ Each module imports only modules above it:
 - `process` holds the libraries and settings of this process.
 - `loading` loads the libraries when multikv is imported.
 - `fake` registers what `torch.compile` runs in place of an op.
+- `explanations` rewords errors of PyTorch's dispatcher.
 - `exports` makes the `__all__` of a package from those of its modules.
 """

@@ -44,7 +44,10 @@ def {name}({parameters}):
 
 
 def explaining(function: Function) -> Function:
-    """Returns a function that does the same, and explains errors of the dispatcher. `function` has an op's name."""
+    """Returns a function that does the same, and explains errors of the dispatcher.
+
+    If `function` calls an op, it has the name of this op.
+    """
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters]
     source = _WRAPPER.format(

@@ -19,7 +19,7 @@ def load() -> None:
     Raises:
         ImportError: an environment variable has an unknown value, the CPU library or the one that MULTIKV_PLATFORM
             names cannot be loaded, a library that was opened belongs to another version or build, or another copy of
-            multikv is loaded in this process.
+            multikv is loaded in this process. `python -m multikv` raises SystemExit instead.
     """
     if PROCESS.libraries:
         return

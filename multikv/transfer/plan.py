@@ -24,7 +24,7 @@ class Geometry:
     block_size: int
     first_head: int
     num_heads: int
-    scales: list[list[float]]  # of k and v (MLA: one list), one number for each head; no list without scales
+    scales: list[list[float]]  # of k and v (MLA: one list), one number for each head; empty without scales
 
     @classmethod
     def of(cls, cache: PagedCache, first_head: int) -> Geometry:

@@ -34,7 +34,7 @@ void for_each_sequence(const ComputeSlotMappingParams& p, int64_t begin, int64_t
   }
 }
 
-// Writes one slot and those that follow it, or -1 again and again.
+// Writes the slots first, first + 1, ..., first + count - 1. If `first` is -1, writes -1 `count` times.
 template <std::integral Slot>
 void fill(Slot* slots, int64_t count, int64_t first) {
   const Slot step = first < 0 ? 0 : 1;

@@ -90,7 +90,14 @@ cudaError_t launch_prefill(AttentionProblem p, const Context& context) {
   return cudaGetLastError();
 }
 
-// Sequences with more rows than kMaxSplitRows are left to the prefill kernel, if there may be some with more than
+// Launches one of the prefill kernels.
+template <class Store, int kHeadSize>
+cudaError_t launch_many_rows(const AttentionProblem& p, const Context& context) {
+  const cudaError_t error = launch_warpgroup_attention<Store::kElement>(p, context);
+  return error == cudaErrorNotSupported ? launch_prefill<Store, kHeadSize>(p, context) : error;
+}
+
+// Sequences with more rows than kMaxSplitRows are left to a prefill kernel, if there may be some with more than
 // kMinPrefillRows.
 inline constexpr int64_t kMaxSplitRows = 16, kMinPrefillRows = 64;
 
@@ -99,7 +106,7 @@ cudaError_t launch_rows(AttentionProblem p, const Context& context) {
   const int64_t rows = p.group.signed_value() * p.sequences.max_query_len;
   if (rows > kMinPrefillRows) {
     p.min_rows = kMaxSplitRows + 1;
-    const cudaError_t error = launch_prefill<Store, kHeadSize>(p, context);
+    const cudaError_t error = launch_many_rows<Store, kHeadSize>(p, context);
     if (error != cudaSuccess && error != cudaErrorNotSupported) return error;
     p.min_rows = 0;
     if (error == cudaSuccess) {

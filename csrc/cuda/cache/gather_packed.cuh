@@ -17,8 +17,9 @@ constexpr int kPackedDims = 64;    // the dimensions of values that are transpos
 //   vector   0 1 2 3   0 1 2 3   ...    0  1  2  3
 //
 // Lanes of neighbouring tokens read neighbouring memory, and lanes of neighbouring vectors write neighbouring memory.
-// entries[token] is the offset in bytes at which the head of a token starts in the cache, or negative. Offsets, unlike
-// pointers in shared memory, let the compiler see that loads are from global memory and do not wait for shared memory.
+// entries[token] is the offset in bytes at which the head of a token starts in the cache, or negative. It is not a
+// pointer, because the compiler could not tell whether a pointer that it loads from shared memory points to global or
+// to shared memory, and loads through it would also wait for accesses of shared memory.
 template <GatherMove Move>
 __device__ __forceinline__ void gather_packed_keys(const HeadPlane& plane, const Divisor& piece_vectors,
                                                    const int64_t* entries, int64_t first, int64_t head) {
@@ -59,7 +60,8 @@ struct GatheredValues {
 };
 
 // Gathers the values of one head of a chunk of tokens. The lanes of a warp read one dimension of all tokens, which is
-// contiguous where slots are neighbours; afterwards, neighbouring threads write neighbouring vectors of a token.
+// contiguous within a group of vector_size slots; afterwards, neighbouring threads write neighbouring vectors of a
+// token.
 template <GatherMove Move, class Stored>
 __device__ __forceinline__ void gather_packed_values(const HeadPlane& plane, const int64_t* entries, int64_t first,
                                                      int64_t head) {

@@ -1,5 +1,5 @@
-// Gathers sequences from a cache: finds the slot of each output row, and copies the entries by one kernel that all
-// gathers share.
+// Gathers sequences from a cache: finds the slot of each output row, and copies the entries. All gathers share the two
+// kernels of this file, for few and for many tokens, except that of the packed layout (gather_packed.cuh).
 #pragma once
 
 #include <algorithm>

@@ -54,8 +54,8 @@ struct TransposedValues {
   }
 };
 
-// Computes the offsets of the tokens, and which groups of kRun tokens are runs. kLocators threads must call, one for
-// each token.
+// Computes the offsets of the tokens, and which groups of kRun tokens are runs. kLocators threads must call: one for
+// each token, and the rest of the last warp with index -1.
 template <class Stored, int kTokens>
 __device__ inline void locate_values(const ReshapeAndCacheParams& p, TransposedValues<Stored, kTokens>& values,
                                      int64_t head, int64_t index, int token) {

@@ -27,8 +27,9 @@ struct BlockShape {
   int64_t row_blocks;
 };
 
-// Chooses the shape whose number of threads is closest to kThreads. Entries of 72 vectors (MLA), for example, get
-// thread blocks of 2 tokens, because 144 threads are closer to 128 than the 72 threads of 1 token.
+// Chooses a shape of about kThreads threads: as many rows of a token as kThreads holds, then the number of tokens that
+// comes closest to kThreads. Entries of 72 vectors (MLA), for example, get thread blocks of 2 tokens, because 144
+// threads are closer to 128 than the 72 threads of 1 token.
 inline BlockShape block_shape(int64_t vectors, int64_t rows, int64_t max_tokens, int64_t max_threads = kMaxThreads) {
   constexpr int64_t kMaxTokens = 64;  // CUDA's limit of blockDim.z
   const int64_t passes = ceil_div(vectors, max_threads);

@@ -26,8 +26,8 @@ struct CompactHead {
 
 constexpr int kCompactThreads = 256, kHeldVectors = 4, kCompactVectors = kCompactThreads * kHeldVectors;
 
-// The offsets at which a token is read and written, in bytes from the start of its head's plane. They are -1 if the
-// token is not moved.
+// The offsets of the slots that a token is read from and written to, in bytes from slot 0 of the plane. They are -1 if
+// the token is not moved.
 struct Move {
   int64_t src, dst;
 };

@@ -1,5 +1,6 @@
-// Copies units (tokens) from slots to slots, in all planes of a group. pack_layers, unpack_layers and move_tokens share
-// this kernel. They differ in a `Pairs`, which says what the slots of a unit are.
+// Copies units, of one or more tokens each, from slots to slots, in all planes of a group. pack_layers, unpack_layers
+// and move_tokens share the two kernels: one copies within a device, the other over a link. The ops differ in a
+// `Pairs`, which says what the slots of a unit are.
 #pragma once
 
 #include "cuda/moves/link_order.cuh"
@@ -126,8 +127,8 @@ __device__ LinkPiece link_piece(const Launch& launch, int64_t i) {
 // Copies over a link, to or from the memory of the host, with few threads. In each step a warp copies the next 128 >>
 // lanes_log2 pieces, and neighbouring warps make neighbouring steps:
 //
-//   piece     0 1 2 3 4 5 6 7 8 ...                 lanes_log2 = 5: a piece is 32 vectors
-//             | warp 0, step 0 | warp 1, step 0 | ... | warp 0, step 1 | ...
+//   piece   | 0   1   2   3  | 4   5   6   7  | ...                  lanes_log2 = 5: a piece is 32 vectors
+//           | warp 0, step 0 | warp 1, step 0 | ... | warp 0, step 1 | ...
 //
 // Each lane finds one of the next 32 pieces of its warp, while vectors of the present step are in flight, and the other
 // lanes get the addresses from it. docs/swap.md says what looking ahead gains.

@@ -13,7 +13,7 @@
 
 namespace multikv::gpu {
 
-// Two addresses, or two offsets in bytes: where something is read and where it is written.
+// Two offsets in bytes: where something is read and where it is written.
 struct Offsets {
   int64_t src, dst;
 };

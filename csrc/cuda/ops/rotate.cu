@@ -137,7 +137,7 @@ struct CodedKeys {
   }
 };
 
-// The elements of kPairs pairs of a head as they are stored: two vectors, which are neighbours if `is_joined`.
+// A thread's pairs of one head, as they are stored: two vectors of kBytes bytes, which are neighbours if `is_joined`.
 template <int kBytes>
 struct Vectors {
   Pack<kBytes> first, second;
@@ -262,7 +262,7 @@ __device__ __forceinline__ TokenMove move_of(const RotateCachedKeysParams& p, in
 //   blockIdx               x: chunks of tokens   y: groups of heads
 //
 // Neighbouring slots of a packed cache are neighbours in memory, so neighbouring threads take neighbouring tokens.
-// `in_group` is the number of a thread's vectors in one vector of the cache (vector_size elements), or 1.
+// `in_group` is the number of vectors of kPairs elements in one vector of the cache (vector_size elements), or 1.
 struct MoveShape {
   bool is_packed;
   SmallDivisor in_group;
@@ -339,7 +339,7 @@ void launch_kernel(const RotateCachedKeysParams& p, const Context& context) {
 // Whether all vectors of Keys::kWide elements are aligned, and none crosses the end of a vector of a packed cache.
 template <class Keys>
 bool is_wide(const RotateCachedKeysParams& p) {
-  // Two vectors of neighbouring pairs are accessed as one.
+  // If the elements of a pair are neighbours (not is_neox), the two vectors of a thread are accessed as one.
   const int size = p.is_neox ? Keys::kWide : 2 * Keys::kWide, bytes = size * Keys::kBytes;
   const int table_bytes = Keys::kWide * static_cast<int>(num_bytes(p.table_dtype));
   const AlignmentBits elements =

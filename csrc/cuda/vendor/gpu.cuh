@@ -49,7 +49,7 @@ __device__ inline T shuffle(T value, int lane) {
 }
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
-// Returns 2^x with an error of 2 units in the last place. A subnormal result may be 0.
+// Returns 2^x with an error of at most 2 units in the last place. A subnormal result may be 0.
 __device__ inline float exp2_approximate(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

@@ -6,8 +6,7 @@
 
 namespace multikv {
 
-// The arguments that describe the sequences of a call. block_table and seq_lens are checked by
-// make_attention_sequences().
+// The arguments that describe the sequences of a call. make_attention_sequences() checks all of them.
 struct AttentionSequenceArguments {
   std::string_view block_table_name;
   const Tensor& block_table;

@@ -44,8 +44,8 @@ class Call {
   [[noreturn]] void fail_index(std::string_view argument, std::string_view subscript, std::string_view expected,
                                int64_t got) const;
 
-  // A None has no properties, so one of the next three checks comes before anything else that uses a tensor. Only
-  // check_tensor() in frontend/ops/swap.cpp rejects None itself.
+  // A None has no properties, so it is rejected before anything else uses the tensor. check_device() and check_on_cpu()
+  // reject it. Code that calls neither of them for a tensor rejects None itself.
 
   // Fails if the tensor is None, or is not on the device of the call. The first tensor checked determines the device.
   void check_device(std::string_view argument, const Tensor& tensor);

@@ -109,7 +109,7 @@ class IndexLists {
 
  private:
   Call& call_;
-  std::string_view first_;  // the argument that was added first; empty before
+  std::string_view first_;  // the argument that was added last; empty before the first one
   bool are_on_host_ = false;
 };
 

@@ -11,7 +11,7 @@ struct RotatedPart {
   std::string_view of;
 };
 
-// Checks a table [positions, rotary_size] of any floating-point dtype, and that the rotated part lies in the head.
+// Checks a table [positions, rotary_size] of float32, float16 or bfloat16, and that the rotated part lies in the head.
 // Returns the dtype.
 Float check_table(Call& call, const Tensor& cos_sin_cache, const RotatedPart& part);
 // Fails unless the table has the dtype of the tensor `like`, or float32.

@@ -44,9 +44,10 @@ void check_writable(const Call& call, std::string_view argument, const Tensor& t
 inline constexpr std::string_view kWithoutOverlaps = "a writable tensor without overlapping elements";
 
 // Return the address of a tensor. Fail if the tensor's storage ends before the tensor does, as after
-// untyped_storage().resize_(), and unless the address is a multiple of the element size, because a GPU cannot access
-// unaligned elements. Ops call mutable_data() after all checks, because it makes torch copy a copy-on-write
-// tensor. data() returns char*, too, because views hold char* whether or not the op writes.
+// untyped_storage().resize_(). Fail also if the address is not a multiple of the element size, because a GPU cannot
+// access unaligned elements. Ops call mutable_data() after the checks of shapes and index values, because it makes
+// torch copy a copy-on-write tensor. Only the workspace of attention is taken earlier. data() returns char*, too,
+// because views hold char* whether or not the op writes.
 char* data(const Call& call, std::string_view argument, const Tensor& tensor);
 char* mutable_data(const Call& call, std::string_view argument, const MutableTensor& tensor);
 // Returns the address at which the device of the call reads a tensor on the CPU. For a GPU the tensor must be in pinned

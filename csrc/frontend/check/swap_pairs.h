@@ -12,8 +12,8 @@
 
 namespace multikv {
 
-// Block `src` of one tensor is copied to block `dst` of another. Sorting takes half as long for 32-bit ids as for
-// 64-bit ids.
+// Block `src` of a tensor is copied to block `dst` of another tensor, or of the same one (copy_blocks_layers). Sorting
+// takes half as long for 32-bit ids as for 64-bit ids.
 template <class Id>
 struct BlockPair {
   Id src, dst;

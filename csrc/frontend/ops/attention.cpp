@@ -116,7 +116,7 @@ void check_per_head(Call& call, std::string_view argument, const Tensor& tensor,
   check_inner_stride(call, argument, tensor);
 }
 
-// Checks the options, and sets all but query_mask.
+// Checks alibi_slopes, sinks and query_mask, and sets the first two. set_sequences() sets query_mask.
 void set_options(Call& call, PagedAttentionParams& p, const AttentionArguments& arguments) {
   AttentionOptions& options = p.options;
   if (arguments.alibi_slopes.has_value()) {
@@ -177,7 +177,8 @@ void set_sequences(Call& call, PagedAttentionParams& p, const AttentionArguments
   p.options.query_mask = reinterpret_cast<const int64_t*>(data(call, "query_mask", *arguments.query_mask));
 }
 
-// Makes all params but the workspace. The caller has set p.options, except the tensors.
+// Sets all params but the workspace and what set_addresses() sets. The caller has set the members of p.options that are
+// not tensors.
 void set_all(Call& call, PagedAttentionParams& p, const AttentionArguments& arguments) {
   set_query(call, p, arguments);
   set_caches(call, p, arguments);

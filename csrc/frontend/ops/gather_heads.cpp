@@ -95,7 +95,8 @@ GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_params(
   p.sequences = make_sequences(call, cache.blocks, block_table, seq_starts);
   set_cu_seq_lens(call, p.sequences, cu_seq_lens);
   p.sequences.num_tokens = rows_to_write(call, "dst", dst, num_tokens);
-  if (token_to_seq.has_value()) {  // whose values are not read, because cu_seq_lens determines them
+  // The values of token_to_seq are not read, because cu_seq_lens determines them.
+  if (token_to_seq.has_value()) {
     static_cast<void>(indices_of(call, "token_to_seq", *token_to_seq, 1));
     check_min_size(call, "token_to_seq", *token_to_seq, 0, p.sequences.num_tokens, "num_tokens");
   }

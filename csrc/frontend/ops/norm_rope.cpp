@@ -12,7 +12,7 @@ namespace multikv {
 
 namespace {
 
-// Checks the weight of a norm [size], whose elements are float32 or those of the tensor `like`.
+// Checks the weight of a norm, [size], whose dtype must be float32 or that of the tensor `like`.
 NormWeight make_weight(Call& call, std::string_view argument, const OptionalTensor& weight, int64_t size,
                        std::string_view of, const Tensor& like, std::string_view like_name) {
   if (!weight.has_value()) return {};
@@ -292,8 +292,8 @@ void check_values(Call& call, const QkNormRopeCacheParams& p) {
   check(call, p.rope.positions, p.slots.num_tokens, p.rope.num_positions);
 }
 
-// Sets the addresses of the three parts of qkv. q_out may be a part of qkv, so that this comes after mutable_data() of
-// q_out, which may move a copy-on-write tensor.
+// Sets the addresses of the three parts of qkv. q_out may be a part of qkv. So the caller has called mutable_data() for
+// q_out first, because it may move a copy-on-write tensor.
 void set_source_addresses(const Call& call, QkNormRopeCacheParams& p, const Tensor& qkv) {
   p.query.source.data = data(call, "qkv", qkv);
   p.key.source.data = p.query.source.head(0, p.query.num_heads);

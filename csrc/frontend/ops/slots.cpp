@@ -140,7 +140,7 @@ int64_t largest_of(const Indices& indices, int64_t begin, int64_t end) {
 
 // Returns true if check_run() and the check of the rows would certainly pass for every token: the block tables have the
 // largest row and the column of the largest position, and the slots of every block fit the dtype of the slot mappings.
-// This is much faster than a look at each token.
+// This is much faster than check_run() for each run of tokens.
 bool have_all_slots(const ComputeSlotMappingParams& p, const HostTables& host) {
   const int64_t last_row =
       host.rows.is_given() ? largest_of(host.rows.view(), 0, p.num_sequences) : p.num_sequences - 1;

@@ -26,8 +26,8 @@ class Tensor {
   Tensor& operator=(Tensor&& other) noexcept;
   ~Tensor();
 
-  // Whether the argument is Python's None. No other member may be used then; the device checks of Call reject None
-  // first.
+  // Whether the argument is Python's None. No other member may be used then; the front end rejects None first (see
+  // Call in frontend/check/call.h).
   bool is_none() const { return dim_ < 0; }
   int64_t dim() const { return dim_; }
   int64_t size(int64_t i) const { return sizes_[i]; }

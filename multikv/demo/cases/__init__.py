@@ -1,9 +1,9 @@
 """Random inputs for the ops, and plain copies to compare times with, for `python -m multikv` and the benchmarks.
 
-Each module has the cases of one family of ops. For each op except swap_blocks_batch it has a function of the same
-name that makes a Workload. The values of a Workload are random. So is the order of its blocks, but consecutive tokens
-are neighbours within a block. On the device `meta` the function allocates nothing, and the Workload says how many bytes
-the op moves. The demo runs the cases in CASES.
+Each family of ops has a module with its cases. For each op except swap_blocks_batch, the module has a function of the
+same name that makes a Workload. The values of a Workload are random. So is the order of its blocks, but consecutive
+tokens are neighbours within a block. On the device `meta` the function allocates nothing, and the Workload says how
+many bytes the op moves. The demo runs the cases in CASES.
 """
 
 import typing

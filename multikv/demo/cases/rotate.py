@@ -25,7 +25,7 @@ def rotate_cached_keys(
 ) -> Workload:
     """Moves tokens by 100 positions. Every call moves them further.
 
-    The squares cos^2 + sin^2 are 1 up to rounding: to 24 bits with a float32 table, to 8 bits with a bfloat16 table.
+    cos^2 + sin^2 is 1 except for the rounding of the table: to 24 bits if it is float32, to 8 bits if it is bfloat16.
     """
     num_blocks, slots = values.slots(num_tokens, block_size, device)
     dtype = values.CACHE_DTYPES[kv_cache_dtype]

@@ -32,8 +32,8 @@ class Workload:
     op: str
     arguments: tuple[Any, ...]
     written: tuple[int, ...]  # which arguments the op writes, counted from 0
-    # Bytes that the op must move: each input byte read once, each output byte written once. Indices, scales and rotary
-    # tables are not counted.
+    # Bytes that the op must move: each input byte read once, each output byte written once. Arguments that are indices,
+    # scales, weights or rotary tables are not counted, except the positions and slots of compute_slot_mapping.
     num_bytes: int
     # Tensors that the op writes through addresses. The key is the number of the argument that holds the addresses.
     by_address: dict[int, tuple[Tensor, ...]] = dataclasses.field(default_factory=dict)
@@ -98,11 +98,12 @@ def copy_calls(workload: Workload, device: torch.device) -> list[Callable[[], ob
     Each copy has its own memory, and there are as many copies as `rotation` returns for the workload.
     """
     size = max(workload.num_bytes // 2, 1)
-    route = workload.route or (device, device)
-    pairs = [
-        [values.moved(values.bits((size,), torch.uint8, device), to) for to in route]
-        for _ in range(rotation(workload.num_bytes, device))
-    ]
+    source, destination = workload.route or (device, device)
+    pinned = device.type == "cuda" and destination.type == "cpu"
+    pairs = []
+    for _ in range(rotation(workload.num_bytes, device)):
+        src = values.moved(values.bits((size,), torch.uint8, device), source)
+        pairs.append((src, torch.empty_like(src, device=destination, pin_memory=pinned)))
     if device.type == "cpu" and torch.get_num_threads() == 1:
         return [functools.partial(_memmove, dst, src) for src, dst in pairs]
     return [functools.partial(dst.copy_, src, non_blocking=True) for src, dst in pairs]

@@ -104,9 +104,9 @@ def paged_multikv_attention(
 ) -> tuple[Tensor, None]:
     """Writes to and attends over the cache of continuous batching: the attention function `paged|multikv`.
 
-    The tensors are those of `multikv_attention` for a batch of one, whose tokens belong to all sequences one after the
-    other. A layer with a sliding window writes and gathers its keys by the cache's own `update`, because new keys may
-    take the slots of keys that are still visible.
+    The tensors are those of `multikv_attention` for a batch of one, which holds the tokens of all sequences, one
+    sequence after the other. A layer with a sliding window writes and gathers its keys by the cache's own `update`,
+    because new keys may take the slots of keys that are still visible.
     """
     _check_inference(module, (query, key, value), dropout, kwargs)
     cache, scores = kwargs["cache"], Scores(scaling, softcap, s_aux, _window_of(module, kwargs))

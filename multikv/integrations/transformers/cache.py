@@ -308,7 +308,7 @@ class MultikvCache(Cache):
             group.tables.rows = []
 
     def activate_past_recording(self) -> None:
-        """Keeps the tokens that left the window of sliding layers until the next crop."""
+        """From now on, layers with a sliding window keep the tokens that leave the window until the next crop."""
         for group in self.groups.values():
             group.tables.keeps_past = True
 

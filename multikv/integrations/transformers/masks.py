@@ -1,4 +1,4 @@
-"""The attention mask of the attention function `multikv`: what the rows of a causal mask have in common."""
+"""The attention mask of the attention function `multikv`: a window and numbers of padding tokens, and no tensor."""
 
 from __future__ import annotations
 

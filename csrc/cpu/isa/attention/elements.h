@@ -8,7 +8,7 @@
 namespace multikv::cpu {
 namespace {
 
-// Reads elements of a type that is stored as kElement.
+// Reads elements that are stored as kElement.
 //   load(from)   sixteen elements
 //   one(from)    one element
 template <Element kElement>

@@ -11,8 +11,8 @@ namespace {
 // 2^n for -126 <= n <= 127.
 [[gnu::always_inline]] inline Native power_of_two(NativeInts n) { return std::bit_cast<Native>((n + 127) << 23); }
 
-// exp(x) for x <= 0, with a relative error below 2^-22; subnormal results are rounded correctly enough for sums. A NaN
-// stays a NaN, and -infinity gives 0.
+// exp(x) for x <= 0, with a relative error below 2^-22. A subnormal result has in addition the error of its rounding to
+// a multiple of 2^-149. A NaN stays a NaN, and -infinity gives 0.
 //
 // x = n * ln 2 + r with |r| <= ln 2 / 2. The polynomial is that of the Cephes library (expf).
 [[gnu::always_inline]] inline Native exp_of_nonpositive(Native x) {

@@ -87,8 +87,8 @@ class FlashWriter {
   const int64_t num_rows_, row_elements_;
   const bool is_dense_;  // rows of neighbouring tokens are contiguous as well
   const Quantiser quantise_;
-  // The heads of one token are written after another, so that the source is read in order. Each head's codes are whole
-  // cache lines, so that the order of the streaming stores does not matter.
+  // All heads of one token are written before those of the next token, so that the source is read in order. Each head's
+  // codes are whole cache lines, so the order of the streaming stores does not matter.
   const bool is_in_token_order_;
   const Stores stores_;
 };

@@ -1,4 +1,4 @@
-// Iterates over the blocks, or other entries of lists, of many planes.
+// Iterates over the entries of a list of blocks, or of pairs of blocks, in many planes.
 #pragma once
 
 #include <concepts>

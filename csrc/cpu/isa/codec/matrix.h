@@ -12,7 +12,7 @@ namespace {
 struct Matrix {
   int64_t count, num_rows = 1, to_stride = 0, from_stride = 0;
   // The distance in bytes from a source row to the address that is prefetched while the row is read. 0: the address is
-  // unknown, and the row itself is prefetched.
+  // unknown (next() returns nullptr).
   int64_t ahead = 0;
 
   bool writes_whole_cache_lines(const char* to) const {

@@ -138,7 +138,7 @@ class NormWeights {
     for (auto& half : values_) {
       for (int64_t i = 0; i < (kHasWords ? (count + 1) / 2 : count); ++i) {
         const float weight = half[i] + bias_;
-        half[i] = weight == weight ? weight : __builtin_nanf("");  // whose low bits are zeros, as rounded() requires
+        half[i] = weight == weight ? weight : __builtin_nanf("");  // a NaN for rounded(): its low bits are zeros
       }
       if (!kHasWords) break;
     }

@@ -24,8 +24,8 @@ template <FloatElement Rounded>
 [[gnu::flatten]] inline float rounded(float x) {
   return widen(narrow<Rounded>(x));
 }
-// x is the result of an operation on bfloat16 values. If it is NaN, its lower 16 bits are zeros, and rounding leaves it
-// unchanged, so no test for NaN is necessary.
+// If x is NaN, its lower 16 bits must be zeros, as they are after operations on bfloat16 values. Rounding then leaves
+// it unchanged, so no test for NaN is necessary.
 template <>
 inline float rounded<BFloat16>(float x) {
   const auto bits = std::bit_cast<uint32_t>(x);

@@ -72,7 +72,8 @@ class LineWriter {
     }
   }
 
-  // Writes everything that has been collected. Must be called before other code writes to the same cache lines.
+  // Writes everything that has been collected. The caller must call flush() before other code writes to the same cache
+  // lines.
   void flush() {
     if (end_ > begin_) write_all();
   }
