@@ -1,7 +1,6 @@
-// Launches the kernels of split_kernel.cuh, cluster_kernel.cuh and prefill_kernel.cuh.
+// Launches the kernels of split_kernel.cuh and prefill_kernel.cuh.
 #pragma once
 
-#include "cuda/attention/cluster_kernel.cuh"
 #include "cuda/attention/launch_attention.h"
 #include "cuda/attention/prefill_kernel.cuh"
 #include "cuda/attention/split_kernel.cuh"
@@ -30,41 +29,10 @@ cudaError_t launch_split(AttentionProblem p, const Context& context) {
   return p.num_slots > 0 ? launch_join(p, blocks, context) : cudaSuccess;
 }
 
-// The most granules of a thread block of the cluster kernel. It could attend over more, but that has not been measured.
-inline constexpr int64_t kMostGranules = 1;
-
-// Launches the cluster kernel, if the call is small enough. Otherwise returns cudaErrorNotSupported.
-template <class Store, int kHeadSize, int kRows>
-cudaError_t launch_clusters(AttentionProblem p, int64_t rows, const Context& context) {
-  using Shape = ClusterShape<Store, kHeadSize>;
-  using Memory = ClusterMemory<Store, kHeadSize, kRows>;
-  const int64_t most_blocks = most_cluster_blocks(context.device_index);
-  const int64_t tiles = ceil_div<int64_t>(rows, kRows), heads = tiles * p.num_kv_heads;
-  const int64_t granules = ceil_div<int64_t>(std::max<int64_t>(p.sequences.max_seq_len, 1), kGranule);
-  const int64_t clusters = heads * p.sequences.num_sequences, most = context.num_multiprocessors;
-  if (most_blocks == 0 || clusters > most) return cudaErrorNotSupported;
-  const int64_t blocks = std::clamp<int64_t>(most / clusters, 1, std::min(granules, most_blocks));
-  if (ceil_div(granules, blocks) > kMostGranules) return cudaErrorNotSupported;
-  const int bytes = Memory::bytes(blocks == 1 ? 0 : static_cast<int>(ceil_div(granules, blocks)));
-  if (bytes > shared_memory(context.device_index).block_bytes) return cudaErrorNotSupported;
-  MULTIKV_RETURN_IF_FAILED(
-      (allow_shared_memory<cluster_attention_kernel<Store, kHeadSize, kRows>>(context.device_index, bytes)));
-  p.tile_rows = kRows;
-  p.tiles_per_head = static_cast<int>(tiles);
-  p.tile_blocks = static_cast<int>(blocks);
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(heads),
-                  static_cast<unsigned>(p.sequences.num_sequences));
-  return launch_cluster_grid(cluster_attention_kernel<Store, kHeadSize, kRows>, grid, Shape::kThreads, bytes,
-                             context.stream, p);
-}
-
 template <class Store, int kHeadSize>
 cudaError_t launch_split(const AttentionProblem& p, const Context& context) {
   const int64_t rows = std::min(p.group.signed_value() * p.sequences.max_query_len, p.max_rows);
   if (p.key.has_vectors && p.value.has_vectors) {
-    const cudaError_t error = rows <= 8 ? launch_clusters<Store, kHeadSize, 8>(p, rows, context)
-                                        : launch_clusters<Store, kHeadSize, 16>(p, rows, context);
-    if (error != cudaErrorNotSupported) return error;
     return rows <= 8 ? launch_split<Store, kHeadSize, 8, true>(p, context)
                      : launch_split<Store, kHeadSize, 16, true>(p, context);
   }

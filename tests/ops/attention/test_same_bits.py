@@ -61,28 +61,6 @@ def test_alone_or_in_a_batch(device, dtype, format):
         assert_same_rows(alone, together, [0], [s])
 
 
-@pytest.mark.parametrize("workspace_bytes", [0, 1 << 20])
-@pytest.mark.parametrize("query_len", [1, 5])
-@pytest.mark.parametrize("format", ["auto", "fp8_e4m3"])
-def test_alone_or_in_a_large_batch(gpu, format, query_len, workspace_bytes):
-    """Small calls and calls that fill a GPU are computed by different kernels."""
-    lengths = LENGTHS * 40
-    query_lens = [query_len] * len(lengths)
-    call = attention_arguments(
-        gpu,
-        **SHAPES | {"lengths": lengths, "head_size": 128},
-        query_lens=query_lens,
-        format=format,
-        workspace_bytes=workspace_bytes,
-        **OPTIONS,
-    )
-    together = attend(call)
-    for s in range(len(LENGTHS)):
-        rows = slice(s * query_len, (s + 1) * query_len)
-        alone = attend(one_sequence(call, s, rows))
-        assert_same_rows(alone, together, list(range(query_len)), list(range(rows.start, rows.stop)))
-
-
 def test_permuted_batch(device):
     query_lens = (5, 1, 64, 0, 17, 2)
     call = attention_arguments(device, **SHAPES, query_lens=query_lens)
