@@ -58,11 +58,15 @@ cudaError_t launch_prefill(AttentionProblem p, const Context& context) {
   return cudaGetLastError();
 }
 
-// Launches one of the prefill kernels.
+// Launches one of the prefill kernels. The one of warpgroups is compiled for bfloat16 caches, with which it has been
+// tested on a GPU.
 template <class Store, int kHeadSize>
 cudaError_t launch_many_rows(const AttentionProblem& p, const Context& context) {
-  const cudaError_t error = launch_warpgroup_attention<Store::kElement>(p, context);
-  return error == cudaErrorNotSupported ? launch_prefill<Store, kHeadSize>(p, context) : error;
+  if constexpr (Store::kElement == Element::kBFloat16) {
+    const cudaError_t error = launch_warpgroup_attention<Store::kElement>(p, context);
+    if (error != cudaErrorNotSupported) return error;
+  }
+  return launch_prefill<Store, kHeadSize>(p, context);
 }
 
 // Sequences with more rows than kMaxSplitRows are left to a prefill kernel, if there may be some with more than

@@ -192,10 +192,6 @@ class WarpgroupAttention {
     has_specials_ = is_partial && finds_specials();
     RowSums::add_two<Store>(
         sums_, [&](int high, int i) -> float& { return scores_[i / 2][2 * high + i % 2]; }, factors_, corrections_);
-    // No sum is negative. But the shuffle needs the sums, and wait_for_products() comes after it, so that the compiler
-    // does not compute weights after that wait.
-    const float smaller = shuffle_xor(fminf(sums_[0].l, sums_[1].l), 1);
-    is_corrected_ = ballot(corrections_[0] != 1.0f || corrections_[1] != 1.0f || smaller < 0.0f) != 0;
   }
   // Rounds the weights to operands of matrix instructions.
   __device__ void round_weights() {
@@ -206,7 +202,7 @@ class WarpgroupAttention {
   // Prepares the outputs for the products of a step: the first one of a granule, unless `adds`.
   __device__ void correct_outputs(bool adds, const Joins& joins) {
     if (!adds) return join_granule(joins);
-    if (!is_corrected_) return;
+    if (ballot(corrections_[0] != 1.0f || corrections_[1] != 1.0f) == 0) return;
 #pragma unroll
     for (int i = 0; i < kProducts * 4; ++i) o_[i / 4][i % 4] = __fmul_rn(o_[i / 4][i % 4], corrections_[i / 2 % 2]);
   }
@@ -346,7 +342,6 @@ class WarpgroupAttention {
   StepOperands weights_;  // of the step before the scores'
   bool has_specials_;     // among the values of the step of the scores
   float corrections_[2];
-  bool is_corrected_;                            // any correction is not 1
   float o_[kProducts][4], total_[kProducts][4];  // of the granule, and of the granules before
   RowSums sums_[2];
   float2 total_state_[2];

@@ -24,7 +24,8 @@ class EntryCopier {
   using Codes = uint32_t[kWarpKeys / kEntriesAtOnce][4];
 
   __device__ EntryCopier(const CacheSource& cache, const Segment& segment, int warp, int size)
-      : block_vectors_(cache.block_vectors), slot_vectors_(cache.slot_vectors) {
+      : slot_bytes_(uint64_t{cache.slot_vectors} * kChunkBytes), block_vectors_(cache.block_vectors),
+        slot_vectors_(cache.slot_vectors) {
     const int byte = piece() * kPieceBytes;
     from_ = opaque(cache.data + byte / kChunkBytes * cache.stride_chunk_bytes + byte % kChunkBytes +
                    segment.kv_head * (uint64_t{cache.head_vectors} * kChunkBytes));
@@ -40,14 +41,10 @@ class EntryCopier {
   __device__ void for_each(uint32_t block, uint32_t slot, uint32_t valid, Visit visit) const {
     const uint32_t vector = block * block_vectors_ + slot * slot_vectors_, own = is_inside_ ? valid >> first() : 0;
     if constexpr (kHasWholeBlocks) {
-      const char* from = from_ + (uint64_t{valid == 0 ? 0 : vector} + first() * slot_vectors_) * kChunkBytes;
-      const auto source_of = [&](int i) { return from + uint64_t{slot_vectors_} * (i * kChunkBytes); };
-      if (own == ((1u << kWarpKeys) - 1) >> first()) {
+      const char* from = from_ + uint64_t{valid == 0 ? 0 : vector} * kChunkBytes + first() * slot_bytes_;
 #pragma unroll
-        for (int i = 0; i < kWarpKeys; i += kEntriesAtOnce) visit(i, Source{source_of(i), true});
-      } else {
-#pragma unroll
-        for (int i = 0; i < kWarpKeys; i += kEntriesAtOnce) visit(i, Source{source_of(i), (own >> i & 1) != 0});
+      for (int i = 0; i < kWarpKeys; i += kEntriesAtOnce, from += kEntriesAtOnce * slot_bytes_) {
+        visit(i, Source{from, (own >> i & 1) != 0});
       }
     } else {
 #pragma unroll
@@ -104,6 +101,7 @@ class EntryCopier {
   __device__ static int piece() { return threadIdx.x % 32 % kLanes; }
 
   const char* from_;  // the lane's piece of the head's first slot
+  uint64_t slot_bytes_;
   uint32_t block_vectors_, slot_vectors_;
   uint32_t to_;    // the lane's first piece in a tile
   int is_inside_;  // the piece is not past the end of an entry

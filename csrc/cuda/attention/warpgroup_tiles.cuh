@@ -37,8 +37,6 @@ __device__ inline uint32_t place_offset_bytes(int row, int place) {
   return SwizzledTile<kHeadSize>::offset_bytes(row, place / 2) + place % 2 * 8;
 }
 
-__device__ inline int count_bits(uint32_t mask) { return static_cast<int>(__popc(mask)); }
-
 // Numbers the tiles of all sequences, and finds them by their numbers. First come the last tiles of all sequences,
 // which see the most keys if attention is causal, then the tiles before these, and so on. It lies in shared memory, to
 // save registers, and all lanes of one warp use it.
@@ -72,7 +70,7 @@ class TileList {
 #pragma unroll 1
     for (int64_t s = 0; s < p.sequences.num_sequences; s += 32) {
       const int tiles = num_tiles_of(p, s + lane);
-      active += count_bits(ballot(tiles > level));
+      active += __popc(ballot(tiles > level));
       if (tiles > level) fewest = min(fewest, tiles);
     }
 #pragma unroll 1
@@ -94,12 +92,12 @@ class TileList {
     int64_t sequence = 0;
     while (true) {
       const uint32_t active = ballot(num_tiles_of(p, sequence + lane) > level);
-      const uint32_t found = ballot((active >> lane & 1) != 0 && count_bits(active & ((1u << lane) - 1)) == index);
+      const uint32_t found = ballot((active >> lane & 1) != 0 && __popc(active & ((1u << lane) - 1)) == index);
       if (found != 0) {
-        sequence += count_bits(found - 1);
+        sequence += 31 - __clz(found);
         break;
       }
-      index -= count_bits(active);
+      index -= __popc(active);
       sequence += 32;
     }
     Segment segment{};
