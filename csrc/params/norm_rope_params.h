@@ -44,7 +44,7 @@ struct MropeSection {
   bool is_given, is_interleaved;
   int64_t t, h, w;  // the number of pairs that use row 0, 1 and 2
 
-  constexpr int row_of(int64_t pair) const {
+  constexpr int row_of(int pair) const {
     if (is_interleaved) return pair % 3 == 1 && pair < 3 * h ? 1 : pair % 3 == 2 && pair < 3 * w ? 2 : 0;
     return pair < t ? 0 : pair < t + h ? 1 : 2;
   }

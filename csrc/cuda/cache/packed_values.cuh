@@ -157,9 +157,11 @@ __device__ __forceinline__ void write_elements(TransposedValues<Stored, kTokens>
   }
 }
 
-// Writes the values of one head of kTokens tokens from `first` on, kDims dimensions at a time.
-template <VectorMove Move, class Stored, int kTokens>
-__device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64_t head, int64_t first) {
+// Writes the values of one head of kTokens tokens from `first` on, kDims dimensions at a time. index_of(token) returns
+// the index of the token's slot.
+template <VectorMove Move, class Stored, int kTokens, class IndexOf>
+__device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64_t head, int64_t first,
+                                           IndexOf index_of) {
   __shared__ TransposedValues<Stored, kTokens> values;
   constexpr int kVector = Move::kCacheBytes / static_cast<int>(sizeof(Stored));
   constexpr int64_t kSourceElementBytes = Move::kSourceBytes / kVector;
@@ -169,7 +171,7 @@ __device__ inline void write_packed_values(const ReshapeAndCacheParams& p, int64
   const int num_tokens = static_cast<int>(remaining < kTokens ? remaining : kTokens);
   const auto scale = Move::scale(cache.scale_of(head));
   const int thread = threadIdx.x;
-  const int64_t index = thread < num_tokens ? p.slots.mapping.at(first + thread) : -1;
+  const int64_t index = thread < num_tokens ? index_of(first + thread) : -1;
 
   for (int64_t begin = 0; begin < p.head_size; begin += kDims) {
     const int dims = static_cast<int>(p.head_size - begin < kDims ? p.head_size - begin : kDims);

@@ -97,6 +97,16 @@ __device__ inline uint32_t rounded(float low, float high) {
   return kDtype == Float::kBFloat16 ? floats_to_bfloat16(low, high) : floats_to_half(low, high);
 }
 
+// Products and sums of the two 16-bit floats of type kDtype in a word. They are the float32 result rounded to kDtype.
+template <Float kDtype>
+__device__ inline uint32_t multiply_words(uint32_t a, uint32_t b) {
+  return kDtype == Float::kBFloat16 ? multiply_bfloat16s(a, b) : multiply_halves(a, b);
+}
+template <Float kDtype>
+__device__ inline uint32_t add_words(uint32_t a, uint32_t b) {
+  return kDtype == Float::kBFloat16 ? add_bfloat16s(a, b) : add_halves(a, b);
+}
+
 // Rounds the floats value(0), value(1), ... to elements of type kDtype.
 template <Float kDtype, int kCount, class Value>
 __device__ inline FloatPack<kDtype, kCount> pack_floats(Value value) {

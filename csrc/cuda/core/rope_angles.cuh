@@ -5,25 +5,34 @@
 
 namespace multikv::gpu {
 
+// The cosines and sines of kPairs neighbouring pairs, as they are in the table.
+template <Float kTable, int kPairs>
+struct AngleVectors {
+  FloatPack<kTable, kPairs> cosines, sines;
+
+  // Reads those of the pairs i, i + 1, ... from a row of the table, which has `half` of each.
+  __device__ static __forceinline__ AngleVectors read(const char* row, int64_t half, int64_t i) {
+    constexpr int64_t kTableBytes = num_bytes(kTable);
+    using Table = FloatPack<kTable, kPairs>;
+    return {Table::read(row + i * kTableBytes), Table::read(row + (half + i) * kTableBytes)};
+  }
+};
+
 // The cosines and sines of kPairs neighbouring pairs.
 template <int kPairs>
 struct Angles {
   float cosines[kPairs], sines[kPairs];
-};
 
-// Reads the cosines and sines of the pairs i, i + 1, ... from a row of the table, which has `half` of each.
-template <Float kTable, int kPairs>
-__device__ __forceinline__ Angles<kPairs> read_angles(const char* row, int64_t half, int64_t i) {
-  constexpr int64_t kTableBytes = num_bytes(kTable);
-  using Table = FloatPack<kTable, kPairs>;
-  const Table cosines = Table::read(row + i * kTableBytes), sines = Table::read(row + (half + i) * kTableBytes);
-  Angles<kPairs> angles;
+  template <Float kTable>
+  __device__ static __forceinline__ Angles of(const AngleVectors<kTable, kPairs>& vectors) {
+    Angles angles;
 #pragma unroll
-  for (int k = 0; k < kPairs; ++k) {
-    angles.cosines[k] = element<kTable>(cosines.words, k);
-    angles.sines[k] = element<kTable>(sines.words, k);
+    for (int k = 0; k < kPairs; ++k) {
+      angles.cosines[k] = element<kTable>(vectors.cosines.words, k);
+      angles.sines[k] = element<kTable>(vectors.sines.words, k);
+    }
+    return angles;
   }
-  return angles;
-}
+};
 
 }  // namespace multikv::gpu

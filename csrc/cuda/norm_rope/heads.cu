@@ -1,107 +1,69 @@
-#include "cuda/launch.h"
-#include "cuda/norm_rope/row_kernel.cuh"
+#include <algorithm>
+
+#include "cuda/norm_rope/head_kernel.cuh"
+#include "cuda/norm_rope/launch_heads.h"
 
 namespace multikv::gpu {
 namespace {
 
-// Calls with<kDtype, kTable>() for the dtypes of the elements and of the table.
-template <class With>
-void with_dtypes(const QkNormRopeCacheParams& p, With with) {
-  with_dtype(p.dtype, [&]<Float kDtype>() {
-    const bool has_float_table = p.rope.is_on && p.rope.table_dtype != kDtype;
-    if (has_float_table) with.template operator()<kDtype, Float::kFloat32>();
-    else with.template operator()<kDtype, kDtype>();
-  });
-}
+constexpr int kRowHeads = 2;   // the heads of a group of lanes, if all heads of a token are normed together
+constexpr int kFewHeads = 32;  // the heads per multiprocessor up to which a group of lanes has one head
 
-// Whether vectors of 16 bytes of the elements are aligned everywhere, and none crosses the border of the rotated part
-// or of a vector of a packed cache. Values in packed caches are written element by element.
-bool is_wide(const QkNormRopeCacheParams& p) {
-  constexpr int kBytes = 16, kMaxVectors = 64;
-  const int64_t elements = kBytes / num_bytes(p.dtype);
-  AlignmentBits dims(p.head_size);
-  AlignmentBits bits = p.query.source.alignment_bits() | p.key.source.alignment_bits() | p.value.alignment_bits() |
-                       AlignmentBits(p.query.weight.data) | AlignmentBits(p.key.weight.data);
-  if (p.rope.is_on) {
-    dims = dims | p.rope.offset | (p.rope.is_neox ? p.rope.num_pairs() : p.rope.size);
-    dims = dims | p.rope.num_pairs();
-    bits = bits | AlignmentBits(p.rope.cos_sin_cache.data) | p.rope.cos_sin_cache.stride_token_bytes;
-  }
-  if (p.key.out.data != nullptr) bits = bits | p.key.out.alignment_bits();
-  const auto outputs = [&](Element element) { return static_cast<int>(num_bytes(element, elements)); };
-  const auto cache_is_wide = [&](const HeadCache& cache) {
-    if (cache.packs_slots || cache.data == nullptr) return true;
-    const int width = outputs(cache.codec.element);
-    return (cache.alignment_bits() | cache.codec.num_bytes(cache.vector_size.signed_value())).widest(width) == width;
-  };
-  const int query_width = outputs(p.query_element);
-  return dims.widest(static_cast<int>(elements)) == elements && p.head_size / elements <= kMaxVectors &&
-         bits.widest(kBytes) == kBytes && p.query.out.alignment_bits().widest(query_width) == query_width &&
-         cache_is_wide(p.key_cache) && cache_is_wide(p.value_cache);
+// The minimum number of resident thread blocks per multiprocessor: loads are hidden by many threads. With few tokens,
+// few thread blocks are resident in any case.
+template <HeadNorm kNorm, int kHeads>
+constexpr int kHeadBlocks = kHeads == 1 ? 4 : (kNorm == HeadNorm::kNone ? 6 : 5);
+
+template <HeadNorm kNorm, Float kDtype, Float kTable, int kHeads>
+__global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, (kHeadBlocks<kNorm, kHeads>))
+    head_kernel(const MULTIKV_GRID_CONSTANT HeadGroups groups, const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
+  process_heads<kNorm, kDtype, kTable, kHeads, false>(groups, p, blockIdx.x);
 }
 
 template <Float kDtype, Float kTable>
-void launch_heads(const QkNormRopeCacheParams& p, bool only_rotated, const Context& context) {
-  HeadGroups groups{};
-  groups.lanes = HeadLanes::of(p.rope, p.head_size, 16 / static_cast<int>(num_bytes(kDtype)));
-  groups.queries = p.query.num_heads;
-  groups.keys = p.key.num_heads;
-  const int64_t per_token = groups.queries + groups.keys * (p.value.data == nullptr ? 1 : 2);
-  groups.per_token = Divisor::of(per_token);
-  groups.num_groups = p.slots.num_tokens * per_token;
+__global__ void MULTIKV_LAUNCH_BOUNDS(kMaxRowThreads, 2)
+    head_row_kernel(const MULTIKV_GRID_CONSTANT HeadGroups groups,
+                    const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
+  process_heads<HeadNorm::kRows, kDtype, kTable, kRowHeads, false>(groups, p, blockIdx.x);
+}
+
+template <HeadNorm kNorm, Float kDtype, Float kTable, int kHeads>
+void launch_kernel(const QkNormRopeCacheParams& p, bool only_rotated, const Context& context) {
+  HeadGroups groups = HeadGroups::of(p, kHeads, p.value.data != nullptr);
   groups.only_rotated = only_rotated;
-  const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(groups.num_groups * groups.lanes.count, kThreads));
-  if (p.order == NormOrder::kNone) {
-    head_kernel<kDtype, kTable, false><<<blocks, kThreads, 0, context.stream>>>(groups, p);
-  } else {
-    head_kernel<kDtype, kTable, true><<<blocks, kThreads, 0, context.stream>>>(groups, p);
-  }
-}
-
-template <Float kDtype, Float kTable>
-void launch_rows(const QkNormRopeCacheParams& p, const Context& context) {
-  const bool is_one_row = p.order == NormOrder::kAllHeads;
-  TokenRowsShape shape{};
-  shape.tasks = HeadTasks::of(p);
-  shape.queries = is_one_row ? (p.query.num_heads > 0 ? 1 : 0) : p.query.num_heads;
-  shape.keys = is_one_row ? 1 : p.key.num_heads;
-  const int64_t per_token = shape.queries + shape.keys * (p.value.data == nullptr ? 1 : 2);
-  shape.per_token = Divisor::of(per_token);
-  shape.num_rows = p.slots.num_tokens * per_token;
-  row_kernel<kDtype, kTable><<<static_cast<unsigned>(shape.num_rows), kThreads, 0, context.stream>>>(shape, p);
-}
-
-cudaError_t launch_cache(const QkNormRopeCacheParams& p, bool only_rotated, const Context& context) {
-  with_dtypes(p, [&]<Float kDtype, Float kTable>() {
-    if (p.order == NormOrder::kAllHeads || !is_wide(p)) launch_rows<kDtype, kTable>(p, context);
-    else launch_heads<kDtype, kTable>(p, only_rotated, context);
-  });
-  return cudaGetLastError();
+  const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(groups.num_parts, groups.per_block));
+  head_kernel<kNorm, kDtype, kTable, kHeads><<<blocks, kThreads, 0, context.stream>>>(groups, p);
 }
 
 }  // namespace
 
-template <>
-cudaError_t launch(const QkNormRopeCacheParams& p, const Context& context) {
-  return launch_cache(p, false, context);
+// A group of lanes has two heads of a token, which share cosines, sines and weights. But with few tokens, one head for
+// each group gives the shortest chain of dependent instructions.
+void launch_heads(const QkNormRopeCacheParams& p, bool only_rotated, const Context& context) {
+  const int64_t heads = p.slots.num_tokens * (p.query.num_heads + 2 * p.key.num_heads);
+  const bool are_few = heads <= kFewHeads * context.num_multiprocessors;
+  with_dtypes(p, [&]<Float kDtype, Float kTable>() {
+    const auto launch_norm = [&]<HeadNorm kNorm>() {
+      if (are_few) launch_kernel<kNorm, kDtype, kTable, 1>(p, only_rotated, context);
+      else launch_kernel<kNorm, kDtype, kTable, 2>(p, only_rotated, context);
+    };
+    if (p.order == NormOrder::kNone) launch_norm.template operator()<HeadNorm::kNone>();
+    else launch_norm.template operator()<HeadNorm::kHeads>();
+  });
 }
 
-// Queries and keys are rotated in place, and there is no cache. Without a key, the query takes its place.
-template <>
-cudaError_t launch(const RotaryEmbeddingParams& p, const Context& context) {
-  QkNormRopeCacheParams in_place{};
-  in_place.slots.num_tokens = p.num_tokens;
-  in_place.rope = p.rope;
-  in_place.query.source = in_place.query.out = p.query;
-  in_place.query.num_heads = p.num_query_heads;
-  in_place.key.source = in_place.key.out = p.key.data == nullptr ? p.query : p.key;
-  in_place.key.num_heads = p.key.data == nullptr ? 0 : p.num_key_heads;
-  in_place.query_element = element_of(p.dtype);
-  in_place.dtype = p.dtype;
-  in_place.head_size = p.head_size;
-  in_place.key_cache.blocks = {0, Divisor::of(1)};
-  in_place.order = NormOrder::kNone;
-  return launch_cache(in_place, true, context);
+bool launch_head_rows(const QkNormRopeCacheParams& p, const Context& context) {
+  HeadGroups groups = HeadGroups::of(p, kRowHeads, true);
+  groups.per_block = static_cast<int>(groups.parts.per_token.value);
+  const int64_t threads = ceil_div<int64_t>(static_cast<int64_t>(groups.per_block) << groups.lane_bits, 32) * 32;
+  const bool is_power_of_two = (p.head_size & (p.head_size - 1)) == 0;
+  if (!is_power_of_two || threads > kMaxRowThreads || std::max(p.query.num_heads, p.key.num_heads) > kMaxRowHeads)
+    return false;
+  with_dtypes(p, [&]<Float kDtype, Float kTable>() {
+    head_row_kernel<kDtype, kTable>
+        <<<static_cast<unsigned>(groups.num_tokens), static_cast<unsigned>(threads), 0, context.stream>>>(groups, p);
+  });
+  return true;
 }
 
 }  // namespace multikv::gpu

@@ -2,7 +2,10 @@
 // one row, element by element.
 #pragma once
 
-#include "cuda/norm_rope/head_kernel.cuh"
+#include "cuda/core/grid.h"
+#include "cuda/core/rotate_pairs.cuh"
+#include "cuda/norm_rope/head_output.cuh"
+#include "cuda/norm_rope/row_norm.cuh"
 
 namespace multikv::gpu {
 
@@ -32,14 +35,6 @@ struct HeadTasks {
   }
 };
 
-// The rows of a token: its heads, or if all heads are normed together, its queries, its keys and its values.
-struct TokenRowsShape {
-  HeadTasks tasks;
-  Divisor per_token;  // rows
-  int64_t queries, keys;
-  int64_t num_rows;
-};
-
 template <Float kDtype>
 struct Pair {
   FloatPack<kDtype, 1> x, y;
@@ -52,17 +47,15 @@ struct HeadRow {
   static constexpr int64_t kBytes = num_bytes(kDtype);
   const QkNormRopeCacheParams& p;
   const HeadTasks& tasks;
-  const TokenPositions& positions;
+  int64_t token, position;
   const char* source;  // of the first head
   const NormRopeHeads& side;
-  int64_t first_head;
   bool is_rotated;
 
   __device__ One read(int64_t element) const { return One::read(source + element * kBytes); }
 
   __device__ Pair<kDtype> rotated(Pair<kDtype> pair, int64_t i) const {
-    const Angles<1> angles = token_angles<kTable, 1>(p.rope, positions, i);
-    rotate<kDtype, kTable, 1, true>(pair.x, pair.y, angles.cosines, angles.sines);
+    rotate_separated<kDtype, kTable, 1>(pair.x, pair.y, read_angles<kTable, 1>(p.rope, token, position, i));
     return pair;
   }
   // Returns an element of the row as the norm reads it: rotated, if the norm comes after the rotation. `element` is an
@@ -76,28 +69,18 @@ struct HeadRow {
     return element == first ? result.x : result.y;
   }
   __device__ One normed(One x, int64_t element, float factor) const {
-    const bool is_weighted = side.weight.is_given();
-    Weights<1> weight{};
-    // In a row of all heads, every element has a weight of its own.
-    if (is_weighted) weight = Weights<1>::template read<kDtype, false>(side.weight, p.norm.weight_bias, element, 1);
-    return gpu::normed<kDtype, 1>(x, factor, is_weighted, weight);
+    Weights<kDtype, 1> weight;  // in a row of all heads, every element has a weight of its own
+    weight.template read<false>(side.weight, p.norm.weight_bias, element, 1);
+    return weight.normed(x, factor);
   }
 };
-
-// The row of a thread block. `head` of the result is the first head of the row.
-__device__ __forceinline__ HeadGroup row_at(const TokenRowsShape& shape, int64_t number) {
-  const auto token = static_cast<int64_t>(quotient_of(number, shape.per_token));
-  const int64_t i = number - token * shape.per_token.signed_value();
-  if (i < shape.queries) return {token, i, HeadKind::kQuery};
-  if (i < shape.queries + shape.keys) return {token, i - shape.queries, HeadKind::kKey};
-  return {token, i - shape.queries - shape.keys, HeadKind::kValue};
-}
 
 // Returns the factor of the norm of a row of `size` elements. All threads of the thread block call.
 template <Float kDtype, Float kTable>
 __device__ __forceinline__ float factor_of(const HeadRow<kDtype, kTable>& row, int64_t size, const RmsNorm& norm) {
   using One = FloatPack<kDtype, 1>;
   constexpr int kElements = 8;
+  static_assert(kThreads == 4 * 32);
   constexpr int64_t kPiece = kThreads * kElements;
   __shared__ float shared[kThreads / 32];
   PieceSums sums;
@@ -112,64 +95,40 @@ __device__ __forceinline__ float factor_of(const HeadRow<kDtype, kTable>& row, i
     }
     const float sum = ((squares[0] + squares[1]) + (squares[2] + squares[3])) +
                       ((squares[4] + squares[5]) + (squares[6] + squares[7]));
-    sums.add(sum_of_threads<kThreads>(sum, shared));
+    sums.add(sum_of_threads(sum, shared));
   }
   return reciprocal_root(norm, sums.total(), static_cast<float>(size));
 }
 
-// Writes elements of a row to query.out, or to key.out and the cache.
-struct RowWriter {
-  const QkNormRopeCacheParams& p;
-  const HeadGroup& group;
-  bool is_cached;
-  BlockOffset at;
-
-  __device__ __forceinline__ RowWriter(const QkNormRopeCacheParams& p, const HeadGroup& group, int64_t slot)
-      : p(p), group(group), is_cached(!group.is_query() && is_slot(p.blocks(), slot)),
-        at(is_cached ? split(p.blocks(), slot) : BlockOffset{0, 0}) {}
-
-  template <Float kDtype>
-  __device__ __forceinline__ void write(int64_t head, int64_t dim, const FloatPack<kDtype, 1>& one) const {
-    const float scale = scale_of(p, {group.token, head, group.kind});
-    if (group.is_query()) return write_query<kDtype, 1>(p, group.token, head, dim, scale, one);
-    if (!group.is_value() && p.key.out.data != nullptr) {
-      one.write(p.key.out.head(group.token, head) + dim * num_bytes(kDtype));
-    }
-    const HeadCache& cache = group.is_value() ? p.value_cache : p.key_cache;
-    if (is_cached) write_to_cache<kDtype, 1>(HeadEntry{cache, p.is_packed, at, head}, dim, scale, one);
-  }
-};
-
+// A thread block has a row: one head of a token, or if all heads are normed together, the queries, the keys or the
+// values of a token.
 template <Float kDtype, Float kTable>
 __global__ void __launch_bounds__(kThreads)
-    row_kernel(const TokenRowsShape shape, const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
-  const HeadGroup group = row_at(shape, blockIdx.x);
-  const NormRopeHeads& side = group.side(p);
+    row_kernel(const MULTIKV_GRID_CONSTANT TokenParts parts, const HeadTasks tasks,
+               const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
+  const TokenPart part = parts.at(blockIdx.x);
+  const NormRopeHeads& side = parts.side(part);
   const int64_t num_heads = p.order == NormOrder::kAllHeads ? side.num_heads : 1;
-  const TokenPositions positions = TokenPositions::read(p.rope, group.token);
-  const PrefetchedIndex slot_index = group.slot_index(p);
-  if (!positions.are_good(p.rope)) return;  // the whole thread block
-  const bool is_normed = p.order != NormOrder::kNone && !group.is_value();
-  const HeadRow<kDtype, kTable> row = {p,
-                                       shape.tasks,
-                                       positions,
-                                       group.source(p).head(group.token, group.head),
-                                       side,
-                                       group.head,
-                                       p.rope.is_on && !group.is_value()};
+  const PrefetchedIndex position_index = part.position(p), slot_index = part.slot(p);
+  const int64_t position = position_index.value();
+  if (!has_positions(p.rope, part.token, position)) return;  // the whole thread block
+  const bool is_normed = p.order != NormOrder::kNone && !part.is_value();
+  const char* source = side.source.head(part.token, part.index);
+  const bool rotates = p.rope.is_on && !part.is_value();
+  const HeadRow<kDtype, kTable> row = {p, tasks, part.token, position, source, side, rotates};
 
   float factor = 1.0f;
   if (is_normed) {
     factor = factor_of(row, num_heads * p.head_size, p.norm);
     __syncthreads();  // the row has been read; it may be written in place
   }
-  const RowWriter writer(p, group, slot_index.value());
-  const int64_t tasks_per_head = shape.tasks.per_head.signed_value();
+  const HeadWriter<true> writer(p, part, slot_index.value());
+  const int64_t tasks_per_head = tasks.per_head.signed_value();
   for (int64_t task = threadIdx.x; task < num_heads * tasks_per_head; task += kThreads) {
-    const auto in_row = static_cast<int64_t>(quotient_of(task, shape.tasks.per_head));
+    const auto in_row = static_cast<int64_t>(quotient_of(task, tasks.per_head));
     const int64_t in_head = task - in_row * tasks_per_head, begin = in_row * p.head_size;
-    const bool is_pair = shape.tasks.is_pair(in_head), is_rotated = is_pair && row.is_rotated;
-    const int64_t first = shape.tasks.first_of(in_head), second = is_pair ? shape.tasks.second_of(in_head) : first;
+    const bool is_pair = tasks.is_pair(in_head), is_rotated = is_pair && row.is_rotated;
+    const int64_t first = tasks.first_of(in_head), second = is_pair ? tasks.second_of(in_head) : first;
     Pair<kDtype> pair = {row.read(begin + first), row.read(begin + second)};
     if (is_rotated && p.order == NormOrder::kAfterRope) pair = row.rotated(pair, in_head);
     if (is_normed) {
@@ -177,8 +136,10 @@ __global__ void __launch_bounds__(kThreads)
       pair.y = row.normed(pair.y, begin + second, factor);
     }
     if (is_rotated && p.order != NormOrder::kAfterRope) pair = row.rotated(pair, in_head);
-    writer.write<kDtype>(group.head + in_row, first, pair.x);
-    if (is_pair) writer.write<kDtype>(group.head + in_row, second, pair.y);
+    const int64_t head = part.index + in_row;
+    const int dims[2] = {static_cast<int>(first), static_cast<int>(second)};
+    const FloatPack<kDtype, 1> elements[2] = {pair.x, pair.y};
+    writer.template write<kDtype, 1>(head, dims, {true, is_pair}, scale_of(p, part, head), elements);
   }
 }
 

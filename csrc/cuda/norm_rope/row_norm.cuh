@@ -6,27 +6,40 @@
 
 namespace multikv::gpu {
 
-// Returns the sum of the squares of kCount elements: level by level, neighbours are added. kCount is a power of two.
-template <Float kDtype, int kCount>
-__device__ __forceinline__ float sum_of_squares(const uint32_t* words) {
-  float sums[kCount];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const float x = element<kDtype>(words, i);
-    sums[i] = x * x;
-  }
+// Returns the sum of kCount values, a power of two: level by level, neighbours are added.
+template <int kCount>
+__device__ __forceinline__ float sum_in_tree(float (&values)[kCount]) {
 #pragma unroll
   for (int count = kCount / 2; count > 0; count /= 2) {
 #pragma unroll
-    for (int i = 0; i < count; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+    for (int i = 0; i < count; ++i) values[i] = values[2 * i] + values[2 * i + 1];
   }
-  return sums[0];
+  return values[0];
 }
 
-// Returns the sum of the values of `count` neighbouring lanes, a power of two. All lanes of the warp must call.
-__device__ __forceinline__ float sum_of_lanes(float value, int count) {
-  for (int mask = 1; mask < count; mask *= 2) value += shuffle_xor(value, mask);
-  return value;
+// Returns the sum of the squares of kCount elements, a power of two.
+template <Float kDtype, int kCount>
+__device__ __forceinline__ float sum_of_squares(const uint32_t* words) {
+  float squares[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const float x = element<kDtype>(words, i);
+    squares[i] = x * x;
+  }
+  return sum_in_tree(squares);
+}
+
+// Replaces each value by the sum of this value of `count` neighbouring lanes, a power of two. All lanes of the warp
+// must call.
+template <int kValues>
+__device__ __forceinline__ void sum_of_lanes(float (&values)[kValues], int count) {
+#pragma unroll
+  for (int mask = 1; mask < 32; mask *= 2) {
+    if (mask < count) {
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) values[i] += shuffle_xor(values[i], mask);
+    }
+  }
 }
 
 // Returns what the elements of a row are multiplied by. The square root and the divisions are those of IEEE 754. If the
@@ -76,36 +89,43 @@ __device__ __forceinline__ void write_elements(char* to, const FloatPack<kDtype,
   }
 }
 
-// The weights of kCount neighbouring elements, each with the bias added.
-template <int kCount>
-struct Weights {
-  float values[kCount];
-
-  // Reads the weights from `at` on, of a norm of elements of type kDtype.
-  template <Float kDtype, bool kWide>
-  __device__ static __forceinline__ Weights read(const NormWeight& weight, float bias, int64_t at, int64_t count) {
-    Weights weights;
-    const auto read_as = [&]<Float kWeight>() {
-      const auto vector = read_elements<kWeight, kCount, kWide>(weight.data + at * num_bytes(kWeight), count);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) weights.values[i] = element<kWeight>(vector.words, i) + bias;
-    };
-    if (!weight.is_given()) return weights;
-    if (weight.dtype == Float::kFloat32) read_as.template operator()<Float::kFloat32>();
-    else read_as.template operator()<kDtype>();
-    return weights;
-  }
-};
-
-// Returns the elements, multiplied by `factor` and, if there are weights, by these.
+// The weights of kCount neighbouring elements of type kDtype. The constructor issues the loads, and normed() consumes
+// them.
 template <Float kDtype, int kCount>
-__device__ __forceinline__ FloatPack<kDtype, kCount> normed(const FloatPack<kDtype, kCount>& vector, float factor,
-                                                            bool is_weighted, const Weights<kCount>& weights) {
-  return pack_floats<kDtype, kCount>([&](int i) {
-    const float y = element<kDtype>(vector.words, i) * factor;
-    return is_weighted ? y * weights.values[i] : y;
-  });
-}
+class Weights {
+ public:
+  Weights() = default;  // normed() only multiplies by the factor
+  // Reads the weights from `at` on as vectors if kWide and `count` is at least kCount, else `count` of them.
+  template <bool kWide>
+  __device__ __forceinline__ void read(const NormWeight& weight, float bias, int64_t at, int64_t count) {
+    if (!weight.is_given()) return;
+    is_given_ = true;
+    is_float32_ = weight.dtype == Float::kFloat32;
+    bias_ = bias;
+    if (is_float32_) floats_ = read_elements<Float::kFloat32, kCount, kWide>(weight.data + at * 4, count);
+    else elements_ = read_elements<kDtype, kCount, kWide>(weight.data + at * num_bytes(kDtype), count);
+  }
+  // Returns the elements, multiplied by `factor` and, if there are weights, by these.
+  __device__ __forceinline__ FloatPack<kDtype, kCount> normed(const FloatPack<kDtype, kCount>& vector,
+                                                              float factor) const {
+    const auto scaled = [&](int i) { return element<kDtype>(vector.words, i) * factor; };
+    if (!is_given_) return pack_floats<kDtype, kCount>(scaled);
+    if (is_float32_) {
+      return pack_floats<kDtype, kCount>(
+          [&](int i) { return scaled(i) * (element<Float::kFloat32>(floats_.words, i) + bias_); });
+    }
+    return pack_floats<kDtype, kCount>(
+        [&](int i) { return scaled(i) * (element<kDtype>(elements_.words, i) + bias_); });
+  }
+
+ private:
+  bool is_given_ = false, is_float32_ = false;
+  float bias_ = 0.0f;
+  union {
+    FloatPack<Float::kFloat32, kCount> floats_;
+    FloatPack<kDtype, kCount> elements_;
+  };
+};
 
 // Adds the sums of equal pieces of a row, in the order of the row. sums[k] is the sum of 2^k pieces, if bit k of the
 // number of pieces is set.
@@ -137,20 +157,14 @@ class PieceSums {
   float sums_[kLevels] = {};
 };
 
-// Returns the sum of the values of the kCount threads that share a row: a warp, or a thread block of kCount threads.
-// All threads must call. `shared` has a float for each warp.
-template <int kCount>
+// Returns the sum of the values of all threads of a thread block of 4 warps. `shared` has a float for each warp.
 __device__ __forceinline__ float sum_of_threads(float value, float* shared) {
-  value = sum_of_lanes(value, 32);
-  if constexpr (kCount == 32) {
-    return value;
-  } else {
-    static_assert(kCount == 4 * 32);
-    __syncthreads();  // the values of the call before have been read
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-    __syncthreads();
-    return (shared[0] + shared[1]) + (shared[2] + shared[3]);
-  }
+  float values[1] = {value};
+  sum_of_lanes(values, 32);
+  __syncthreads();  // the values of the call before have been read
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = values[0];
+  __syncthreads();
+  return (shared[0] + shared[1]) + (shared[2] + shared[3]);
 }
 
 }  // namespace multikv::gpu

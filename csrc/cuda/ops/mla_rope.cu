@@ -120,10 +120,9 @@ __device__ __forceinline__ void rotate_heads(const ConcatAndCacheMlaRopeFusedPar
     });
     const int64_t position = position_index.value();
     if (static_cast<uint64_t>(position) >= static_cast<uint64_t>(p.num_positions)) return;
-    const Angles<kPairs> angles = read_angles<kTable, kPairs>(p.cos_sin_cache.row(position), half, i);
+    const auto angles = AngleVectors<kTable, kPairs>::read(p.cos_sin_cache.row(position), half, i);
     heads.for_each([&](int k, char* head) {
-      if (p.is_neox) rotate<kDtype, kTable, kPairs, true>(first[k], second[k], angles.cosines, angles.sines);
-      else rotate<kDtype, kTable, kPairs, false>(first[k], second[k], angles.cosines, angles.sines);
+      rotate<kDtype, kTable, kPairs>(p.is_neox, first[k], second[k], angles);
       first[k].template write<true>(head + first_element * kBytes);
       second[k].template write<true>(head + second_element * kBytes);
     });

@@ -59,7 +59,9 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, (kPackedBlocks<Move, Stored>))
   const int64_t first = (first_chunk + blockIdx.y) * kTokens;
   const int64_t head = blockIdx.x + blockIdx.z * p.num_heads;
   if (head < p.num_heads) write_packed_keys<Move, sizeof(Stored), kTokens>(p, head, first);
-  else write_packed_values<Move, Stored, kTokens>(p, head - p.num_heads, first);
+  else
+    write_packed_values<Move, Stored, kTokens>(p, head - p.num_heads, first,
+                                               [&p](int64_t token) { return p.slots.mapping.at(token); });
 }
 
 // The packed layout for few tokens, which are written element by element: the shortest chain from load to store.

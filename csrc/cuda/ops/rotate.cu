@@ -34,7 +34,9 @@ template <int kPairs>
 __device__ __forceinline__ MoveAngles<kPairs> read_move_angles(const RotateCachedKeysParams& p, const char* from,
                                                                const char* to, int64_t i) {
   const auto read = [&]<Float kTable>() -> MoveAngles<kPairs> {
-    return {read_angles<kTable, kPairs>(from, p.num_pairs(), i), read_angles<kTable, kPairs>(to, p.num_pairs(), i)};
+    using Vectors = AngleVectors<kTable, kPairs>;
+    return {Angles<kPairs>::of(Vectors::read(from, p.num_pairs(), i)),
+            Angles<kPairs>::of(Vectors::read(to, p.num_pairs(), i))};
   };
   switch (p.table_dtype) {
     case Float::kFloat32: return read.template operator()<Float::kFloat32>();

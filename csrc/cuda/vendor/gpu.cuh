@@ -67,6 +67,27 @@ __device__ inline uint32_t floats_to_bfloat16(float low, float high) {
   return reinterpret_cast<const uint32_t&>(halves);
 }
 
+// Arithmetic on two numbers at a time, in the low and in the high half of a word. Every result is rounded once, and
+// products are never fused with sums.
+__device__ inline uint32_t multiply_halves(uint32_t a, uint32_t b) {
+  const __half2 product = __hmul2_rn(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));
+  return reinterpret_cast<const uint32_t&>(product);
+}
+__device__ inline uint32_t add_halves(uint32_t a, uint32_t b) {
+  const __half2 sum = __hadd2_rn(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));
+  return reinterpret_cast<const uint32_t&>(sum);
+}
+__device__ inline uint32_t multiply_bfloat16s(uint32_t a, uint32_t b) {
+  const __nv_bfloat162 product =
+      __hmul2_rn(reinterpret_cast<const __nv_bfloat162&>(a), reinterpret_cast<const __nv_bfloat162&>(b));
+  return reinterpret_cast<const uint32_t&>(product);
+}
+__device__ inline uint32_t add_bfloat16s(uint32_t a, uint32_t b) {
+  const __nv_bfloat162 sum =
+      __hadd2_rn(reinterpret_cast<const __nv_bfloat162&>(a), reinterpret_cast<const __nv_bfloat162&>(b));
+  return reinterpret_cast<const uint32_t&>(sum);
+}
+
 // Whether this GPU has instructions that convert to and from the fp8 type kElement. Without them, kernels use the
 // functions of core/fp8.h.
 template <Element kElement>

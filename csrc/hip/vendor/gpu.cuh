@@ -60,6 +60,25 @@ __device__ inline uint32_t floats_to_bfloat16(float low, float high) {
   return bfloat16_from_float(low) | static_cast<uint32_t>(bfloat16_from_float(high)) << 16;
 }
 
+// Arithmetic on two numbers at a time, in the low and in the high half of a word. Every result is rounded once, and
+// products are never fused with sums. For bfloat16, float32 holds products exactly, and rounding a sum twice gives the
+// same as rounding it once.
+using Halves = _Float16 __attribute__((ext_vector_type(2)));
+__device__ inline uint32_t multiply_halves(uint32_t a, uint32_t b) {
+  return __builtin_bit_cast(uint32_t, __builtin_bit_cast(Halves, a) * __builtin_bit_cast(Halves, b));
+}
+__device__ inline uint32_t add_halves(uint32_t a, uint32_t b) {
+  return __builtin_bit_cast(uint32_t, __builtin_bit_cast(Halves, a) + __builtin_bit_cast(Halves, b));
+}
+__device__ inline float low_bfloat16(uint32_t word) { return __builtin_bit_cast(float, word << 16); }
+__device__ inline float high_bfloat16(uint32_t word) { return __builtin_bit_cast(float, word & 0xffff0000u); }
+__device__ inline uint32_t multiply_bfloat16s(uint32_t a, uint32_t b) {
+  return floats_to_bfloat16(low_bfloat16(a) * low_bfloat16(b), high_bfloat16(a) * high_bfloat16(b));
+}
+__device__ inline uint32_t add_bfloat16s(uint32_t a, uint32_t b) {
+  return floats_to_bfloat16(low_bfloat16(a) + low_bfloat16(b), high_bfloat16(a) + high_bfloat16(b));
+}
+
 // A GPU that has instructions for fp8 has them either for the fnuz types, or for e4m3fn and e5m2.
 #if defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__)
 #define MULTIKV_CONVERTS_TO_FNUZ true

@@ -68,6 +68,8 @@ def test_caches(device, cache, format):
 def test_packed_caches(device, cache, format):
     for x, value_x in ((8, None), (16, 4), (4, 8), (64, 16)):
         check_fused(device, cache=cache, format=format, tokens=20, x=x, value_x=value_x, per_head=True)
+    check_fused(device, cache=cache, format=format, tokens=20, x=4, head_size=12, rotary_size=8, dtype=torch.float32)
+    check_fused(device, cache=cache, format=format, tokens=70, x=16, norm="head", share_of_padding=0.1)
 
 
 @pytest.mark.parametrize("norm", NORMS)

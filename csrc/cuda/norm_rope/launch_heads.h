@@ -1,0 +1,29 @@
+// The launches of kernels that norm, rotate and cache heads. Each kernel has a source of its own.
+#pragma once
+
+#include "cuda/launch.h"
+#include "params/norm_rope_params.h"
+
+namespace multikv::gpu {
+
+// Calls with<kDtype, kTable>() for the dtypes of the elements and of the table.
+template <class With>
+void with_dtypes(const QkNormRopeCacheParams& p, With with) {
+  with_dtype(p.dtype, [&]<Float kDtype>() {
+    const bool has_float_table = p.rope.is_on && p.rope.table_dtype != kDtype;
+    if (has_float_table) with.template operator()<kDtype, Float::kFloat32>();
+    else with.template operator()<kDtype, kDtype>();
+  });
+}
+
+// Vectors of 16 bytes, held by a few lanes (head_kernel.cuh). launch_heads() is for caches of the flash layout,
+// launch_packed_heads() for those of the packed layout.
+void launch_heads(const QkNormRopeCacheParams& p, bool only_rotated, const Context& context);
+void launch_packed_heads(const QkNormRopeCacheParams& p, const Context& context);
+// Vectors of 16 bytes of all heads of a token, which are normed together. Returns whether it has launched: a token may
+// have too many heads, or a head size that is no power of two.
+bool launch_head_rows(const QkNormRopeCacheParams& p, const Context& context);
+// Heads of any size and alignment, element by element.
+void launch_elements(const QkNormRopeCacheParams& p, const Context& context);
+
+}  // namespace multikv::gpu

@@ -1,0 +1,109 @@
+// Which token and which heads a group of lanes, or a thread block, works on, and the angles of the token's position.
+#pragma once
+
+#include "cuda/core/divide.cuh"
+#include "cuda/core/indices.cuh"
+#include "cuda/core/rope_angles.cuh"
+#include "params/norm_rope_params.h"
+
+namespace multikv::gpu {
+
+enum class HeadKind : uint8_t { kQuery, kKey, kValue };
+
+// Some heads of one kind of a token: part `index` of the heads of this kind.
+struct TokenPart {
+  uint32_t token, index;
+  HeadKind kind;
+
+  __device__ __forceinline__ bool is_query() const { return kind == HeadKind::kQuery; }
+  __device__ __forceinline__ bool is_value() const { return kind == HeadKind::kValue; }
+  __device__ __forceinline__ const HeadCache& cache(const QkNormRopeCacheParams& p) const {
+    return is_value() ? p.value_cache : p.key_cache;
+  }
+  __device__ __forceinline__ PrefetchedIndex position(const QkNormRopeCacheParams& p) const {
+    return p.rope.is_on ? PrefetchedIndex(p.rope.positions, token) : PrefetchedIndex();
+  }
+  // The index of the token's slot, which queries do not need.
+  __device__ __forceinline__ PrefetchedIndex slot(const QkNormRopeCacheParams& p) const {
+    const bool is_needed = !is_query() && p.slots.mapping.is_given();
+    return is_needed ? PrefetchedIndex(p.slots.mapping, token) : PrefetchedIndex();
+  }
+};
+
+// The parts of all tokens: fewer than 2^32. A token has `queries` parts, then `keys` parts, then parts of values. Parts
+// are numbered token by token, or if run_bits > 0, so that neighbours are the same part of 2^run_bits neighbouring
+// tokens.
+struct TokenParts {
+  Divisor32 per_token;
+  uint32_t queries, keys;
+  int run_bits;
+  NormRopeHeads sides[3];  // of HeadKind: values have a source and a number of heads
+
+  static TokenParts of(const QkNormRopeCacheParams& p, int64_t heads_per_part, bool has_values) {
+    const auto parts_of = [&](int64_t heads) { return (heads + heads_per_part - 1) / heads_per_part; };
+    const int64_t queries = parts_of(p.query.num_heads), keys = parts_of(p.key.num_heads);
+    return {Divisor32::of(queries + (has_values ? 2 : 1) * keys),
+            static_cast<uint32_t>(queries),
+            static_cast<uint32_t>(keys),
+            0,
+            {p.query, p.key, {p.value, {}, p.key.num_heads, {}}}};
+  }
+  // The number of parts; all runs are whole.
+  int64_t count(int64_t num_tokens) const {
+    const int64_t runs = (num_tokens + (int64_t{1} << run_bits) - 1) >> run_bits;
+    return (runs * per_token.value) << run_bits;
+  }
+  __device__ __forceinline__ TokenPart at(uint32_t number) const {
+    const uint32_t in_runs = number >> run_bits, run = per_token.divide(in_runs);
+    const uint32_t token = (run << run_bits) + (number & ((1u << run_bits) - 1));
+    const uint32_t i = in_runs - run * per_token.value;
+    if (i < queries) return {token, i, HeadKind::kQuery};
+    if (i < queries + keys) return {token, i - queries, HeadKind::kKey};
+    return {token, i - queries - keys, HeadKind::kValue};
+  }
+  __device__ __forceinline__ const NormRopeHeads& side(const TokenPart& part) const {
+    return sides[static_cast<int>(part.kind)];
+  }
+};
+
+__device__ __forceinline__ bool is_position(const Rope& rope, int64_t position) {
+  return static_cast<uint64_t>(position) < static_cast<uint64_t>(rope.num_positions);
+}
+
+// Whether all positions of a token are in the table. `position` is the first; multimodal rotary embedding has three.
+__device__ __forceinline__ bool has_positions(const Rope& rope, int64_t token, int64_t position) {
+  if (!rope.is_on) return true;
+  if (!rope.section.is_given) return is_position(rope, position);
+  return is_position(rope, position) && is_position(rope, rope.positions.at(1, token)) &&
+         is_position(rope, rope.positions.at(2, token));
+}
+
+// Reads the cosines and sines of a token's pairs i, i + 1, ...
+template <Float kTable, int kPairs>
+__device__ __forceinline__ AngleVectors<kTable, kPairs> read_angles(const Rope& rope, int64_t token, int64_t position,
+                                                                    int i) {
+  using Vectors = AngleVectors<kTable, kPairs>;
+  constexpr int kPerWord = kTable == Float::kFloat32 || kPairs == 1 ? 1 : 2;
+  Vectors angles = Vectors::read(rope.cos_sin_cache.row(position), rope.num_pairs(), i);
+  if (!rope.section.is_given) return angles;
+  // Pairs that take their position from another row take their angles from another vector.
+#pragma unroll 1
+  for (int row = 1; row < 3; ++row) {
+    const auto others = Vectors::read(rope.cos_sin_cache.row(rope.positions.at(row, token)), rope.num_pairs(), i);
+#pragma unroll
+    for (int word = 0; word < kPairs / kPerWord; ++word) {
+      uint32_t mask = 0;
+#pragma unroll
+      for (int k = 0; k < kPerWord; ++k) {
+        const uint32_t element = kPerWord == 1 ? 0xffffffffu : 0xffffu << (16 * k);
+        mask |= rope.section.row_of(i + word * kPerWord + k) == row ? element : 0;
+      }
+      const auto choose = [mask](uint32_t& to, uint32_t other) { to = (to & ~mask) | (other & mask); };
+      choose(angles.cosines.words[word], others.cosines.words[word]);
+      choose(angles.sines.words[word], others.sines.words[word]);
+    }
+  }
+  return angles;
+}
+
+}  // namespace multikv::gpu
