@@ -23,10 +23,13 @@ LARGE = ("cpu_cache_holds", "test_many_tokens")
 # time and launch the same kernels.
 REPETITIVE = (
     *("test_cache_layouts", "test_dtypes_and_entries", "test_padded_blocks_and_unaligned_starts"),
-    *("test_sizes_and_starts", "test_head_sizes", "test_rope_sizes", "test_heads", "test_parts_of_heads", "test_any_x"),
+    *("test_sizes_and_starts", "test_head_sizes", "test_rope_sizes", "test_heads", "test_any_x", "test_special_tiles"),
     *("test_tokens_and_block_sizes", "test_lengths_and_block_sizes", "test_sequences_of_equal_length"),
     *("test_runs_of_slots", "test_many_vectors_of_a_token", "test_many_tiny_sequences", "test_every_code"),
-    *("test_chunks_of_a_prefill", "test_slots_that_no_row_sees"),
+    *("test_head_sizes_with_long_runs", "test_value_has_its_own_head_size", "test_many_tokens_of_many_heads"),
+    *("test_any_x_of_values", "test_packed_layouts", "test_fp8_names", "test_ds_mla_cache_dtypes"),
+    *("test_sequences_that_start_later", "test_long_sequences", "test_negative_slots_are_padding", "test_block_sizes"),
+    *("test_chunks_of_a_prefill", "test_slots_that_no_row_sees", "test_workspaces", "test_alone_or_in_a_batch"),
 )
 
 WAVE_SIZES = {"wave64": 64, "wave32": 32}
