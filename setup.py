@@ -1,6 +1,6 @@
 """Builds the libraries with CMake into the package; pyproject.toml has all other metadata.
 
-Environment variables: MULTIKV_BACKENDS, MULTIKV_CUDA_ARCHS, MULTIKV_HIP_ARCHS (see CMakeLists.txt), MAX_JOBS.
+Environment variables: MAX_JOBS, and those of OPTIONS (see CMakeLists.txt).
 An empty variable counts as unset.
 """
 
@@ -21,7 +21,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-OPTIONS = ("MULTIKV_BACKENDS", "MULTIKV_CUDA_ARCHS", "MULTIKV_HIP_ARCHS")
+OPTIONS = ("MULTIKV_BACKENDS", "MULTIKV_CUDA_ARCHS", "MULTIKV_CUDA_FLAGS", "MULTIKV_HIP_ARCHS")
 
 
 def torch_version() -> str:

@@ -2,7 +2,8 @@
 
 The first part times calls that launch no kernels of a model: `extend` and `commit`. The second part sends sequences of
 32 layers between two processes, and compares with a plain send of as many bytes: with gloo on the CPU, and with nccl
-where the host has two GPUs.
+where the host has two GPUs. A plain send and a transfer take turns; of each the shortest time counts. What the last
+transfer has brought is compared byte for byte.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from benchmarks import machine
 STEPS, ROUNDS = 200, 6
 PROMPT, TRANSFERRED = 50_000, 4096
 LAYERS, KV_HEADS, HEAD_SIZE = 32, 8, 128
+TARGETS = {"gloo": 70, "nccl": 80}  # % of a plain send
 
 
 def small_cache(device: torch.device, num_blocks: int) -> multikv.PagedKVCache:
@@ -64,8 +66,19 @@ def prefix_ms(device: torch.device) -> float:
     return statistics.median(times) / 1e6
 
 
+def contents(plane: int, device: torch.device) -> torch.Tensor:
+    """What all tokens of a sequence hold in a plane: random bits, the same in all processes."""
+    generator, shape = torch.Generator(device).manual_seed(plane), (TRANSFERRED // 16, 16, KV_HEADS, HEAD_SIZE)
+    bits = torch.randint(-(2**15), 2**15, shape, dtype=torch.int16, device=device, generator=generator)
+    return bits.view(torch.bfloat16)
+
+
+def blocks_of(sequence: multikv.Sequence, device: torch.device) -> torch.Tensor:
+    return torch.tensor(list(sequence.blocks), device=device)
+
+
 def transfer_rank(rank: int, folder: str, backend: str) -> None:
-    """Times a transfer and a plain send in turn; rank 1 writes the times."""
+    """Times a transfer and a plain send in turn; rank 1 compares what has arrived, and writes the times."""
     torch.set_num_threads(1)
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":
@@ -74,7 +87,7 @@ def transfer_rank(rank: int, folder: str, backend: str) -> None:
     sizes = (LAYERS, KV_HEADS, HEAD_SIZE, TRANSFERRED // 16 + 1)
     cache = multikv.PagedKVCache(*sizes, dtype=torch.bfloat16, device=device)
     for plane in cache.planes:
-        plane.fill_(1)
+        plane.zero_()
     plain = torch.ones(2 * LAYERS * KV_HEADS * HEAD_SIZE * 2 * TRANSFERRED, dtype=torch.uint8, device=device)
 
     def timed(call: Callable[[], Any]) -> float:
@@ -92,9 +105,16 @@ def transfer_rank(rank: int, folder: str, backend: str) -> None:
         if rank == 0:
             sequences[:] = [cache.new(range(turn * TRANSFERRED, (turn + 1) * TRANSFERRED))]
             cache.commit(cache.extend(sequences))
+            if turn == ROUNDS - 1:
+                for i, plane in enumerate(cache.planes):
+                    plane[blocks_of(sequences[0], device)] = contents(i, device)
             times["transfer"].append(timed(lambda: multikv.transfer.send(cache, sequences, 1)))
         else:
             times["transfer"].append(timed(lambda: sequences.extend(multikv.transfer.receive(cache, 0))))
+            if turn == ROUNDS - 1:
+                for i, plane in enumerate(cache.planes):
+                    got = plane[blocks_of(sequences[0], device)]
+                    assert torch.equal(got.view(torch.int16), contents(i, device).view(torch.int16)), f"plane {i}"
         cache.free(sequences.pop())
     if rank == 1:
         rates = {name: plain.nbytes / min(seconds[1:]) * 1e-9 for name, seconds in times.items()}
@@ -111,6 +131,7 @@ def transfer_gb_per_s(backend: str) -> dict[str, float]:
             rank.start()
         for rank in ranks:
             rank.join()
+        assert all(rank.exitcode == 0 for rank in ranks), "a rank has failed"
         rates = json.loads(Path(folder, "rates").read_text())
     return rates | {"share": rates["transfer"] / rates["plain"]}
 
@@ -118,23 +139,30 @@ def transfer_gb_per_s(backend: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--no-transfer", action="store_true", help="leave out the second part")
+    parser.add_argument(
+        "--transfer",
+        nargs="*",
+        choices=TARGETS,
+        default=["gloo"] + ["nccl"] * (torch.cuda.device_count() > 1),
+        help="backends of the second part; none: leave it out",
+    )
+    parser.add_argument("--transfer-only", action="store_true", help="leave out the first part")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
     results: dict[str, Any] = {"machine": machine.describe(device)}
     print("| what | target | measured |", "|---|---:|---:|", sep="\n")
-    for count, name, target in ((256, "extend", 150), (64, "extend and commit", 100)):
+    for count, name, target in () if options.transfer_only else ((256, "extend", 150), (64, "extend and commit", 100)):
         results[f"{name} of {count} decoding sequences, us"] = us = decode_us(device, count)[name]
         print(f"| {name} of {count} decoding sequences, CPU time | {target} us | {us:.0f} us |")
-    results["new and extend of 50,000 cached tokens, ms"] = ms = prefix_ms(device)
-    print(f"| new and extend of {PROMPT:,} cached tokens | 10 ms | {ms:.1f} ms |")
-    backends = [] if options.no_transfer else ["gloo"] + ["nccl"] * (torch.cuda.device_count() > 1)
-    for backend, target in zip(backends, (70, 80), strict=False):
+    if not options.transfer_only:
+        results["new and extend of 50,000 cached tokens, ms"] = ms = prefix_ms(device)
+        print(f"| new and extend of {PROMPT:,} cached tokens | 10 ms | {ms:.1f} ms |")
+    for backend in options.transfer:
         results[f"transfer by {backend}, GB/s"] = rates = transfer_gb_per_s(backend)
         text = f"{100 * rates['share']:.0f}% ({rates['transfer']:.1f} of {rates['plain']:.1f} GB/s)"
-        print(f"| transfer by {backend}, share of a plain send | {target}% | {text} |", flush=True)
+        print(f"| transfer by {backend}, share of a plain send | {TARGETS[backend]}% | {text} |", flush=True)
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 

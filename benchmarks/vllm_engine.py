@@ -1,282 +1,246 @@
-"""vLLM's engine on a GPU with and without multikv: tokens, log-probabilities, kernels that ran, tokens per second.
+"""vLLM's engine on a GPU with and without multikv: tokens, log-probabilities, calls of ops, tokens per second.
 
     python -m benchmarks.vllm_engine --out benchmarks/results/<machine>_vllm.json
 
-Needs vLLM with its compiled library. Each mode runs all cases in a process of its own: `vllm` leaves vLLM alone,
-`multikv` serves the cache ops, and `attention` serves them and attends by paged_attention. Models are small and have
-random weights (standard deviation 0.05). 16 prompts of 1 to 900 tokens are prefilled in chunks of 512 tokens, and each
-generates 64 tokens greedily. The report says for each case whether tokens and log-probabilities are those of vLLM, bit
-for bit. `--list` names the cases.
+Needs vLLM with its compiled library. Each case runs in several modes: `vllm` leaves vLLM alone, `multikv` serves the
+cache ops, and `attention` serves them and attends by paged_attention. Each mode of each case has a process of its own.
+The processes of several cases start at once. Then one process at a time generates, while the others are stopped, and
+the modes of a case take turns. Models are small and have random weights. Most cases have 16 prompts of 1 to 900 tokens,
+which are prefilled in chunks of 512 tokens, and each generates 64 tokens greedily.
+
+The report says for each case whether tokens and log-probabilities are those of vLLM, bit for bit, and whether they
+differ once the ops that write do nothing (`control_differs`). `digest` names the tokens and log-probabilities of a
+mode, so that cases can be compared. The report is written after each case. Cases that the file holds already are kept,
+unless they run again. `--list` names the cases.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
-import gc
+import hashlib
 import json
 import os
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from benchmarks.vllm_cases import CASES, MODES, Case, save_models
+
+WORKER = "benchmarks.vllm_worker"
 CHILD_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
 }
-MODES = {
-    "vllm": {"MULTIKV_VLLM": "0"},
-    "multikv": {},
-    "attention": {"MULTIKV_VLLM_ATTENTION": "1"},
-}
-NUM_TOKENS, VOCABULARY = 64, 4096
-LENGTHS = (1, 2, 7, 16, 33, 64, 100, 128, 200, 255, 300, 400, 512, 600, 777, 900)
-LONG_LENGTHS = (8192,) * 4
-
-# For each case: the model, the lengths of the prompts, and the options of the engine.
-CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
-    "llama bf16": ("llama", LENGTHS, {}),
-    "llama fp8": ("llama", LENGTHS, {"kv_cache_dtype": "fp8"}),
-    "llama fp8, prompts of 8192": ("llama", LONG_LENGTHS, {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 8192}),
-    "MLA, TRITON_MLA": ("mla", LENGTHS, {"attention_backend": "TRITON_MLA"}),
-    "MLA, FLASH_ATTN_MLA": ("mla", LENGTHS, {"attention_backend": "FLASH_ATTN_MLA"}),
-    "llama, FLEX_ATTENTION": ("llama", LENGTHS, {"attention_backend": "FLEX_ATTENTION"}),
-    "offload, blocks of 16": ("llama", LENGTHS, {"kv_offloading_size": 2.0, "block_size": 16}),
-    "offload, blocks of 32": ("llama", LENGTHS, {"kv_offloading_size": 2.0, "block_size": 32}),
-    "llama bf16, compiled, graphs": ("llama", LENGTHS, {"enforce_eager": False}),
-    "MLA, compiled, graphs": ("mla", LENGTHS, {"attention_backend": "FLASH_ATTN_MLA", "enforce_eager": False}),
-}
-ATTENTION_CASES = ("llama bf16", "llama fp8")
+STEP_SECONDS = {"start": 240.0, "time": 60.0, "finish": 90.0}
 
 
-def save_models(folder: Path) -> None:
-    """Saves the models, for all processes."""
-    import torch  # noqa: PLC0415
-    from transformers import (  # noqa: PLC0415
-        DeepseekV2Config,
-        DeepseekV2ForCausalLM,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
+class Worker:
+    """One mode of a case, in a process of its own. After an error it answers nothing more."""
 
-    sizes: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 1024,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 4,
-        "max_position_embeddings": 16384,
-        "initializer_range": 0.05,
+    def __init__(self, folder: Path, name: str, mode: str) -> None:
+        """Remembers what to start."""
+        self.folder, self.name, self.mode = folder, name, mode
+        self.number = list(CASES).index(name)
+        self.num_steps = 0
+        self.error = ""
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log: IO[bytes] | None = None
+
+    def ask(self, step: str, until: float) -> dict[str, Any]:
+        """Runs one step, and returns its answer, or nothing after an error or at the time `until`."""
+        if self.error:
+            return {}
+        if self.process is None:
+            self._start()
+        assert self.process is not None
+        assert self.process.stdin is not None
+        answer = self.folder / f"{self.number}-{self.mode}-{self.num_steps}.json"
+        self.num_steps += 1
+        self._signal(signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{step}\n".encode())
+            self.process.stdin.flush()
+        seconds = min(STEP_SECONDS[step], until - time.monotonic())
+        end = time.monotonic() + seconds
+        while not answer.exists():
+            if self.process.poll() is not None:
+                self.error = f"{step}: the process ended"
+            elif time.monotonic() > end:
+                self.error = f"{step}: not done after {seconds:.0f} s"
+            if self.error:
+                self._report()
+                self.stop()
+                return {}
+            time.sleep(0.02)
+        self._signal(signal.SIGSTOP)  # threads of an idle engine would take time from the others
+        result: dict[str, Any] = json.loads(answer.read_text())
+        return result
+
+    def stop(self) -> None:
+        """Ends the process, and those that it started."""
+        if self.process is not None:
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+    def _start(self) -> None:
+        caches = {x: str(self.folder / f"{x}-{self.number}") for x in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR")}
+        self.log = (self.folder / f"{self.number}-{self.mode}.log").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", WORKER, str(self.folder), self.name, self.mode],
+            env=os.environ | CHILD_ENVIRONMENT | caches | MODES[self.mode],
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def _report(self) -> None:
+        lines = (self.folder / f"{self.number}-{self.mode}.log").read_text(errors="replace").splitlines()
+        reasons = [line.strip() for line in lines if "Error" in line or "error:" in line]
+        self.error += f" ({reasons[-1][:300]})" if reasons else ""
+        print(f"{self.name}, {self.mode}: {self.error}", *lines[-25:], sep="\n  | ", flush=True)
+
+
+def start(workers: list[Worker], case: Case, until: float) -> list[dict[str, Any]]:
+    """Starts the modes of a case: at once, or the first one alone."""
+    alone = 1 if case.compiles else 0
+    answers = [worker.ask("start", until) for worker in workers[:alone]]
+    with ThreadPoolExecutor(len(workers)) as pool:
+        return answers + list(pool.map(lambda worker: worker.ask("start", until), workers[alone:]))
+
+
+def compare(results: dict[str, dict[str, Any]]) -> None:
+    """Compares the modes of a case with vLLM, and drops the outputs."""
+    outputs = {mode: result.pop("outputs", None) for mode, result in results.items()}
+    controls = {mode: result.pop("control", None) for mode, result in results.items()}
+    for mode, got in outputs.items():
+        if got:
+            results[mode]["digest"] = hashlib.sha256(json.dumps(got).encode()).hexdigest()[:16]
+        if got and mode != "vllm" and outputs.get("vllm"):
+            results[mode].update(differences(got, outputs["vllm"]))
+    if controls.get("vllm") and controls.get("multikv"):
+        results["multikv"]["control_differs"] = controls["multikv"] != controls["vllm"]
+
+
+def differences(got: list[Any], wanted: list[Any]) -> dict[str, Any]:
+    """Returns whether tokens and log-probabilities are equal, and how close those of the first tokens are."""
+    result = {"tokens_equal": [x[0] for x in got] == [x[0] for x in wanted], "logprobs_equal": got == wanted}
+    if got == wanted:
+        return result
+    pairs = [(x[1][0], y[1][0]) for x, y in zip(got, wanted, strict=True) if x[0][0] == y[0][0]]
+    distances = [abs(float.fromhex(x) - float.fromhex(y)) for x, y in pairs]
+    first = {
+        "first_tokens_equal": f"{len(pairs)} of {len(got)}",
+        "first_logprobs_differ_by": max(distances, default=None),
     }
-    mla = {
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "q_lora_rank": None,
-        "kv_lora_rank": 512,
-        "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 128,
-        "first_k_dense_replace": 4,
-    }
-    torch.manual_seed(0)
-    for name, model, config in (
-        ("llama", LlamaForCausalLM, LlamaConfig(**sizes, num_attention_heads=16, num_key_value_heads=8)),
-        ("mla", DeepseekV2ForCausalLM, DeepseekV2Config(**sizes, **mla)),
-    ):
-        with torch.device("cuda"):
-            made = model(config)
-        made.to(torch.bfloat16).save_pretrained(folder / name)
+    return result | first
 
 
-class Engine:
-    """An engine for one case."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        """Makes the engine."""
-        from vllm import LLM  # noqa: PLC0415
-
-        model, self.lengths, options = CASES[name]
-        base = {
-            "dtype": "bfloat16",
-            "enforce_eager": True,
-            "skip_tokenizer_init": True,
-            "kv_cache_memory_bytes": 1 << 30,
-            "gpu_memory_utilization": 0.5,
-            "max_model_len": 16384,
-            "max_num_batched_tokens": 512,
-            "max_num_seqs": 64,
-            "enable_prefix_caching": "kv_offloading_size" in options,
-            "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16]},
-        }
-        self.offloads = "kv_offloading_size" in options
-        if self.offloads:  # so few blocks that the prompts evict each other
-            base["kv_cache_memory_bytes"] = 64 << 20
-            base["max_model_len"] = 2048
-        self.llm = LLM(str(folder / model), **(base | options))
-
-    def generate(self, prompts: list[list[int]], num_tokens: int = NUM_TOKENS) -> list[Any]:
-        """Returns for each prompt its tokens and the exact values of their log-probabilities."""
-        from vllm import SamplingParams  # noqa: PLC0415
-
-        parameters = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True, detokenize=False, logprobs=1)
-        outputs = self.llm.generate([{"prompt_token_ids": x} for x in prompts], parameters, use_tqdm=False)
-        results = [output.outputs[0] for output in outputs]
-        return [
-            [list(x.token_ids), [step[t].logprob.hex() for t, step in zip(x.token_ids, x.logprobs, strict=True)]]
-            for x in results
-        ]
+def time_case(workers: list[Worker], results: dict[str, dict[str, Any]], rounds: int, until: float) -> None:
+    """Lets the modes generate in turns. All results of a mode must be the same."""
+    for _ in range(rounds):
+        for worker in workers:
+            answer = worker.ask("time", until)
+            if not answer:
+                continue
+            result = results[worker.mode]
+            result.setdefault("runs", []).extend(round(x, 1) for x in answer["runs"])
+            result["tokens_per_second"] = {
+                "best": max(result["runs"]),
+                "median": round(statistics.median(result["runs"]), 1),
+            }
+            first = result.setdefault("outputs", answer["outputs"])
+            result["repeats_itself"] = (
+                result.get("repeats_itself", True) and answer["repeats_itself"] and answer["outputs"] == first
+            )
 
 
-def prompts_of(lengths: tuple[int, ...]) -> list[list[int]]:
-    """Returns random prompts."""
-    import random  # noqa: PLC0415
+def run(folder: Path, names: list[str], options: argparse.Namespace, report: dict[str, Any], until: float) -> None:
+    """Runs cases whose processes live at the same time."""
+    workers = {name: [Worker(folder, name, mode) for mode in CASES[name].modes] for name in names}
+    try:
+        with ThreadPoolExecutor(len(names)) as pool:
+            started = dict(
+                zip(names, pool.map(lambda name: start(workers[name], CASES[name], until), names), strict=True)
+            )
+        cases = {}
+        for name in names:
+            answers = zip(workers[name], started[name], strict=True)
+            cases[name] = {worker.mode: answer for worker, answer in answers}
+            for answer in started[name]:
+                for key in ("device", "torch"):
+                    report[key] = answer.pop(key, report.get(key))
+            time_case(workers[name], cases[name], options.rounds, until)
+            print(name, {mode: result.get("tokens_per_second") for mode, result in cases[name].items()}, flush=True)
 
-    source = random.Random(0)
-    return [[source.randrange(VOCABULARY) for _ in range(length)] for length in lengths]
+        def finish(worker: Worker) -> None:
+            cases[worker.name][worker.mode].update(worker.ask("finish", until))
+            if worker.error:
+                cases[worker.name][worker.mode]["error"] = worker.error
 
-
-def kernels_of(run: Any) -> dict[str, int]:
-    """Returns how often each kernel of a cache or of multikv ran; kernels of replayed graphs are included."""
-    from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        run()
-    counts: collections.Counter[str] = collections.Counter()
-    for event in profiler.events():
-        if any(word in event.name for word in ("cache", "multikv", "swap_blocks", "concat_mla")):
-            name = event.name.replace("(anonymous namespace)::", "").removeprefix("void ")
-            counts[name.partition("(")[0].partition("<")[0]] += 1
-    return dict(counts)
-
-
-def run_case(folder: Path, name: str, mode: str) -> dict[str, Any]:
-    """Runs one case in this process."""
-    import torch  # noqa: PLC0415
-
-    begun = time.perf_counter()
-    engine = Engine(folder, name)
-    prompts = prompts_of(engine.lengths)
-    result: dict[str, Any] = {"seconds_to_start": time.perf_counter() - begun}
-    engine.generate(prompts, 4)
-    seconds = []
-    for _ in range(2 if len(prompts[-1]) < 8192 else 1):
-        torch.cuda.synchronize()
-        begun = time.perf_counter()
-        result["outputs"] = engine.generate(prompts)
-        seconds.append(time.perf_counter() - begun)
-    tokens = NUM_TOKENS if len(prompts[-1]) < 8192 else NUM_TOKENS + len(prompts[-1])
-    result["tokens_per_second"] = [round(len(prompts) * tokens / x, 1) for x in seconds]
-    result["kernels"] = kernels_of(lambda: engine.generate(prompts, 4))
-    if mode == "attention":  # the first prompts alone, and in a batch of 64
-        many = prompts_of(tuple(LENGTHS[i % 16] for i in range(64)))
-        together = engine.generate(many)
-        result["alone_equal"] = [engine.generate([many[i]])[0] == together[i] for i in (4, 9, 15)]
-    result["seconds"] = time.perf_counter() - begun
-    with contextlib.suppress(Exception):  # an engine that remains takes memory, and no more
-        engine.llm.llm_engine.engine_core.shutdown()
-    return result
+        with ThreadPoolExecutor(8) as pool:  # counts do not depend on what else the GPU does
+            finishing = {name: [pool.submit(finish, worker) for worker in workers[name]] for name in names}
+            for name in names:
+                wait(finishing[name])
+                compare(cases[name])
+                report["cases"][name] = cases[name]
+                write(report, options.out)
+    finally:
+        for of_case in workers.values():
+            for worker in of_case:
+                worker.stop()
 
 
-def run_mode(folder: Path, mode: str, names: list[str]) -> None:
-    """Runs cases in this process, and writes a file for each."""
-    import torch  # noqa: PLC0415
-
-    for name in names:
-        try:
-            result = run_case(folder, name, mode)
-        except Exception as error:  # the other cases still count
-            import traceback  # noqa: PLC0415
-
-            traceback.print_exc()
-            result = {"error": f"{type(error).__name__}: {error}"[:500]}
-        (folder / f"{mode}-{list(CASES).index(name)}.json").write_text(json.dumps(result))
-        shown = {key: value for key, value in result.items() if key != "outputs"}
-        print("RESULT", mode, name, json.dumps(shown), flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def summary_of(folder: Path, names: list[str], modes: list[str]) -> dict[str, Any]:
-    """Compares the modes, and drops the outputs."""
-    cases: dict[str, Any] = {}
-    for name in names:
-        results = {}
-        for mode in modes:
-            file = folder / f"{mode}-{list(CASES).index(name)}.json"
-            if file.exists():
-                results[mode] = json.loads(file.read_text())
-        wanted = results.get("vllm", {}).get("outputs")
-        for result in results.values():
-            outputs = result.pop("outputs", None)
-            if outputs is not None and wanted is not None:
-                result["tokens_equal"] = [x[0] for x in outputs] == [x[0] for x in wanted]
-                result["logprobs_equal"] = outputs == wanted
-        cases[name] = results
-    return cases
-
-
-def wait(running: list[tuple[str, subprocess.Popen[bytes]]], seconds: float) -> None:
-    """Waits for processes, and stops those that take longer."""
-    end = time.monotonic() + seconds
-    for mode, process in running:
-        try:
-            process.wait(max(0.1, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            print(f"{mode}: stopped after {seconds} s", flush=True)
+def write(report: dict[str, Any], out: Path | None) -> None:
+    """Writes the report, its cases in the order of CASES."""
+    report["cases"] = {name: report["cases"][name] for name in CASES if name in report["cases"]}
+    if out:
+        out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def main() -> None:
-    """Runs all modes one after another, and compares them."""
+    """Runs the cases, several at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cases", default=",".join(str(i) for i in range(len(CASES))), help="numbers of cases")
-    parser.add_argument("--modes", default="vllm,multikv,attention")
     parser.add_argument("--list", action="store_true", help="prints the cases and their numbers")
-    parser.add_argument("--child", nargs=2, metavar=("MODE", "FOLDER"), help=argparse.SUPPRESS)
-    parser.add_argument("--parallel", action="store_true", help="all modes at once; the speeds then mean nothing")
-    parser.add_argument("--seconds", type=float, default=3600, help="limit of each mode")
+    parser.add_argument("--together", type=int, default=6, help="how many cases start at once")
+    parser.add_argument("--rounds", type=int, default=5, help="how many turns each mode gets")
+    parser.add_argument("--seconds", type=float, default=3600, help="limit of all cases together")
     options = parser.parse_args()
-    names = [list(CASES)[int(i)] for i in options.cases.split(",")]
     if options.list:
         print(*(f"{i} {name}" for i, name in enumerate(CASES)), sep="\n")
         return
-    if options.child:
-        mode, folder = options.child
-        run_mode(Path(folder), mode, [x for x in names if mode != "attention" or x in ATTENTION_CASES])
-        return
-    import torch  # noqa: PLC0415
-
-    modes = options.modes.split(",")
-    folder = Path(tempfile.mkdtemp())
-    save_models(folder)
-    running = []
-    for mode in modes:
-        command = [sys.executable, "-m", "benchmarks.vllm_engine", "--child", mode, str(folder)]
-        environment = os.environ | CHILD_ENVIRONMENT | MODES[mode]
-        running.append((mode, subprocess.Popen([*command, "--cases", options.cases], env=environment)))
-        if not options.parallel or mode == modes[-1]:
-            wait(running, options.seconds)
-            running = []
-    report = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "vllm": "0.33.0",
-        "modes_shared_the_gpu": options.parallel,
-        "cases": summary_of(folder, names, modes),
-    }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    until = time.monotonic() + options.seconds
+    report: dict[str, Any] = {"vllm": "0.33.0", "cases": {}}
+    if options.out and options.out.exists():
+        report = json.loads(options.out.read_text())
+    names = [list(CASES)[int(i)] for i in options.cases.split(",")]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        save_models(Path(folder))
+        for i in range(0, len(names), options.together):
+            run(Path(folder), names[i : i + options.together], options, report, until)
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

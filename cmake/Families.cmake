@@ -11,8 +11,8 @@
 #          instead of twice. So every backend gives the same bytes.
 #   FAST   The compiler may contract them in GPU kernels. CPU kernels are EXACT in every family, so that all instruction
 #          sets give the same bits.
-#   ARCHS  CUDA architectures, such as 90a, that this family is compiled for besides MULTIKV_CUDA_ARCHS. Architectures
-#          that nvcc does not know are left out.
+#   ARCHS  CUDA architectures, such as 90a, that this family is compiled for in the place of 90, if MULTIKV_CUDA_ARCHS
+#          has 90. The sources then see the macro MULTIKV_HAS_SM90A.
 function(multikv_add_family name arithmetic)
   cmake_parse_arguments(PARSE_ARGV 2 arg "" "" "ARCHS")
   if(NOT arithmetic MATCHES "^(EXACT|FAST)$" OR arg_UNPARSED_ARGUMENTS)

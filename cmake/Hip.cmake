@@ -4,6 +4,11 @@
 
 set(MULTIKV_DEFAULT_HIP_ARCHS gfx90a gfx942 gfx950 gfx1100 gfx1201)
 
+# Sources that have no kernels on AMD GPUs. They are compiled for the host alone, and not once more per architecture. A
+# kernel in one of them is an error of the linker, an undefined __hip_fatbin.
+set(MULTIKV_HIP_HOST_SOURCES
+  "cuda/(attention/((matrix|warpgroup)_.*|paged_attention)|moves/overlapping_pairs|swap/(addresses|swap_blocks|swap_blocks_batch))[.]cu")
+
 # Sets HIPCC (the command and its options), MULTIKV_HIP_LAUNCHER (what stands before a compiler), MULTIKV_HIP_VERSION,
 # MULTIKV_HIP_INCLUDE, MULTIKV_HIP_LIBRARY and MULTIKV_HIP_ARCHS_BUILT in the caller.
 macro(multikv_find_hip)
@@ -135,15 +140,19 @@ function(multikv_add_hip_family name arithmetic)
   list(TRANSFORM MULTIKV_HIP_ARCHS_BUILT PREPEND "--offload-arch=" OUTPUT_VARIABLE archs)
   set(directory "${CMAKE_BINARY_DIR}/hip")
   foreach(source IN LISTS sources)
+    # Divisions and square roots are rounded as IEEE says.
+    set(targets ${archs} -fhip-fp32-correctly-rounded-divide-sqrt)
+    if(source MATCHES "^${MULTIKV_HIP_HOST_SOURCES}$")
+      set(targets --cuda-host-only)
+    endif()
     set(object "${directory}/${source}.o")
     add_custom_command(
       OUTPUT "${object}"
       COMMAND ${HIPCC} -c "${directory}/${source}" -o "${object}" -MD -MT "${object}" -MF "${object}.d"
-              -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${archs}
+              -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${targets}
               -Wno-bitwise-instead-of-logical  # kernels evaluate both sides on purpose: it saves a branch
               "-I${directory}" "-I${CMAKE_SOURCE_DIR}/csrc/hip" "-I${CMAKE_SOURCE_DIR}/csrc"
-              # Divisions and square roots are rounded as IEEE says.
-              -fhip-fp32-correctly-rounded-divide-sqrt ${contraction}
+              ${contraction}
       DEPENDS "${directory}/${source}"
       DEPFILE "${object}.d"
       COMMENT "Building HIP object ${source}.o"

@@ -83,10 +83,11 @@ def load_model(
 def expected_tokens(model: transformers.PreTrainedModel, prompts: list[list[int]], count: int) -> list[list[int]]:
     """Returns what the model's own greedy generate appends to each prompt, alone, so that nothing is padded."""
     model.set_attn_implementation("sdpa")
+    model.generation_config.eos_token_id = None  # goes on after the end of a text, as generate() below does
     device, tokens = model.device, []
     for ids in prompts:
         prompt = torch.tensor([ids], device=device)
-        options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+        options = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0}
         result = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
         tokens.append(result[0, len(ids) :].tolist())
     return tokens

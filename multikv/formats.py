@@ -18,6 +18,24 @@ from typing import Any
 
 import torch
 
+__all__ = [
+    "CACHE_FORMATS",
+    "DS_MLA_ENTRY",
+    "FP8_FORMATS",
+    "CacheFormat",
+    "Codec",
+    "DsMlaEntry",
+    "Element",
+    "ElementChoice",
+    "Family",
+    "Fp8Format",
+    "ScaleGroup",
+    "ScalePlace",
+    "ScaleType",
+    "find",
+    "names",
+]
+
 
 @dataclass(frozen=True)
 class Element:

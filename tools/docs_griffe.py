@@ -1,4 +1,4 @@
-"""An extension of griffe, the reader of the API reference's docstrings. It makes griffe show examples as code."""
+"""An extension of griffe, the reader of the API reference's docstrings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 import griffe
 
 
-class Examples(griffe.Extension):
-    """Names the section "Example:" of a docstring "Examples:", which is what griffe shows as code."""
+class Docstrings(griffe.Extension):
+    """Makes examples code, and names of pages links.
+
+    griffe shows a section "Examples:" as code, and docstrings have a section "Example:".
+    """
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Changes the docstring of an object."""
         if obj.docstring is not None:
-            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"\bdocs/(\w+)\.md", r"[docs/\1.md](../\1.md)", text)

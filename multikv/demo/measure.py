@@ -35,7 +35,7 @@ def run(case: cases.Case, device: torch.device) -> Result:
         if result.ok:
             _time(case, device, result)
         else:
-            result.error = "bytes differ from multikv.reference"
+            result.error = "results differ from multikv.reference"
     except Exception as error:
         result.ok = False
         result.error = f"{type(error).__name__}: {error}".strip()

@@ -32,7 +32,7 @@ class Effort(NamedTuple):
 
 
 THOROUGH = Effort(0.4, _FEW_SAMPLES)
-QUICK = Effort(0.1, 5)
+QUICK = Effort(0.06, 3)
 
 
 def device_times(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ops import gather_kv_cache, paged_attention, paged_attention_workspace_bytes, reshape_and_cache_flash
 from .batch import Batch, gather_bounds, power_of_two
-from .memory import as_device, as_scale, storage_dtype
+from .memory import as_device, as_scale, check_sizes, storage_dtype
 from .paged import PagedCache
 
 __all__ = ["PagedKVCache"]
@@ -48,9 +48,9 @@ class PagedKVCache(PagedCache):
         planes: the caches K0, V0, K1, V1, ..., each [num_blocks, block_size, num_kv_heads, head_size].
 
     Raises:
-        RuntimeError: an argument is out of range, or the memory does not suffice.
-        ValueError: kv_cache_dtype or layout is unknown, kv_cache_dtype does not fit dtype, or a scale has a wrong
-            number of elements.
+        RuntimeError: the memory does not suffice.
+        ValueError: a size is less than 1, kv_cache_dtype or layout is unknown, kv_cache_dtype does not fit dtype, or a
+            scale has a wrong number of elements.
 
     Example:
         >>> cache = multikv.PagedKVCache(num_layers=2, num_kv_heads=2, head_size=64, num_blocks=64)
@@ -82,6 +82,8 @@ class PagedKVCache(PagedCache):
         """Allocates the cache."""
         if layout not in _LAYOUTS:
             raise ValueError(f"PagedKVCache: layout: expected one of {', '.join(_LAYOUTS)}, got {layout!r}")
+        sizes = {"num_layers": num_layers, "num_kv_heads": num_kv_heads, "head_size": head_size}
+        check_sizes("PagedKVCache", **sizes, num_blocks=num_blocks, block_size=block_size)
         self.num_layers, self.num_kv_heads, self.head_size = num_layers, num_kv_heads, head_size
         self.block_size, self.kv_cache_dtype, self.device = block_size, kv_cache_dtype, as_device(device)
         self.dtype = dtype or torch.get_default_dtype()

@@ -16,6 +16,13 @@ def as_device(device: torch.device | str | None) -> torch.device:
     return chosen
 
 
+def check_sizes(owner: str, **sizes: int) -> None:
+    """Raises ValueError if a size of a cache is less than 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{owner}: {name}: expected at least 1, got {size}")
+
+
 def storage_dtype(
     owner: str, kv_cache_dtype: str, dtype: torch.dtype, family: formats.Family = formats.Family.CACHE
 ) -> torch.dtype:

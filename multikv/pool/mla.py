@@ -8,7 +8,7 @@ from torch import Tensor
 from ..formats import DS_MLA_ENTRY, Family
 from ..ops import concat_and_cache_mla, cp_gather_and_upconvert_fp8_kv_cache, gather_and_maybe_dequant_cache
 from .batch import Batch, gather_bounds
-from .memory import as_device, as_scale, storage_dtype
+from .memory import as_device, as_scale, check_sizes, storage_dtype
 from .paged import PagedCache
 
 __all__ = ["PagedMLACache"]
@@ -38,8 +38,9 @@ class PagedMLACache(PagedCache):
         planes: the cache of each layer, [num_blocks, block_size, 1, entry_size].
 
     Raises:
-        RuntimeError: an argument is out of range, or the memory does not suffice.
-        ValueError: kv_cache_dtype is unknown, or does not fit dtype or the sizes, or scale has several elements.
+        RuntimeError: the memory does not suffice.
+        ValueError: a size is less than 1, kv_cache_dtype is unknown, or does not fit dtype or the sizes, or scale has
+            several elements.
 
     Example:
         >>> cache = multikv.PagedMLACache(num_layers=1, num_blocks=64, dtype=torch.bfloat16)
@@ -64,6 +65,8 @@ class PagedMLACache(PagedCache):
         scale: Tensor | float | None = None,
     ) -> None:
         """Allocates the cache."""
+        sizes = {"num_layers": num_layers, "num_blocks": num_blocks, "block_size": block_size}
+        check_sizes("PagedMLACache", **sizes, latent_size=latent_size, rope_size=rope_size)
         self.num_layers, self.latent_size, self.rope_size = num_layers, latent_size, rope_size
         self.block_size, self.kv_cache_dtype, self.device = block_size, kv_cache_dtype, as_device(device)
         self.dtype = dtype or torch.get_default_dtype()

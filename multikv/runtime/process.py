@@ -40,7 +40,7 @@ class Process:
 
     def set_cpu_isa(self, name: str) -> None:
         """Selects the instruction set of the CPU kernels."""
-        if not self.cpu.set_isa(name):
+        if name not in self.cpu.isas() or not self.cpu.set_isa(name):
             raise ValueError(f"CPU instruction set: expected one of {', '.join(self.cpu.isas())}, got '{name}'")
 
     def set_check_indices(self, enabled: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import datetime
 import json
+import struct
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from .errors import TransferError
 
 Message = dict[str, Any]
+# A message is sent as a parcel of this size, which begins with the message's length; what does not fit in comes after.
+_PARCEL_BYTES, _LENGTH = 4096, struct.Struct("<q")
 
 
 class Pending:
@@ -81,31 +84,39 @@ class Channel:
 
     def send_numbers(self, numbers: array.array[int]) -> None:
         """Sends 64-bit integers, whose number the peer knows."""
-        if numbers:
-            self.start_sending(torch.frombuffer(numbers, dtype=torch.int64).to(self.device)).wait()
+        self._send_bytes(bytearray(numbers.tobytes()))
 
     def receive_numbers(self, count: int) -> array.array[int]:
         """Receives 64-bit integers."""
-        numbers = array.array("q")
-        if count:
-            tensor = self.start_receiving(torch.empty(count, dtype=torch.int64, device=self.device)).wait()
-            numbers.fromlist(tensor.tolist())
-        return numbers
+        return array.array("q", bytes(self._receive_bytes(8 * count)))
 
     def send(self, message: Message) -> None:
         """Sends a message that JSON can hold."""
-        content = bytearray(json.dumps(message).encode())
-        self.send_numbers(array.array("q", [len(content)]))
-        self.start_sending(torch.frombuffer(content, dtype=torch.uint8).to(self.device)).wait()
+        content = json.dumps(message).encode()
+        parcel = bytearray(_LENGTH.pack(len(content)) + content).ljust(_PARCEL_BYTES, b"\0")
+        self._send_bytes(parcel[:_PARCEL_BYTES])
+        self._send_bytes(parcel[_PARCEL_BYTES:])
 
     def receive(self) -> Message:
         """Receives a message. Raises a TransferError if it says that the peer has failed."""
-        (size,) = self.receive_numbers(1)
-        content = self.start_receiving(torch.empty(size, dtype=torch.uint8, device=self.device)).wait()
-        message: Message = json.loads(bytes(content.tolist()))
+        parcel = self._receive_bytes(_PARCEL_BYTES)
+        end = _LENGTH.size + _LENGTH.unpack_from(parcel)[0]
+        parcel += self._receive_bytes(max(end - _PARCEL_BYTES, 0))
+        message: Message = json.loads(parcel[_LENGTH.size : end])
         if "error" in message:
             raise TransferError(f"{self.call}: rank {self.peer} refused: {message['error']}")
         return message
+
+    def _send_bytes(self, content: bytearray) -> None:
+        if content:
+            self.start_sending(torch.frombuffer(content, dtype=torch.uint8).to(self.device)).wait()
+
+    def _receive_bytes(self, count: int) -> bytearray:
+        content = bytearray(count)
+        if content:
+            received = self.start_receiving(torch.empty(count, dtype=torch.uint8, device=self.device)).wait()
+            torch.frombuffer(content, dtype=torch.uint8).copy_(received)
+        return content
 
 
 def carrier(group: dist.ProcessGroup | None, device: torch.device) -> torch.device:

@@ -27,8 +27,8 @@ from .staging import Staging
 
 __all__ = ["receive", "send"]
 
-_VERSION = 1
-_CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 2 << 20, 32 << 20
+_VERSION = 2
+_CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 4 << 20, 64 << 20
 
 
 def send(
@@ -52,7 +52,7 @@ def send(
         group: a process group: nccl for caches on GPUs, gloo for any (a GPU's blocks then go through pinned memory).
             None: the default group.
         first_head: under tensor parallelism, the number of this cache's first head among those of the model.
-        chunk_bytes: the size of a chunk, of which three are in flight. None: 2 MiB, and 32 MiB on a GPU.
+        chunk_bytes: the size of a chunk, of which three are in flight. None: 4 MiB, and 64 MiB on a GPU.
         timeout: the most seconds to wait for a peer in one step. None: the timeout of the group.
 
     Raises:

@@ -1,6 +1,14 @@
-"""The pipeline: chunks are packed and unpacked while others are on their way."""
+"""The pipeline: chunks are packed and unpacked while others are on their way.
+
+With gloo three threads of each process work at the same time: the caller's packs or unpacks a chunk, a second one
+hashes another and hands it to gloo, and gloo's own copies to or from the socket.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +21,18 @@ from .channel import Channel, Pending
 from .plan import Chunk, Chunks
 
 _NUM_BUFFERS = 3
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class _SameThread(Executor):
+    """Runs a function at once, in the caller's thread: a GPU's work is queued, in the current stream of the thread."""
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Returns what the function returns, in a Future."""
+        future: Future[_T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 class Staging:
@@ -35,20 +55,26 @@ class Staging:
         )
         self.checksums = torch.empty(chunks.num_tokens, 1, dtype=torch.int64, device=device)
         self._num_hashed = 0
+        self._second_thread = ThreadPoolExecutor(1) if device.type == "cpu" else _SameThread()
 
     def send(self, channel: Channel) -> None:
         """Packs and sends all chunks."""
-        pending: list[Pending] = []
-        for i, chunk in enumerate(self._chunks):
-            if i >= _NUM_BUFFERS:
-                pending[i - _NUM_BUFFERS].wait()
-            rows = self._rows(i, chunk)
-            pack_layers(self._cache.planes, self._blocks(chunk), rows[None], len(rows), self._heads.start)
-            self._settle()
+        pending: list[Future[Pending]] = []
+
+        def hash_and_start(rows: Tensor) -> Pending:
             self._hash(rows)
-            pending.append(channel.start_sending(_bytes(rows)))
-        for sent in pending[-_NUM_BUFFERS:]:
-            sent.wait()
+            return channel.start_sending(_bytes(rows))  # gloo fills the socket in the thread that calls it
+
+        with self._second_thread as thread:
+            for i, chunk in enumerate(self._chunks):
+                if i >= _NUM_BUFFERS:
+                    pending[i - _NUM_BUFFERS].result().wait()
+                rows = self._rows(i, chunk)
+                pack_layers(self._cache.planes, self._blocks(chunk), rows[None], len(rows), self._heads.start)
+                self._settle()
+                pending.append(thread.submit(hash_and_start, rows))
+            for sent in pending[-_NUM_BUFFERS:]:
+                sent.result().wait()
 
     def receive(self, channel: Channel) -> None:
         """Receives and unpacks all chunks."""
@@ -58,14 +84,16 @@ class Staging:
             return channel.start_receiving(_bytes(self._rows(i, chunks[i])))
 
         pending = [start(i) for i in range(min(_NUM_BUFFERS, len(chunks)))]
-        for i, chunk in enumerate(chunks):
-            pending[i].wait()
-            rows = self._rows(i, chunk)
-            self._hash(rows)
-            unpack_layers(rows[None], self._cache.planes, self._blocks(chunk), len(rows), self._heads.start)
-            self._settle()
-            if i + _NUM_BUFFERS < len(chunks):
-                pending.append(start(i + _NUM_BUFFERS))
+        with self._second_thread as thread:
+            for i, chunk in enumerate(chunks):
+                pending[i].wait()
+                rows = self._rows(i, chunk)
+                hashed = thread.submit(self._hash, rows)
+                unpack_layers(rows[None], self._cache.planes, self._blocks(chunk), len(rows), self._heads.start)
+                self._settle()
+                hashed.result()
+                if i + _NUM_BUFFERS < len(chunks):
+                    pending.append(start(i + _NUM_BUFFERS))
 
     def _rows(self, i: int, chunk: Chunk) -> Tensor:
         return self._buffers[i % _NUM_BUFFERS, : chunk.end - chunk.begin]

@@ -345,6 +345,10 @@ def test_bad_calls(any_device, name):
 
 def test_bad_arguments(any_device):
     make = multikv.PagedKVCache
+    for name in ("num_layers", "num_kv_heads", "head_size", "num_blocks", "block_size"):
+        sizes = {"num_layers": 1, "num_kv_heads": 1, "head_size": 8, "num_blocks": 2, name: 0}
+        with pytest.raises(ValueError, match=f"^PagedKVCache: {name}: expected at least 1, got 0$"):
+            multikv.PagedKVCache(**sizes)
     with pytest.raises(ValueError, match="^PagedKVCache: layout: expected one of NHD, HND, got 'DNH'$"):
         make(1, 1, 8, 4, layout="DNH")
     with pytest.raises(ValueError, match="^PagedKVCache: kv_cache_dtype: expected one of auto, .*got 'int4'$"):

@@ -104,7 +104,7 @@ def test_a_batch_of_addresses_does_the_same_job():
 
 
 def test_the_cache(tmp_path):
-    run = run_program("-m", "benchmarks.pool", "--device", "cpu", "--no-transfer", "--out", tmp_path / "pool.json")
+    run = run_program("-m", "benchmarks.pool", "--device", "cpu", "--transfer", "--out", tmp_path / "pool.json")
     assert run.returncode == 0, run.stderr
     content = json.loads((tmp_path / "pool.json").read_text())
     assert content.pop("machine")["device"] == "cpu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,16 +13,17 @@ import multikv
 from multikv import platforms, reference
 from multikv.demo import cases, plot
 from multikv.demo.measure import Result
-from tests.support.processes import run_program
 
 # The demo has no addresses to copy between.
 SHOWN_OPS = sorted(set(platforms.op_names()) - {"swap_blocks_batch"})
 
 
-def test_json():
-    run = run_program("-m", "multikv", "--json", "--device", "cpu")
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
+def test_json(run_module, monkeypatch):
+    """Small inputs are timed, too: `make demo` times the large ones."""
+    monkeypatch.setattr(cases, "CASES", [replace(case, large=case.small) for case in cases.CASES])
+    run = run_module("multikv", "--json", "--device", "cpu")
+    assert run.code == 0, run.err
+    found = json.loads(run.out)
     assert found["ok"] and found["device"] == "cpu"
     assert found["multikv"] == multikv.__version__ and found["torch"] == torch.__version__
     assert found["cpu_isas"] == list(platforms.cpu_isas()) and found["report"] == platforms.report().splitlines()
@@ -44,7 +46,7 @@ def test_table_with_ops_that_are_wrong(run_module, monkeypatch):
     lines = [line.strip() for line in run.out.splitlines()]
     assert sorted(line for line in lines if line in platforms.op_names()) == SHOWN_OPS
     wrong = [line for line in lines if line.endswith("WRONG")]
-    errors = [line for line in lines if line.endswith(": bytes differ from multikv.reference")]
+    errors = [line for line in lines if line.endswith(": results differ from multikv.reference")]
     assert len(wrong) == len(errors) > len(SHOWN_OPS)
     assert sorted({error.partition(",")[0] for error in errors} | {"concat_mla_q"}) == SHOWN_OPS
     assert len([line for line in lines if " equal " in line]) == 1
@@ -68,7 +70,7 @@ def test_json_of_one_wrong_byte(run_module, monkeypatch):
     assert run.code == 1 and found["ok"] is False
     for result in found["ops"]:
         differs = result["op"] == "convert_fp8"
-        expected = "bytes differ from multikv.reference" if differs else "ValueError: no reference"
+        expected = "results differ from multikv.reference" if differs else "ValueError: no reference"
         assert (result["ok"], result["error"], result["time_us"]) == (False, expected, None)
 
 

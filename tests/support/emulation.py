@@ -19,6 +19,15 @@ import multikv  # noqa: F401  # the CPU library registers its kernels first
 CPU_ONLY = ("one_slot_wins", "duplicates_wins", "flushed_subnormals")
 # Tests of large calls, which for a GPU are as small ones.
 LARGE = ("cpu_cache_holds", "test_many_tokens")
+# Tests that give many sizes and layouts to kernels which other tests launch, too. Without them, the tests take half the
+# time and launch the same kernels.
+REPETITIVE = (
+    *("test_cache_layouts", "test_dtypes_and_entries", "test_padded_blocks_and_unaligned_starts"),
+    *("test_sizes_and_starts", "test_head_sizes", "test_rope_sizes", "test_heads", "test_parts_of_heads", "test_any_x"),
+    *("test_tokens_and_block_sizes", "test_lengths_and_block_sizes", "test_sequences_of_equal_length"),
+    *("test_runs_of_slots", "test_many_vectors_of_a_token", "test_many_tiny_sequences", "test_every_code"),
+    *("test_chunks_of_a_prefill", "test_slots_that_no_row_sees"),
+)
 
 WAVE_SIZES = {"wave64": 64, "wave32": 32}
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,11 +54,16 @@ def launches() -> int:
 
 
 def mark(item: pytest.Item) -> None:
-    """Gives a test of the emulated kernels its markers: hip, for large calls slow as well, and skip for a CPU's."""
+    """Gives a test of the emulated kernels its markers.
+
+    They are hip, selected unless it is repetitive, for large calls slow as well, and skip for what only a CPU promises.
+    """
     name = getattr(item, "originalname", item.name)
     if not {"device", "any_device"} & set(getattr(item, "fixturenames", ())):
         return
     item.add_marker("hip")
+    if name not in REPETITIVE:
+        item.add_marker("selected")
     if name.endswith(LARGE):
         item.add_marker("slow")
     if name.endswith(CPU_ONLY):

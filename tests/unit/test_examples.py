@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import inspect
 import re
 
@@ -41,6 +42,27 @@ def test_the_reference_has_every_public_name():
     assert modules - {"offload", "reference"} <= documented  # pages show the members of these two
     members = re.search(r"::: multikv\.platforms\n.*?members: \[(.*?)\]", pages, re.DOTALL).group(1)
     assert {*members.split(", "), "Library"} == set(platforms.__all__)
+
+
+def test_the_reference_has_every_public_method():
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
+    documented = set(re.findall(r"^::: multikv\..*\.(\w+)$", pages, re.MULTILINE))
+    for name in filter(lambda name: inspect.isclass(PUBLIC[name]), PUBLIC):
+        bases = [base for base in PUBLIC[name].__mro__ if base.__module__.startswith("multikv.")]
+        with_methods = {
+            base.__name__
+            for base in bases
+            for member, value in vars(base).items()
+            if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
+        }
+        assert with_methods <= documented
+
+
+def test_public_modules_say_what_is_public():
+    """docs/versions.md calls the names in `__all__` public."""
+    modules = ("platforms", "offload", "formats", "reference", "pool", "transfer", "integrations.adapters")
+    for module in (importlib.import_module(f"multikv.{name}") for name in (*modules, "integrations.vllm")):
+        assert module.__all__ and all(hasattr(module, name) for name in module.__all__)
 
 
 def test_nothing_leaks():

@@ -41,6 +41,20 @@ def test_an_index_gets_no_link_that_only_the_repository_has():
     assert [target for target in targets if not target.startswith("https://")] == []
 
 
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_call_make_and_pinned_actions(workflow):
+    """A person can run what a workflow runs, and nobody can change an action under it."""
+    text = workflow.read_text()
+    targets = re.findall(r"^ +- run: make (.*)$", text, re.MULTILINE)
+    rules = re.findall(r"^([\w -]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert targets and set(targets) <= {name for rule in rules for name in rule.split()}
+    actions = re.findall(r"^ +- uses: (.*)$", text, re.MULTILINE)
+    assert actions and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action) for action in actions)
+
+
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 
 

@@ -15,6 +15,11 @@ inline constexpr int kMaxMatrixHeadSize = 256;
 template <Element kElement>
 cudaError_t launch_matrix_attention(const AttentionProblem& p, const Context& context);
 
+// The kernel for many query rows that Hopper GPUs have, for caches of kElement. Returns cudaErrorNotSupported if this
+// GPU has none, or if a cache has no vectors.
+template <Element kElement>
+cudaError_t launch_warpgroup_attention(const AttentionProblem& p, const Context& context);
+
 // Kernels without matrix instructions: all formats and sizes, on all GPUs.
 cudaError_t launch_portable_attention(const AttentionProblem& p, const Context& context);
 
@@ -42,6 +47,21 @@ inline SharedMemory shared_memory(int32_t device_index) {
     cached.store(value, std::memory_order_relaxed);
   }
   return {static_cast<int>(value >> 32), static_cast<int>(value & INT32_MAX)};
+}
+
+// Whether the device is a Hopper GPU: no other one has these instructions.
+inline bool has_warpgroup_instructions(int32_t device_index) {
+  static std::atomic<int> known[kMaxDevices];  // 10 * major + minor
+  auto& cached = known[device_index % kMaxDevices];
+  int capability = cached.load(std::memory_order_relaxed);
+  if (capability == 0) {
+    int major = 0, minor = 0;
+    static_cast<void>(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_index));
+    static_cast<void>(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_index));
+    capability = 10 * major + minor;
+    cached.store(capability, std::memory_order_relaxed);
+  }
+  return capability == 90;
 }
 
 // Lets thread blocks of a kernel have `bytes` of dynamic shared memory.

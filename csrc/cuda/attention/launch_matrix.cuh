@@ -58,7 +58,18 @@ cudaError_t launch_prefill(AttentionProblem p, const Context& context) {
   return cudaGetLastError();
 }
 
-// Sequences with more rows than kMaxSplitRows are left to the prefill kernel, if there may be some with more than
+// Launches one of the prefill kernels. The one of warpgroups is compiled for bfloat16 caches, with which it has been
+// tested on a GPU.
+template <class Store, int kHeadSize>
+cudaError_t launch_many_rows(const AttentionProblem& p, const Context& context) {
+  if constexpr (Store::kElement == Element::kBFloat16) {
+    const cudaError_t error = launch_warpgroup_attention<Store::kElement>(p, context);
+    if (error != cudaErrorNotSupported) return error;
+  }
+  return launch_prefill<Store, kHeadSize>(p, context);
+}
+
+// Sequences with more rows than kMaxSplitRows are left to a prefill kernel, if there may be some with more than
 // kMinPrefillRows.
 inline constexpr int64_t kMaxSplitRows = 16, kMinPrefillRows = 64;
 
@@ -67,7 +78,7 @@ cudaError_t launch_rows(AttentionProblem p, const Context& context) {
   const int64_t rows = p.group.signed_value() * p.sequences.max_query_len;
   if (rows > kMinPrefillRows) {
     p.min_rows = kMaxSplitRows + 1;
-    const cudaError_t error = launch_prefill<Store, kHeadSize>(p, context);
+    const cudaError_t error = launch_many_rows<Store, kHeadSize>(p, context);
     if (error != cudaSuccess && error != cudaErrorNotSupported) return error;
     p.min_rows = 0;
     if (error == cudaSuccess) {

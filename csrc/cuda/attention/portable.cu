@@ -183,7 +183,9 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 8)
 }  // namespace
 
 cudaError_t launch_portable_attention(const AttentionProblem& p, const Context& context) {
-  const int64_t bytes = (int64_t{p.key_size} + p.value_size) * 4, blocks = p.sequences.num_rows * p.num_query_heads;
+  // Whole vectors of 16 bytes, because the compiler reads the query in such vectors, and past its end.
+  const int64_t bytes = ceil_div<int64_t>(int64_t{p.key_size} + p.value_size, 4) * 16;
+  const int64_t blocks = p.sequences.num_rows * p.num_query_heads;
   constexpr int64_t kStaticBytes = 4096;
   if (bytes > shared_memory(context.device_index).block_bytes - kStaticBytes) return cudaErrorNotSupported;
   if (blocks > INT32_MAX) return cudaErrorNotSupported;

@@ -106,7 +106,10 @@ class PrefillAttention {
     for (int high = 0; high < 2; ++high) {
       const TileRow& row = shared_.rows[row_of(high)];
       score_row(scores, high, scoring_, row, key);
-      if constexpr (kIsPartial) hide_keys(scores, high, row, shared_.loader.valid[key / kStep % kFlagSteps], key);
+      if constexpr (kIsPartial) {
+        const uint32_t(&valid)[2] = shared_.loader.valid[key / kStep % kFlagSteps];
+        hide_keys(scores, high, row.visible, uint64_t{valid[1]} << 32 | valid[0], key);
+      }
       corrections[high] = sums_[high].template add<Store>(
           [&](int i) -> float& { return scores[i / 2][2 * high + i % 2]; }, factors_[high]);
     }

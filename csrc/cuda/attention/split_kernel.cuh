@@ -74,8 +74,8 @@ class SplitAttention {
 #pragma unroll
       for (int i = 0; i < kHeadSize / 16; ++i) shared_.queries[tile][i][lane_] = {query[i][0], query[i][1]};
       if (pair_ == 0) shared_.rows[row] = tile_row(p_, segment, scoring_, row, power);
-      shared_.total_states[row] = {0.0f, 0.0f};
     }
+    if (lane_ < kRows) shared_.total_states[warp_][lane_] = {0.0f, 0.0f};
     __syncthreads();
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) factors_[tile] = shared_.rows[8 * tile + group_].factor;
@@ -274,11 +274,12 @@ class SplitAttention {
   __device__ void join_granule() {
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
-      float2& total_state = shared_.total_states[8 * tile + group_];
+      float2& total_state = shared_.total_states[warp_][8 * tile + group_];
       const float2 state = sums_[tile].template total<Store>(), before = total_state;
       const JoinWeights weights = join(before.x, before.y, state.x, state.y);
-      __syncthreads();  // all threads have read the previous states
-      total_state = {weights.m, weights.l};
+      sync_warp();  // all lanes have read the previous states
+      if (pair_ == 0) total_state = {weights.m, weights.l};
+      sync_warp();
 #pragma unroll
       for (int high = 0; high < 2; ++high) {
         const float first = of_row(weights.first, high);
@@ -303,7 +304,8 @@ class SplitAttention {
     const Partials partials(p_);
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
-      const float2 state = is_total ? shared_.total_states[8 * tile + group_] : sums_[tile].template total<Store>();
+      const float2 state =
+          is_total ? shared_.total_states[warp_][8 * tile + group_] : sums_[tile].template total<Store>();
       const int own_row = 8 * tile + group_;
       if (warp_ == 0 && pair_ == 0 && own_row < segment.num_rows) partials.store_state(slot, own_row, state);
 #pragma unroll
@@ -343,7 +345,8 @@ class SplitAttention {
       Finish own = {};
       if (own_row < segment.num_rows) {
         const RowOwner owner(p_, segment, own_row);
-        own = finish_row(p_, segment, owner, shared_.total_states[own_row].x, shared_.total_states[own_row].y);
+        const float2 state = shared_.total_states[warp_][own_row];
+        own = finish_row(p_, segment, owner, state.x, state.y);
         if (warp_ == 0 && pair_ == 0) store_lse(p_, owner, own);
       }
 #pragma unroll

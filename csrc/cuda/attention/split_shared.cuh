@@ -32,7 +32,7 @@ struct SplitShared {
   uint64_t valid[4];                             // of four steps in turn: which keys can be read
   uint2 queries[kRows / 8][kHeadSize / 16][32];  // each lane has its own operands
   TileRow rows[kRows];
-  float2 total_states[kRows];  // m and l of the granules before
+  float2 total_states[SplitShape<Store, kHeadSize>::kWarps][kRows];  // m and l of the granules before, for each warp
   // o of the granules before; each thread has its own elements.
   float totals[kRows / 8][kColumnTiles][4][SplitShape<Store, kHeadSize>::kThreads];
   Segments<SplitTiles> segments;  // used by thread 0; here to save registers

@@ -113,11 +113,45 @@ struct RowSums {
       sum = __fadd_rn(sum, weight);
       x(i) = weight;
     }
-    // Before the first score, o and l are 0, and need no correction.
-    const float correction = largest == m || m == kNoScore ? 1.0f : exp2_approximate(__fsub_rn(m, largest));
-    m = largest;
-    l = __fmaf_rn(l, correction, sum);
-    return correction;
+    return take(largest, sum);
+  }
+  // Does for two rows what add() does, with more independent operations at a time. x(row, i) returns a reference to
+  // number i of a row.
+  template <class Store, class X>
+  __device__ static void add_two(RowSums (&rows)[2], X x, const float (&factors)[2], float (&corrections)[2]) {
+    float largest[2][4], references[2], sums[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < kStep / 4; ++i) {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        largest[row][i % 4] = i < 4 ? x(row, i) : fmaxf(largest[row][i % 4], x(row, i));
+      }
+    }
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      float(&four)[4] = largest[row];
+      four[0] = fmaxf(fmaxf(four[0], four[1]), fmaxf(four[2], four[3]));
+    }
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2) {
+#pragma unroll
+      for (auto& four : largest) four[0] = fmaxf(four[0], shuffle_xor(four[0], distance));
+    }
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      largest[row][0] = fmaxf(rows[row].m, __fmul_rn(largest[row][0], factors[row]));
+      references[row] = reference_of<Store>(largest[row][0]);
+    }
+#pragma unroll
+    for (int i = 0; i < kStep / 4; ++i) {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        x(row, i) = exp2_approximate(__fmaf_rn(x(row, i), factors[row], -references[row]));
+        sums[row] = __fadd_rn(sums[row], x(row, i));
+      }
+    }
+#pragma unroll
+    for (int row = 0; row < 2; ++row) corrections[row] = rows[row].take(largest[row][0], sums[row]);
   }
   // The weight of an x of the step that was added last, as it enters the product with the values.
   template <class Store>
@@ -134,6 +168,15 @@ struct RowSums {
   }
 
  private:
+  // Takes the largest score so far, and the sum of the weights of a step.
+  __device__ float take(float largest, float sum) {
+    // Before the first score, o and l are 0, and need no correction.
+    const float correction = largest == m || m == kNoScore ? 1.0f : exp2_approximate(__fsub_rn(m, largest));
+    m = largest;
+    l = __fmaf_rn(l, correction, sum);
+    return correction;
+  }
+
   template <class Store>
   __device__ static float reference_of(float largest) {
     return largest == kNoScore ? 0.0f : __fsub_rn(largest, Store::kShift);

@@ -102,19 +102,26 @@ __device__ inline void score_row(StepScores& scores, int high, const Scoring& sc
   }
 }
 
-// Replaces the scores of keys that the row does not see.
-__device__ inline void hide_keys(StepScores& scores, int high, const TileRow& row, const uint32_t (&flags)[2],
-                                 int key) {
-  const int first = static_cast<int>(threadIdx.x) % 4 * 2;
-  uint32_t seen = 0;  // bit i: the key of element i
-#pragma unroll 1
-  for (int i = 0; i < kStep / 4; ++i) {
-    const int step_key = first + i / 2 * 8 + i % 2;
-    if ((flags[step_key / 32] >> step_key % 32 & 1) != 0 && row.visible.sees(key + step_key)) seen |= 1u << i;
+// Which of the keys of a step a row sees: bit i stands for key `key` + i.
+__device__ inline uint64_t seen_keys(const Visible& visible, int key) {
+  const auto first = [](int count) { return count <= 0 ? 0 : count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1; };
+  uint64_t seen = first(visible.keys.end - key) & ~first(visible.keys.begin - key);
+  if (visible.mask_begin < key + kStep) {
+    const int distance = key - visible.mask_begin;
+    if (distance >= 64) seen = 0;
+    else seen &= distance >= 0 ? visible.mask >> distance : visible.mask << -distance | first(-distance);
   }
+  return seen;
+}
+
+// Replaces the scores of keys that the row does not see. Bit i of `valid` says whether key `key` + i can be read.
+__device__ inline void hide_keys(StepScores& scores, int high, const Visible& visible, uint64_t valid, int key) {
+  const uint64_t seen = (seen_keys(visible, key) & valid) >> threadIdx.x % 4 * 2;
+  const uint32_t halves[2] = {static_cast<uint32_t>(seen), static_cast<uint32_t>(seen >> 32)};
 #pragma unroll
   for (int i = 0; i < kStep / 4; ++i) {
-    if ((seen >> i & 1) == 0) scores[i / 2][2 * high + i % 2] = kNoScore;
+    const int bit = i / 2 * 8 + i % 2;
+    if ((halves[bit / 32] >> bit % 32 & 1) == 0) scores[i / 2][2 * high + i % 2] = kNoScore;
   }
 }
 

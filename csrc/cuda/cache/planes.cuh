@@ -51,23 +51,32 @@ struct PlanesWork {
   int64_t num_entries;
 };
 
+// The bytes that the planes take in a launch, with the entries of lists in the memory of the host.
+template <PlanesHead Head, bool kOnHost>
+int64_t payload_bytes(const PlanesWork<Head>& work) {
+  const int64_t entry_bytes = kOnHost ? work.num_entries * static_cast<int64_t>(sizeof(typename Head::Entry)) : 0;
+  return work.num_items * static_cast<int64_t>(sizeof(typename Head::Item)) + entry_bytes;
+}
+
 // Fills the calling thread's parameters of kBytes bytes, and calls launch(parameters) for each launch. `entry_of(i)`
 // returns entry i of lists in the memory of the host; with nullptr the lists are in the memory of the device. Lists in
-// the memory of the device leave the whole payload to the planes. For lists in the memory of the host, the planes of a
-// launch take at most half of it, and the entries get the rest. One launch suffices if planes and entries fit.
+// the memory of the device leave the whole payload to the planes. If planes and entries together fit into the payload,
+// there is one launch. Otherwise the planes of a launch take at most half of it, and entries in the memory of the host
+// get the rest.
 template <int kBytes, PlanesHead Head, class EntryOf, class Launch>
 void launch_planes_as(const Head& head, const PlanesWork<Head>& work, const EntryOf& entry_of, const Launch& launch) {
   using Parameters = PlanesLaunch<Head, kBytes>;
   using Item = typename Head::Item;
   using Entry = typename Head::Entry;
   constexpr bool kOnHost = !std::same_as<EntryOf, std::nullptr_t>;
-  constexpr int64_t kMostItems = Parameters::kPayload / (kOnHost ? 2 : 1) / static_cast<int64_t>(sizeof(Item));
   constexpr int64_t kMostEntries = int64_t{1} << 30;
+  const bool is_halved = kOnHost && payload_bytes<Head, kOnHost>(work) > Parameters::kPayload;
+  const int64_t most_items = Parameters::kPayload / (is_halved ? 2 : 1) / static_cast<int64_t>(sizeof(Item));
   static thread_local Parameters kept;
   Parameters& parameters = kept;  // a reference, because every access to a thread_local variable is a function call
   parameters.head = head;
-  for (int64_t item = 0; item < work.num_items; item += kMostItems) {
-    const int64_t num_items = std::min(kMostItems, work.num_items - item);
+  for (int64_t item = 0; item < work.num_items; item += most_items) {
+    const int64_t num_items = std::min(most_items, work.num_items - item);
     const int64_t item_bytes = num_items * static_cast<int64_t>(sizeof(Item));
     parameters.num_items = static_cast<int32_t>(num_items);
     std::memcpy(parameters.payload, work.items + item, item_bytes);
@@ -94,9 +103,7 @@ void launch_planes_as(const Head& head, const PlanesWork<Head>& work, const Entr
 template <PlanesHead Head, class EntryOf, class Launch>
 void launch_planes(const Head& head, const PlanesWork<Head>& work, const EntryOf& entry_of, const Launch& launch) {
   if constexpr (kLargeLaunchBytes > kSmallLaunchBytes) {
-    constexpr bool kOnHost = !std::same_as<EntryOf, std::nullptr_t>;
-    const int64_t entry_bytes = kOnHost ? work.num_entries * static_cast<int64_t>(sizeof(typename Head::Entry)) : 0;
-    const int64_t bytes = work.num_items * static_cast<int64_t>(sizeof(typename Head::Item)) + entry_bytes;
+    const int64_t bytes = payload_bytes<Head, !std::same_as<EntryOf, std::nullptr_t>>(work);
     if (bytes > PlanesLaunch<Head, kSmallLaunchBytes>::kPayload && has_large_parameters()) {
       return launch_planes_as<kLargeLaunchBytes>(head, work, entry_of, launch);
     }

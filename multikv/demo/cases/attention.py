@@ -132,10 +132,10 @@ CASES = [
     Case.of_sequences(paged_attention, "32/8 heads, bfloat16"),
     Case.of_sequences(paged_attention, "32/8 heads, HND fp8_e4m3", kv_cache_dtype="fp8_e4m3", layout="HND"),
     Case(
-        "32/8 heads, bfloat16, prefill of 512 tokens",
+        "32/8 heads, bfloat16, prefill of 4 x 128 tokens",
         paged_attention,
-        {"batch_size": 2, "length": 100, "query_len": 20},
-        {"batch_size": 1, "length": 512, "query_len": 512},
+        {"batch_size": 2, "length": 50, "query_len": 5},
+        {"batch_size": 4, "length": 128, "query_len": 128},
     ),
     Case.of_sequences(paged_attention_v1, "32/8 heads, bfloat16"),
     Case.of_sequences(paged_attention_v2, "32/8 heads, fp8_e4m3", kv_cache_dtype="fp8_e4m3"),

@@ -55,8 +55,12 @@ def checksum_blocks(device: torch.device, num_layers: int, num_blocks: int, orde
     return Workload("checksum_blocks", (caches, blocks, out), written=(2,), num_bytes=num_bytes)
 
 
-_SMALL, _LARGE = {"num_layers": 2, "num_blocks": 9}, {"num_layers": 8, "num_blocks": 64}
+_SMALL, _LARGE = {"num_layers": 2, "num_blocks": 9}, {"num_layers": 8, "num_blocks": 64 + values.SPARE_BLOCKS}
 CASES = [
-    Case(f"{name}, 16 x 64 blocks of 32 KiB", make, _SMALL, _LARGE)
-    for make, name in ((copy_blocks_layers, "copy"), (zero_blocks, "zero"), (checksum_blocks, "checksum"))
+    Case(f"{name} blocks of 32 KiB", make, _SMALL, _LARGE)
+    for make, name in (
+        (copy_blocks_layers, "copy, 16 x 32"),
+        (zero_blocks, "zero, 16 x 64"),
+        (checksum_blocks, "checksum, 16 x 64"),
+    )
 ]

@@ -111,16 +111,16 @@ def compact_cache(
     )
 
 
-_SMALL, _LARGE = {"num_blocks": 8, "num_layers": 2}, {"num_blocks": 256, "num_layers": 4}
+_SMALL, _LARGE = {"num_blocks": 8, "num_layers": 2}, {"num_blocks": 256, "num_layers": 2}
 CASES = [
-    Case("NHD to HND of 64, 256 x 4 layers", pack_layers, _SMALL, _LARGE),
-    Case("to the host, 256 x 4 layers", pack_layers, *({**x, "direction": "d2h"} for x in (_SMALL, _LARGE))),
-    Case("HND of 64 to NHD, 256 x 4 layers", unpack_layers, _SMALL, _LARGE),
+    Case("NHD to HND of 64, 256 x 2 layers", pack_layers, _SMALL, _LARGE),
+    Case("to the host, 256 x 2 layers", pack_layers, *({**x, "direction": "d2h"} for x in (_SMALL, _LARGE))),
+    Case("HND of 64 to NHD, 256 x 2 layers", unpack_layers, _SMALL, _LARGE),
     Case(
-        "8 planes, 4,096 tokens",
+        "4 planes, 4,096 tokens",
         move_tokens,
         {"num_tokens": 37, "num_planes": 2},
-        {"num_tokens": 4096, "num_planes": 8},
+        {"num_tokens": 4096, "num_planes": 4},
     ),
     Case.of_sequences(compact_cache, "half of the tokens"),
 ]

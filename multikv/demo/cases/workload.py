@@ -98,11 +98,12 @@ def copy_calls(workload: Workload, device: torch.device) -> list[Callable[[], ob
     Each copy has its own memory, and there are as many copies as `rotation` returns for the workload.
     """
     size = max(workload.num_bytes // 2, 1)
-    route = workload.route or (device, device)
-    pairs = [
-        [values.moved(values.bits((size,), torch.uint8, device), to) for to in route]
-        for _ in range(rotation(workload.num_bytes, device))
-    ]
+    source, destination = workload.route or (device, device)
+    pinned = device.type == "cuda" and destination.type == "cpu"
+    pairs = []
+    for _ in range(rotation(workload.num_bytes, device)):
+        src = values.moved(values.bits((size,), torch.uint8, device), source)
+        pairs.append((src, torch.empty_like(src, device=destination, pin_memory=pinned)))
     if device.type == "cpu" and torch.get_num_threads() == 1:
         return [functools.partial(_memmove, dst, src) for src, dst in pairs]
     return [functools.partial(dst.copy_, src, non_blocking=True) for src, dst in pairs]

@@ -14,4 +14,6 @@ from .attention import paged_multikv_attention as paged_multikv_attention
 from .attention import register as register
 from .cache import MultikvCache as MultikvCache
 
+__all__ = ["MultikvCache", "multikv_attention", "paged_multikv_attention", "register"]
+
 register()

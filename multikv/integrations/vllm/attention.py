@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from vllm.v1.attention.backend import (
     AttentionBackend,
+    AttentionCGSupport,
     AttentionImpl,
     AttentionMetadataBuilder,
     AttentionType,
@@ -94,6 +95,11 @@ class PagedAttentionMetadata:
 
 class PagedAttentionBuilder(AttentionMetadataBuilder[PagedAttentionMetadata]):
     """Makes the metadata of each batch. All layers of a group share one workspace, because they run one by one."""
+
+    # A graph of batches whose sequences have equally many query tokens serves all such batches: lengths and tables are
+    # read on the device, the workspace stays, and vLLM captures with its longest max_seq_len. Other batches are not
+    # captured, because vLLM's older model runner captures them with a max_query_len that is too small.
+    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         """Allocates the workspace; the CPU does not use one."""

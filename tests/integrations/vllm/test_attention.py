@@ -9,12 +9,13 @@ import torch
 
 pytest.importorskip("vllm")
 
-from vllm.v1.attention.backend import AttentionType
+from vllm.v1.attention.backend import AttentionCGSupport, AttentionType
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from multikv.integrations.vllm.attention import (
     CpuPagedAttentionBackend,
     PagedAttentionBackend,
+    PagedAttentionBuilder,
     PagedAttentionImpl,
     PagedAttentionMetadata,
 )
@@ -144,3 +145,19 @@ def test_what_is_refused():
 def test_names():
     """The names are members of the list of backends of vLLM."""
     assert (PagedAttentionBackend.get_name(), CpuPagedAttentionBackend.get_name()) == ("CUSTOM", "CPU_ATTN")
+
+
+def test_graphs():
+    """Decodes are captured in full graphs. Metadata of two batches share everything that a graph reads."""
+    assert PagedAttentionBuilder.get_cudagraph_support(None, None) == AttentionCGSupport.UNIFORM_BATCH
+    builder = PagedAttentionBuilder(None, [], None, torch.device("cpu"))
+    buffers = {
+        name: torch.zeros(4, dtype=torch.int32)
+        for name in ("query_start_loc", "seq_lens", "block_table_tensor", "slot_mapping")
+    }
+    batch = SimpleNamespace(num_actual_tokens=3, max_query_len=1, max_seq_len=64, causal=True, **buffers)
+    captured, replayed = builder.build_for_cudagraph_capture(batch), builder.build(0, batch)
+    tensors = ("query_start_loc", "seq_lens", "block_table", "slot_mapping", "workspace")
+    for name, buffer in zip(tensors, [*buffers.values(), captured.workspace], strict=True):
+        assert getattr(captured, name).data_ptr() == getattr(replayed, name).data_ptr() == buffer.data_ptr()
+    assert (captured.max_query_len, captured.max_seq_len) == (1, 64)

@@ -9,6 +9,7 @@ from multikv import platforms
 from tests.support.arguments import Arguments, copy_of
 from tests.support.attention import assert_close, attend, check_attention, exact_rows
 from tests.support.calls.attention import attention_arguments, slots_first
+from tests.support.parameters import INDEX_DTYPES, short
 
 LENGTHS, QUERY_LENS = (300, 17, 0, 64), (9, 1, 0, 40)
 NAN_CODES = {"fp8_e4m3fn": 0x7F, "fp8_e5m2": 0x7D, "fp8_e4m3fnuz": 0x80, "fp8_e5m2fnuz": 0x80}
@@ -78,10 +79,11 @@ def test_codes_of_nan_in_slots_that_no_row_sees(device, format):
 
 @pytest.mark.parametrize("name", ["key_cache", "value_cache"])
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2), (2, 1)])
-def test_nan_of_a_visible_key_reaches_only_the_rows_that_see_it(device, name, heads):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
+def test_nan_of_a_visible_key_reaches_only_the_rows_that_see_it(device, dtype, name, heads):
     """The key is that of token 30 of 40 new tokens; head 0 alone is poisoned."""
     call = attention_arguments(
-        device, dtype=torch.float32, heads=heads, lengths=(100,), query_lens=(40,), block_size=1, window_left=5
+        device, dtype=dtype, heads=heads, lengths=(100,), query_lens=(40,), block_size=1, window_left=5
     )
     expected, group = attend(call), heads[0] // heads[1]
     call[name][int(call["block_table"][0, 90]), 0, 0] = float("nan")
@@ -125,10 +127,45 @@ def test_table_entries_that_no_key_needs(device):
             attend(call)
 
 
-def test_gpu_does_not_see_the_keys_of_bad_blocks(gpu):
+# Calls for every kernel of a GPU: for few rows and for many, for caches with and without vectors of 16 bytes, and
+# without matrix instructions.
+GPU_KERNELS = {
+    "split": {},
+    "split_elements": {"layout": "HND", "head_size": 20},
+    "prefill": {"query_lens": (70, 20), "heads": (8, 2)},
+    "prefill_elements": {"query_lens": (70, 20), "heads": (8, 2), "layout": "packed_unaligned"},
+    "float32": {"dtype": torch.float32},
+}
+
+
+@pytest.mark.parametrize("index_dtype", INDEX_DTYPES, ids=short)
+@pytest.mark.parametrize("name", GPU_KERNELS)
+def test_gpu_does_not_see_the_keys_of_bad_blocks(gpu, name, index_dtype):
     platforms.set_check_indices(False)
-    call = attention_arguments(gpu, lengths=(300, 40), query_lens=(4, 2))
+    options = {"lengths": (300, 40), "query_lens": (4, 2), "index_dtype": index_dtype} | GPU_KERNELS[name]
+    call = attention_arguments(gpu, **options)
     for at, block in (((0, 3), -1), ((0, 5), 10**6), ((1, 2), call["key_cache"].shape[0])):
         call["block_table"][at] = block
+    if index_dtype == torch.int64:  # the lower 32 bits are those of a block
+        call["block_table"][0, 1] += 2**32
     ours = attend(call)
     assert_close(ours, list(exact_rows(call, "skip")))
+
+
+@pytest.mark.parametrize("name", GPU_KERNELS)
+def test_gpu_obeys_bounds_that_are_too_small(gpu, name):
+    """Query tokens past max_query_len are not computed, and keys past max_seq_len are not visible."""
+    platforms.set_check_indices(False)
+    call = attention_arguments(gpu, **{"lengths": (300, 40), "query_lens": (9, 2)} | GPU_KERNELS[name])
+    first, second = (call["cu_query_lens"][1:] - call["cu_query_lens"][:-1]).tolist()
+    for output in (call["out"], call["lse"]):
+        output.fill_(7.0)
+    for rows, keys in ((first - 3, 1000), (first, 297), (first - 1, 33)):
+        bounded = call | {"max_query_len": rows, "max_seq_len": keys}
+        expected = list(exact_rows(bounded, "skip"))
+        assert len(expected) == rows + min(second, rows)
+        ours = attend(bounded)
+        assert_close(ours, expected)
+        for row in set(range(first + second)) - {result.row for result in expected}:
+            assert torch.equal(ours["out"][row], call["out"][row])
+            assert torch.equal(ours["lse"][:, row], call["lse"][:, row])

@@ -53,6 +53,30 @@ def test_layouts(device, layout, format):
         )
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("format", ["auto", "fp8"])
+def test_many_rows(gpu, layout, format):
+    """A GPU has kernels of their own for many rows, and for caches without vectors of 16 bytes."""
+    shapes = {"query_lens": (70, 1, 90), "lengths": (270, 33, 90), "heads": (8, 2)}
+    check_attention(attention_arguments(gpu, layout=layout, format=format, **shapes))
+
+
+@pytest.mark.parametrize("window_left", [-1, 70])
+def test_first_and_last_visible_key_anywhere(device, window_left):
+    """Rows that see different keys are processed together. Their first and last keys lie anywhere in blocks of 64."""
+    lengths = range(60, 140)
+    shapes = {"lengths": lengths, "query_lens": [3] * len(lengths), "heads": (2, 1), "head_size": 16}
+    check_attention(attention_arguments(device, window_left=window_left, **shapes))
+
+
+@pytest.mark.parametrize("window_left", [-1, 90])
+@pytest.mark.parametrize("layout", ["NHD", "packed_unaligned"])
+def test_first_and_last_visible_key_of_many_rows_anywhere(gpu, layout, window_left):
+    lengths = range(60, 140)
+    shapes = {"lengths": lengths, "query_lens": [17] * len(lengths), "heads": (4, 1), "head_size": 16}
+    check_attention(attention_arguments(gpu, layout=layout, window_left=window_left, **shapes))
+
+
 @pytest.mark.parametrize(
     "head_size, value_size", [(1, 1), (7, 130), (64, 64), (80, 80), (96, 32), (256, 256), (576, 512)]
 )
@@ -98,9 +122,11 @@ def test_options(device, name, heads):
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=short)
 @pytest.mark.parametrize("options", [{}, {"window_left": 7}, {"sinks": torch.float32}], ids=str)
-def test_query_mask(device, heads, options):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
+def test_query_mask(device, dtype, heads, options):
     call = attention_arguments(
         device,
+        dtype=dtype,
         heads=heads,
         head_size=16,
         query_lens=(9, 64, 3, 1, 5),
@@ -121,10 +147,13 @@ def test_without_lse(device):
     check_attention(attention_arguments(device, lse=False))
 
 
-def test_more_tokens_than_keys(device):
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "not_causal"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
+def test_more_tokens_than_keys(device, dtype, causal):
     """Rows before the first key see nothing: their output is 0, and their lse -infinity, or the sink."""
     for sinks in (None, torch.float32):
-        call = attend(attention_arguments(device, query_lens=(7, 2), lengths=(3, 0), sinks=sinks))
+        shapes = {"query_lens": (7, 2), "lengths": (3, 0), "dtype": dtype, "causal": causal}
+        call = attend(attention_arguments(device, sinks=sinks, **shapes))
         assert_close(call, list(exact_rows(call)))
         blind = [0, 1, 2, 3, 7, 8]
         assert not call["out"][blind].any()

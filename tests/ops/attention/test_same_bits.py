@@ -192,6 +192,17 @@ def test_workspaces(device, query_lens):
             assert_same_rows(attend(call | {"workspace": workspace}), expected, all_rows(call), all_rows(call))
 
 
+@pytest.mark.parametrize("format", ["auto", "fp8"])
+@pytest.mark.parametrize("lengths", [(9_000,), (20_000, 5, 13_000), (150_000,)], ids=["few", "many", "most"])
+def test_partial_results(gpu, lengths, format):
+    """Thread blocks share a sequence. The results of few granules are joined by other code than those of many."""
+    shapes = {"dtype": torch.bfloat16, "heads": (4, 2), "head_size": 16, "block_size": 64, "lse": True}
+    call = attention_arguments(gpu, lengths=lengths, format=format, **shapes, sinks=torch.float32)
+    expected = attend(call)
+    call["workspace"] = torch.full((4 << 20,), 255, dtype=torch.uint8, device=gpu)  # NaN where nothing is written
+    assert_same_rows(attend(call), expected, all_rows(call), all_rows(call))
+
+
 def test_bounds(device):
     """A tight bound and a generous one give the same bits."""
     call = attention_arguments(device, **SHAPES, query_lens=(3, 1, 0, 0, 9, 2))

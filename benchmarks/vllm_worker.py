@@ -1,0 +1,158 @@
+"""One engine of `benchmarks.vllm_engine`, in a process of its own.
+
+The process reads the names of steps from its standard input, and answers each by a JSON file in the folder:
+
+    start   makes the engine and generates once
+    time    generates some times, and returns the speeds
+    finish  counts kernels and calls of ops, and generates without the writes to the cache, or alone and in a batch
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.vllm_cases import CASES, ENGINE, LENGTHS, prompts_of
+
+NAMESPACES = ("_C_cache_ops::", "multikv::")
+KERNELS = re.compile("cache|multikv|swap_blocks|concat_mla|Memcpy (HtoD|DtoH)")
+WRITES = ("reshape_and_cache", "reshape_and_cache_flash", "concat_and_cache_mla", "concat_and_cache_mla_rope_fused")
+CONTROL_TOKENS = 16
+
+
+class Engine:
+    """The engine of a case."""
+
+    def __init__(self, folder: Path, name: str, mode: str) -> None:
+        """Remembers the case; `start` makes the engine."""
+        self.folder, self.mode, self.case = folder, mode, CASES[name]
+        self.prompts = prompts_of(self.case.lengths, 0)
+
+    def start(self) -> dict[str, Any]:
+        """Makes the engine. Generates until everything is compiled, and the CPU's memory holds what it can."""
+        import torch  # noqa: PLC0415
+
+        begun = time.perf_counter()
+        from vllm import LLM  # noqa: PLC0415
+        from vllm.compilation.counter import compilation_counter  # noqa: PLC0415
+
+        self.llm = LLM(str(self.folder / self.case.model), **(ENGINE | self.case.options))
+        self.generate(self.prompts)
+        self.generate(self.prompts)
+        return {
+            "seconds_to_start": round(time.perf_counter() - begun, 1),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "torch": torch.__version__,
+            "compilation": {k: v for k, v in dataclasses.asdict(compilation_counter).items() if v},
+        }
+
+    def time(self) -> dict[str, Any]:
+        """Generates some times. `generate` returns when the results are on the host."""
+        prompt_tokens = sum(self.case.lengths) if self.case.counts_prompts else 0
+        num_tokens = len(self.prompts) * self.case.num_tokens + prompt_tokens
+        runs, outputs = [], []
+        gc.collect()
+        gc.disable()  # a collection takes as long as several steps
+        for _ in range(self.case.repeats):
+            begun = time.perf_counter()
+            outputs.append(self.generate(self.prompts))
+            runs.append(num_tokens / (time.perf_counter() - begun))
+        gc.enable()
+        return {"runs": runs, "outputs": outputs[0], "repeats_itself": all(x == outputs[0] for x in outputs)}
+
+    def finish(self) -> dict[str, Any]:
+        """Counts, and runs the controls."""
+        result = counts_of(lambda: self.generate(self.prompts, 4))
+        if self.mode == "attention":
+            if self.case.lengths == LENGTHS:
+                many = prompts_of(LENGTHS * 4, 1)
+                together = self.generate(many)
+                result["alone_equal"] = [self.generate([many[i]])[0] == together[i] for i in (4, 9, 15, 63)]
+            return result
+        # These prompts were not in the cache before, so what is not written now cannot be there by chance.
+        prompts = prompts_of(self.case.lengths, 1)
+        if self.mode == "multikv":
+            skip(("swap_blocks_batch",) if "kv_offloading_size" in self.case.options else WRITES)
+        self.generate(prompts, CONTROL_TOKENS)
+        result["control"] = self.generate(prompts, CONTROL_TOKENS)  # reads back what was offloaded
+        return result
+
+    def generate(self, prompts: list[list[int]], num_tokens: int | None = None) -> list[Any]:
+        """Returns for each prompt its tokens and the exact values of their log-probabilities."""
+        if self.case.one_by_one:
+            return [result for prompt in prompts for result in self._generate([prompt], num_tokens)]
+        return self._generate(prompts, num_tokens)
+
+    def _generate(self, prompts: list[list[int]], num_tokens: int | None) -> list[Any]:
+        from vllm import SamplingParams  # noqa: PLC0415
+
+        parameters = SamplingParams(
+            max_tokens=num_tokens or self.case.num_tokens, temperature=0, ignore_eos=True, detokenize=False, logprobs=1
+        )
+        outputs = self.llm.generate([{"prompt_token_ids": x} for x in prompts], parameters, use_tqdm=False)
+        results = [output.outputs[0] for output in outputs]
+        return [
+            [list(x.token_ids), [step[t].logprob.hex() for t, step in zip(x.token_ids, x.logprobs, strict=True)]]
+            for x in results
+        ]
+
+
+def counts_of(run: Callable[[], Any]) -> dict[str, Any]:
+    """Returns for each cache op how often it was called, and how long the host took in us, the launches included.
+
+    Returns for each kernel how often it ran, replays of graphs included, and how long the device took in us.
+    """
+    from torch.autograd import DeviceType  # noqa: PLC0415
+    from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        run()
+    totals: dict[str, dict[str, list[float]]] = {"calls": {}, "kernels": {}}
+    for event in profiler.events():
+        is_op = event.name.startswith(NAMESPACES)
+        if event.device_type == DeviceType.CPU and is_op:
+            kind, name = "calls", event.name
+        elif event.device_type != DeviceType.CPU and not is_op and KERNELS.search(event.name):
+            name = re.sub(r"\(anonymous namespace\)::|<unnamed>::|^void ", "", event.name)
+            kind, name = "kernels", re.split(r"<|\((?!Pinned|Pageable|Device)", name)[0].strip()
+        else:
+            continue
+        total = totals[kind].setdefault(name, [0, 0.0])
+        total[0] += 1
+        total[1] = round(total[1] + event.time_range.elapsed_us(), 2)
+    return totals
+
+
+def skip(names: tuple[str, ...]) -> None:
+    """Replaces ops of vLLM's namespace by functions that do nothing, for the rest of the process."""
+    import torch  # noqa: PLC0415
+
+    library = torch.library.Library("_C_cache_ops", "IMPL")
+    for name in names:
+        library.impl(name, lambda *_, **__: None, "CPU" if name == "swap_blocks_batch" else "CUDA")
+    _kept.append(library)
+
+
+_kept: list[Any] = []  # a library that is garbage is unregistered
+
+
+def main() -> None:
+    """Answers steps until there are no more."""
+    folder, name, mode = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    engine = Engine(folder, name, mode)
+    for number, line in enumerate(sys.stdin):
+        file = folder / f"{list(CASES).index(name)}-{mode}-{number}.json"
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(getattr(engine, line.strip())()))
+        part.rename(file)
+
+
+if __name__ == "__main__":
+    main()
