@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <tuple>
 #include <vector>
 
 #include "cpu/launch.h"
+#include "cpu/scratch.h"
 
 namespace multikv::cpu {
 namespace {
@@ -87,20 +87,6 @@ struct Amount {
   }
   int64_t bytes_per_unit() const { return units == 0 ? 0 : bytes / units; }
 };
-
-// Memory that a thread keeps for its next call.
-char* scratch_of_thread(int64_t num_bytes) {
-  struct Free {
-    void operator()(char* memory) const { ::operator delete[](memory, std::align_val_t{64}); }
-  };
-  thread_local std::unique_ptr<char, Free> memory;
-  thread_local int64_t capacity = 0;
-  if (num_bytes > capacity) {
-    memory.reset(static_cast<char*>(::operator new[](num_bytes, std::align_val_t{64})));
-    capacity = num_bytes;
-  }
-  return memory.get();
-}
 
 // The pieces of jobs that were cut between two threads, with their partial results.
 class CutPieces {

@@ -1,32 +1,20 @@
-#include <cstdlib>
-
 #include "cpu/isa/cache/flash_writer.h"
 #include "cpu/isa/cache/packed_writer.h"
 #include "cpu/isa/cache/strided.h"
 #include "cpu/isa/norm_rope/heads.h"
+#include "cpu/scratch.h"
 #include "params/norm_rope_params.h"
 
 namespace multikv::cpu {
 namespace {
 
+// Rows are processed in as many bytes of scratch memory, unless a single row needs more.
 constexpr int64_t kScratchBytes = 16384;
 
-// Memory of a thread: on the stack, unless a single row needs more than kScratchBytes.
-class Scratch {
- public:
-  explicit Scratch(int64_t num_bytes)
-      : heap_(num_bytes <= kScratchBytes
-                  ? nullptr
-                  : static_cast<char*>(std::aligned_alloc(kCacheLine, (num_bytes + kCacheLine - 1) & -kCacheLine))) {}
-  Scratch(const Scratch&) = delete;
-  ~Scratch() { std::free(heap_); }
-
-  char* data() { return heap_ == nullptr ? stack_ : heap_; }
-
- private:
-  char* heap_;
-  alignas(kCacheLine) char stack_[kScratchBytes];
-};
+int64_t scratch_bytes(int64_t row_bytes) {
+  const int64_t bytes = row_bytes < kScratchBytes ? kScratchBytes : row_bytes;
+  return (bytes + kCacheLine - 1) & -kCacheLine;
+}
 
 // The number of rows that fit into kScratchBytes, but at least one and at most `most`.
 int64_t rows_of_scratch(int64_t row_bytes, int64_t most) {
@@ -38,15 +26,16 @@ int64_t rows_of_scratch(int64_t row_bytes, int64_t most) {
 template <FloatElement T, FloatElement Table>
 class QueryWriter {
  public:
-  QueryWriter(const QkNormRopeCacheParams& p, HeadProcessor<T, Table>& process, Stores stores)
-      : p_(p), process_(process), scratch_(p.query.source.head_bytes),
+  QueryWriter(const QkNormRopeCacheParams& p, HeadProcessor<T, Table>& process, char* scratch, Stores stores)
+      : p_(p), process_(process), scratch_(scratch),
         quantise_(p.query_element, p.dtype,
                   {.data = p.query_scale,
                    .stride = 0,
                    .num_scales = 1,
                    .num_elements = p.slots.num_tokens * p.query.num_heads * p.head_size}),
         max_heads_(rows_of_scratch(p.query.source.head_bytes, process.kMaxHeads)),
-        is_direct_(!quantise_ && (stores == Stores::kOrdinary || p.query.out.data == p.query.source.data)),
+        is_in_place_(p.query.out.data == p.query.source.data),
+        is_direct_(!quantise_ && (stores == Stores::kOrdinary || is_in_place_ || process.streams(p.query.out))),
         stores_(stores) {}
 
   void write(int64_t token) {
@@ -55,10 +44,11 @@ class QueryWriter {
       const int64_t left = query.num_heads - first, count = left < max_heads_ ? left : max_heads_;
       char* to = query.out.head(token, first);
       if (is_direct_) {
-        process_(false, token, first, count, {to, query.out.stride_head_bytes});
+        process_(false, token, first, count,
+                 {to, query.out.stride_head_bytes, is_in_place_ ? Stores::kOrdinary : stores_});
         continue;
       }
-      process_(false, token, first, count, {scratch_.data(), query.source.head_bytes});
+      process_(false, token, first, count, {scratch_, query.source.head_bytes});
       write_scratch(to, count);
     }
   }
@@ -74,19 +64,19 @@ class QueryWriter {
                            .num_rows = num_rows,
                            .to_stride = out.stride_head_bytes,
                            .from_stride = from_stride};
-      return quantise_(to, scratch_.data(), rows, *p_.query_scale, stores_);
+      return quantise_(to, scratch_, rows, *p_.query_scale, stores_);
     }
     for (int64_t row = 0; row < num_rows; ++row) {
-      copy(to + row * out.stride_head_bytes, scratch_.data() + row * from_stride, heads * out.head_bytes, stores_);
+      copy(to + row * out.stride_head_bytes, scratch_ + row * from_stride, heads * out.head_bytes, stores_);
     }
   }
 
   const QkNormRopeCacheParams& p_;
   HeadProcessor<T, Table>& process_;
-  Scratch scratch_;
+  char* const scratch_;
   const Quantiser quantise_;
   const int64_t max_heads_;
-  const bool is_direct_;
+  const bool is_in_place_, is_direct_;
   const Stores stores_;
 };
 
@@ -94,16 +84,18 @@ class QueryWriter {
 template <FloatElement T, FloatElement Table>
 class KeyBuffer {
  public:
-  KeyBuffer(const QkNormRopeCacheParams& p, HeadProcessor<T, Table>& process)
-      : p_(p), process_(process), row_bytes_(p.key.num_heads * p.key.source.head_bytes), scratch_(row_bytes_) {}
+  KeyBuffer(const QkNormRopeCacheParams& p, HeadProcessor<T, Table>& process, char* scratch)
+      : p_(p), process_(process), row_bytes_(row_bytes(p)), scratch_(scratch) {}
+
+  static int64_t row_bytes(const QkNormRopeCacheParams& p) { return p.key.num_heads * p.key.source.head_bytes; }
 
   int64_t max_tokens() const { return rows_of_scratch(row_bytes_, kMaxTokens); }
-  TokenHeads heads() { return {scratch_.data(), row_bytes_, p_.key.source.head_bytes, p_.key.source.head_bytes}; }
+  TokenHeads heads() { return {scratch_, row_bytes_, p_.key.source.head_bytes, p_.key.source.head_bytes}; }
 
   // Processes the keys of a token into row `row` of the scratch memory.
   void fill(int64_t token, int64_t row) {
     const NormRopeHeads& key = p_.key;
-    char* to = scratch_.data() + row * row_bytes_;
+    char* to = scratch_ + row * row_bytes_;
     for (int64_t first = 0; first < key.num_heads; first += process_.kMaxHeads) {
       const int64_t left = key.num_heads - first, count = left < process_.kMaxHeads ? left : process_.kMaxHeads;
       process_(true, token, first, count, {to + first * key.source.head_bytes, key.source.head_bytes});
@@ -120,7 +112,7 @@ class KeyBuffer {
   const QkNormRopeCacheParams& p_;
   HeadProcessor<T, Table>& process_;
   const int64_t row_bytes_;
-  Scratch scratch_;
+  char* const scratch_;
 };
 
 // The write of keys from `keys` and of values, as an op of family reshape_and_cache.
@@ -184,10 +176,10 @@ void write_tokens(const QkNormRopeCacheParams& p, int64_t begin, int64_t end, Qu
 }
 
 template <FloatElement T, FloatElement Table>
-void run_tokens(const QkNormRopeCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+void run_tokens(const QkNormRopeCacheParams& p, int64_t begin, int64_t end, char* scratch, Stores stores) {
   HeadProcessor<T, Table> process(p);
-  QueryWriter<T, Table> queries(p, process, stores);
-  KeyBuffer<T, Table> keys(p, process);
+  QueryWriter<T, Table> queries(p, process, scratch, stores);
+  KeyBuffer<T, Table> keys(p, process, scratch + scratch_bytes(p.query.source.head_bytes));
   if (p.is_packed) {
     const ReshapeAndCacheParams write = packed_write(p, keys.heads());
     PackedWriter key(write, write.key, stores), value(write, write.value, stores);
@@ -200,33 +192,61 @@ void run_tokens(const QkNormRopeCacheParams& p, int64_t begin, int64_t end, Stor
   finish(stores);
 }
 
-// Norms the rows [begin, end). If stores are streaming, a row is normed in scratch memory first, unless the norm is in
-// place or the row is larger than kScratchBytes.
+// Norms rows. Chunks of weights are loaded once for as many rows as kScratchBytes hold. If stores are streaming, the
+// rows are normed in scratch memory first, unless the norm is in place or a row is larger than kScratchBytes.
 template <FloatElement T>
-void norm_rows(const RmsNormParams& p, int64_t begin, int64_t end, Stores stores) {
-  constexpr int64_t kMaxRows = 64, kBytes = sizeof(T);
-  SumsOfSquares<T> sums_of_squares;
-  NormWeights<T> weights(p.weight, p.norm.weight_bias);
-  RowWalker row(p.rows, begin);
-  const bool is_direct = stores == Stores::kOrdinary || p.input == p.out || p.rows.row_size > kScratchBytes;
-  Scratch scratch(0);
-  float factors[kMaxRows];
-  for (int64_t i = begin; i < end;) {
-    const int64_t most = p.rows.num_dims == 1 ? kMaxRows : 1, count = end - i < most ? end - i : most;
-    sums_of_squares(factors, {p.input + row.src(), count, p.rows.num_dims == 1 ? p.rows.src_stride[0] : 0},
-                    p.row_elements);
-    for (int64_t j = 0; j < count; ++j, row.next()) {
-      const float factor = reciprocal_root(p.norm, factors[j], p.row_elements);
-      const char* from = p.input + row.src();
-      char* to = is_direct ? p.out + row.dst() : scratch.data();
-      for (int64_t first = 0; first < p.row_elements; first += weights.kMaxElements) {
-        const int64_t left = p.row_elements - first, size = left < weights.kMaxElements ? left : weights.kMaxElements;
-        weights.load(first, size);
-        normalise(to + first * kBytes, from + first * kBytes, size, factor, weights);
+class RowNorm {
+ public:
+  RowNorm(const RmsNormParams& p, char* scratch, Stores stores)
+      : p_(p), scratch_(scratch), stores_(stores), weights_(p.weight, p.norm.weight_bias),
+        is_direct_(stores == Stores::kOrdinary || p.input == p.out || p.rows.row_size > kScratchBytes),
+        src_stride_(p.rows.num_dims == 1 ? p.rows.src_stride[0] : 0),
+        dst_stride_(p.rows.num_dims == 1 ? p.rows.dst_stride[0] : 0) {}
+
+  // Rows of several dimensions are normed one by one.
+  int64_t max_rows() const { return p_.rows.num_dims == 1 ? rows_of_scratch(p_.rows.row_size, kMaxRows) : 1; }
+
+  // Norms `count` <= max_rows() rows.
+  void operator()(char* out, const char* input, int64_t count) {
+    float factors[kMaxRows];
+    sums_of_squares_(factors, {input, count, src_stride_}, p_.row_elements);
+    replace_by_reciprocal_roots(p_.norm, factors, count, p_.row_elements);
+    char* to = is_direct_ ? out : scratch_;
+    const int64_t to_stride = is_direct_ ? dst_stride_ : p_.rows.row_size;
+    for (int64_t first = 0; first < p_.row_elements; first += weights_.kMaxElements) {
+      const int64_t left = p_.row_elements - first, size = left < weights_.kMaxElements ? left : weights_.kMaxElements;
+      weights_.load(first, size);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t offset = first * static_cast<int64_t>(sizeof(T));
+        normalise(to + i * to_stride + offset, input + i * src_stride_ + offset, size, factors[i], weights_);
       }
-      if (!is_direct) copy(p.out + row.dst(), to, p.rows.row_size, stores);
     }
+    for (int64_t i = 0; i < count && !is_direct_; ++i) {
+      copy(out + i * dst_stride_, scratch_ + i * to_stride, p_.rows.row_size, stores_);
+    }
+  }
+
+ private:
+  static constexpr int64_t kMaxRows = 64;
+
+  const RmsNormParams& p_;
+  char* const scratch_;
+  const Stores stores_;
+  SumsOfSquares<T> sums_of_squares_;
+  NormWeights<T> weights_;
+  const bool is_direct_;
+  const int64_t src_stride_, dst_stride_;
+};
+
+template <FloatElement T>
+void norm_rows(const RmsNormParams& p, int64_t begin, int64_t end, char* scratch, Stores stores) {
+  RowNorm<T> norm(p, scratch, stores);
+  RowWalker row(p.rows, begin);
+  for (int64_t i = begin; i < end;) {
+    const int64_t left = end - i, count = left < norm.max_rows() ? left : norm.max_rows();
+    norm(p.out + row.dst(), p.input + row.src(), count);
     i += count;
+    for (int64_t k = 0; k < count; ++k) row.next();
   }
   finish(stores);
 }
@@ -235,18 +255,21 @@ void norm_rows(const RmsNormParams& p, int64_t begin, int64_t end, Stores stores
 
 template <>
 void run<kIsa>(const QkNormRopeCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+  const int64_t key_bytes = KeyBuffer<float, float>::row_bytes(p);
+  char* scratch = scratch_of_thread(scratch_bytes(p.query.source.head_bytes) + scratch_bytes(key_bytes));
   [[maybe_unused]] const IeeeSubnormals subnormals;
   with_float(p.dtype, [&]<FloatElement T>() {
     const bool has_float_table = p.rope.is_on && p.rope.table_dtype != p.dtype;
-    if (has_float_table) run_tokens<T, float>(p, begin, end, stores);
-    else run_tokens<T, T>(p, begin, end, stores);
+    if (has_float_table) run_tokens<T, float>(p, begin, end, scratch, stores);
+    else run_tokens<T, T>(p, begin, end, scratch, stores);
   });
 }
 
 template <>
 void run<kIsa>(const RmsNormParams& p, int64_t begin, int64_t end, Stores stores) {
+  char* scratch = scratch_of_thread(kScratchBytes);
   [[maybe_unused]] const IeeeSubnormals subnormals;
-  with_float(p.dtype, [&]<FloatElement T>() { norm_rows<T>(p, begin, end, stores); });
+  with_float(p.dtype, [&]<FloatElement T>() { norm_rows<T>(p, begin, end, scratch, stores); });
 }
 
 template <>

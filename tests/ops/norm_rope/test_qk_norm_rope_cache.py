@@ -57,6 +57,19 @@ def test_fp8_queries(device, q_dtype, dtype):
         check_fused(device, dtype=dtype, q_dtype=q_dtype, outputs=outputs, norm="head", extreme=True, format="fp8")
 
 
+@STYLES
+@pytest.mark.parametrize("norm", [None, "head", "all_heads"])
+@pytest.mark.parametrize("wild", [0.0, -0.0, 2.0**-25, 2.0**25, 2.0**112, 2.0**-130, float("inf"), float("nan")])
+def test_wild_elements(device, wild, norm, is_neox):
+    """One such element keeps a head, or all heads, from the faster rounding of CPUs (bfloat16_vectors.h)."""
+    options = {"head_size": 128, "rotary_size": 64, "is_neox": is_neox, "norm": norm, "k_out": True, "tokens": 20}
+    call = fused_arguments(device, dtype=torch.bfloat16, **options)
+    for column in (3, 127):  # rotated, and not rotated
+        call["qkv"][column::7, column::256] = wild
+    call["qkv"][2, :128] = wild
+    check(OP, call, nan_outputs=FUSED_OUTPUTS)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("cache", CACHE_LAYOUTS)
 def test_caches(device, cache, format):

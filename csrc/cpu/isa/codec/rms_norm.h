@@ -1,7 +1,10 @@
 // The root mean square norm of rows (params/norm_rope_params.h). The loops are vectorised by the compiler.
 #pragma once
 
+#include <utility>
+
 #include "cpu/isa/codec/rotate.h"
+#include "cpu/isa/codec/sum_tree.h"
 #include "params/norm_rope_params.h"
 
 namespace multikv::cpu {
@@ -66,19 +69,54 @@ class SumsOfSquares {
     if (count % 2 != 0) to[count / 2] = from[count - 1];
   }
 
+  // Adds the squares of 2^n neighbours of each row, and writes what is left of the rows one after another to `to`.
+  // Returns how many sums are left of each row.
+  static int64_t add_squares(float* to, const NormRows& rows, int64_t size) {
+    int64_t group = 2;
+    auto* add_row = static_cast<void (*)(float*, const char*, int64_t)>(add_squares);
+#ifdef MULTIKV_HAS_SIMD
+    if constexpr (std::same_as<T, BFloat16>) {
+      if (size % kWords == 0) group = kWords, add_row = add_squares_of_vectors;
+    }
+#endif
+    const int64_t left = (size + group - 1) / group;
+    if (rows.stride_bytes == size * static_cast<int64_t>(sizeof(T)) && size % group == 0) {
+      add_row(to, rows.data, rows.num_rows * size);
+    } else {
+      for (int64_t i = 0; i < rows.num_rows; ++i) add_row(to + i * left, rows.row(i), size);
+    }
+    return left;
+  }
+
+#ifdef MULTIKV_HAS_SIMD
+  // Writes the sum of squares of each vector.
+  static void add_squares_of_vectors(float* to, const char* from, int64_t count) {
+    const auto squares = [from](int64_t i) {
+      const EvenOdd x = widen(load(from + i * static_cast<int64_t>(sizeof(Bytes))));
+      return sum(product(x.even, x.even), product(x.odd, x.odd));
+    };
+    sum_vectors(to, squares, count / kWords);
+  }
+#endif
+
   // Writes the sum of squares of each row to `sums`. All rows together have at most kMost elements.
   void add_rows(float* sums, const NormRows& rows, int64_t size) {
     float *from = buffers_[0], *to = buffers_[1];
-    const bool is_dense = rows.stride_bytes == size * static_cast<int64_t>(sizeof(T)) && size % 2 == 0;
-    int64_t left = (size + 1) / 2;  // of each row
-    if (is_dense) add_squares(from, rows.data, rows.num_rows * size);
-    for (int64_t i = 0; i < rows.num_rows && !is_dense; ++i) add_squares(from + i * left, rows.row(i), size);
+    int64_t left = add_squares(from, rows, size);  // of each row
     while (left > 1) {
+#ifdef MULTIKV_HAS_SIMD
+      if (left % kFloats == 0) {
+        left /= kFloats;
+        sum_vectors(to, [from](int64_t i) { return load_floats(from + i * kFloats); }, rows.num_rows * left);
+        std::swap(from, to);
+        continue;
+      }
+#endif
       const int64_t next = (left + 1) / 2;
       if (left % 2 == 0) add_neighbours(to, from, rows.num_rows * left);
       for (int64_t i = 0; i < rows.num_rows && left % 2 != 0; ++i) add_neighbours(to + i * next, from + i * left, left);
-      float* previous = from;
-      from = to, to = previous, left = next;
+      std::swap(from, to);
+      left = next;
     }
     std::memcpy(sums, from, rows.num_rows * sizeof(float));
   }
@@ -107,9 +145,17 @@ class SumsOfSquares {
   alignas(64) float buffers_[2][kMost];
 };
 
-// Returns what the elements of a row are multiplied by.
-inline float reciprocal_root(const RmsNorm& norm, float sum_of_squares, int64_t size) {
-  return 1.0f / square_root(sum_of_squares / static_cast<float>(size) + norm.eps);
+// Replaces the sums of squares of rows of `size` elements by the factors that their elements are multiplied by.
+inline void replace_by_reciprocal_roots(const RmsNorm& norm, float* sums, int64_t num_rows, int64_t size) {
+  const auto divisor = static_cast<float>(size);
+  int64_t i = 0;
+#ifdef MULTIKV_HAS_SIMD
+  for (; i + kFloats <= num_rows; i += kFloats) {
+    const Floats root = square_root(sum(quotient(load_floats(sums + i), all(divisor)), all(norm.eps)));
+    store(sums + i, as_ints(quotient(all(1.0f), root)));
+  }
+#endif
+  for (; i < num_rows; ++i) sums[i] = 1.0f / square_root(sums[i] / divisor + norm.eps);
 }
 
 // Weights, each with the bias added, for rows of elements of type T. They are loaded in chunks, and kept until another
@@ -122,10 +168,18 @@ class NormWeights {
   static constexpr int64_t kMaxElements = RopeTable::kMaxPairs * (kHasWords ? 2 : 1);
   using Values = RopeTable::Values;  // [0] holds the even elements and [1] the odd ones; without words, [0] holds all
 
-  NormWeights(const NormWeight& weight, float bias) : weight_(weight), bias_(bias) {}
+  // Weights that are not given are ones.
+  NormWeights(const NormWeight& weight, float bias) : weight_(weight), bias_(bias) {
+    if (are_given()) return;
+    for (auto& half : values_) {
+      for (float& value : half) value = 1.0f;
+    }
+  }
 
   bool are_given() const { return weight_.is_given(); }
   const Values& values() const { return values_; }
+  // Whether the magnitudes of the weights are from 2^-16 to 2^16.
+  bool are_tame() const { return are_tame_; }
 
   // Loads the weights begin .. begin + count - 1.
   void load(int64_t begin, int64_t count) {
@@ -135,19 +189,23 @@ class NormWeights {
       fill<Weight>(values_, weight_.data + begin * static_cast<int64_t>(sizeof(Weight)), count,
                    kHasWords ? RopeOrder::kAlternating : RopeOrder::kInOrder);
     });
+    int32_t num_wild = 0;
     for (auto& half : values_) {
       for (int64_t i = 0; i < (kHasWords ? (count + 1) / 2 : count); ++i) {
-        const float weight = half[i] + bias_;
+        const float weight = half[i] + bias_, magnitude = weight < 0 ? -weight : weight;
+        num_wild += (magnitude >= 0x1p-16f) & (magnitude <= 0x1p16f) ? 0 : 1;
         half[i] = weight == weight ? weight : __builtin_nanf("");  // a NaN for rounded(): its low bits are zeros
       }
       if (!kHasWords) break;
     }
+    are_tame_ = num_wild == 0;
   }
 
  private:
   const NormWeight weight_;
   const float bias_;
   int64_t begin_ = -1;
+  bool are_tame_ = true;
   alignas(64) Values values_;
 };
 
@@ -171,8 +229,35 @@ template <FloatElement T, bool kIsWeighted>
   }
 }
 
+#ifdef MULTIKV_HAS_SIMD
+// Returns vectors of a row, multiplied by `factor` and by weights, and rounded.
+template <Rounding Round>
+struct NormedVectors {
+  const char* row;
+  const RopeTable::Values& weights;
+  Floats factor;
+
+  [[gnu::always_inline]] EvenOdd operator()(int64_t i) const {
+    const EvenOdd x = widen(load(row + 2 * i));
+    return {Round::rounded(product(product(x.even, factor), load_floats(weights[0] + i / 2))),
+            Round::rounded(product(product(x.odd, factor), load_floats(weights[1] + i / 2)))};
+  }
+};
+
+inline void normalise_vectors(char* to, const char* from, int64_t count, float factor,
+                              const RopeTable::Values& weights) {
+  const NormedVectors<AnyRounding> normed = {from, weights, all(factor)};
+  for (int64_t i = 0; i < count; i += kWords) store(to + 2 * i, narrow(normed(i)));
+}
+#endif
+
 template <FloatElement T>
 void normalise(char* to, const char* from, int64_t count, float factor, const NormWeights<T>& weights) {
+#ifdef MULTIKV_HAS_SIMD
+  if constexpr (std::same_as<T, BFloat16>) {
+    if (count % kWords == 0) return normalise_vectors(to, from, count, factor, weights.values());
+  }
+#endif
   if (weights.are_given()) normalise<T, true>(to, from, count, factor, weights.values());
   else normalise<T, false>(to, from, count, factor, weights.values());
 }

@@ -2,8 +2,8 @@
 // operations rounds its result to the dtype of the result, and no multiplication is fused with an addition.
 #pragma once
 
+#include "cpu/isa/codec/bfloat16_vectors.h"
 #include "cpu/isa/codec/elements.h"
-#include "cpu/isa/simd/vec.h"
 
 namespace multikv::cpu {
 namespace {
@@ -54,7 +54,17 @@ template <FloatElement Table>
     for (int64_t i = 0; i < num_pairs; ++i) to[0][i] = widen(load_as<Table>(from, i));
     return;
   }
-  for (int64_t i = 0; i < num_pairs / 2; ++i) {
+  int64_t i = 0;
+#ifdef MULTIKV_HAS_SIMD
+  if constexpr (std::same_as<Table, BFloat16>) {
+    for (; i + kFloats <= num_pairs / 2; i += kFloats) {
+      const EvenOdd pairs = widen(load(from + 4 * i));
+      store(to[0] + i, as_ints(pairs.even));
+      store(to[1] + i, as_ints(pairs.odd));
+    }
+  }
+#endif
+  for (; i < num_pairs / 2; ++i) {
     to[0][i] = widen(load_as<Table>(from, 2 * i));
     to[1][i] = widen(load_as<Table>(from, 2 * i + 1));
   }

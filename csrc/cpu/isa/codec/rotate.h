@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/isa/codec/rope_table.h"
+#include "cpu/isa/codec/rotate_vectors.h"
 
 namespace multikv::cpu {
 namespace {
@@ -115,6 +116,14 @@ struct Rope {
       const int64_t pairs = num_pairs - begin < RopeTable::kMaxPairs ? num_pairs - begin : RopeTable::kMaxPairs;
       fill<Table>(table.cos, table_row + begin * kTableBytes, pairs, order(is_neox));
       fill<Table>(table.sin, table_row + (num_pairs + begin) * kTableBytes, pairs, order(is_neox));
+#ifdef MULTIKV_HAS_SIMD
+      if constexpr (std::same_as<T, BFloat16>) {
+        if (takes_pairs(pairs, is_neox)) {
+          rotate_vectors<Table>({rows, num_rows, stride_bytes}, table, {0, begin, pairs, num_pairs}, is_neox);
+          continue;
+        }
+      }
+#endif
       for (int64_t i = 0; i < num_rows; ++i) {
         char* row = rows + i * stride_bytes;
         rotate_part(row, row, begin, pairs, num_pairs, is_neox, table);

@@ -1,7 +1,8 @@
 // The norm and the rotation of the heads of one token.
 #pragma once
 
-#include "cpu/isa/codec/rms_norm.h"
+#include "cpu/isa/norm_rope/head_vectors.h"
+#include "cpu/isa/simd/copy.h"
 
 namespace multikv::cpu {
 namespace {
@@ -10,7 +11,7 @@ namespace {
 template <FloatElement T, FloatElement Table>
 class TokenTable {
  public:
-  explicit TokenTable(const multikv::Rope& rope) : rope_(rope) {}
+  TokenTable(const multikv::Rope& rope, bool is_for_vectors) : rope_(rope), is_for_vectors_(is_for_vectors) {}
 
   // Returns the pairs begin .. begin + count - 1.
   const RopeTable& load(int64_t token, int64_t begin, int64_t count) {
@@ -22,8 +23,15 @@ class TokenTable {
                                              : rope_.cos_sin_cache.row(rope_.positions.at(token)) + begin * kBytes;
     fill<Table>(table_.cos, row, count, order);
     fill<Table>(table_.sin, rope_.section.is_given ? row + sizeof gathered_ / 2 : row + sines, count, order);
+#ifdef MULTIKV_HAS_SIMD
+    if (is_for_vectors_) tame_.fill(table_, count, order);
+#endif
     return table_;
   }
+#ifdef MULTIKV_HAS_SIMD
+  const RopeTable& values() const { return table_; }
+  const TameRopeTable& tame() const { return tame_; }
+#endif
 
  private:
   static constexpr int64_t kBytes = sizeof(Table);
@@ -41,8 +49,12 @@ class TokenTable {
   }
 
   const multikv::Rope& rope_;
+  [[maybe_unused]] const bool is_for_vectors_;
   int64_t token_ = -1, begin_ = 0;
   RopeTable table_;
+#ifdef MULTIKV_HAS_SIMD
+  TameRopeTable tame_;
+#endif
   char gathered_[2][RopeTable::kMaxPairs * sizeof(Table)];
 };
 
@@ -50,6 +62,7 @@ class TokenTable {
 struct HeadsOut {
   char* data;
   int64_t stride_bytes;
+  Stores stores = Stores::kOrdinary;  // kStreaming only if HeadProcessor::streams()
 
   char* head(int64_t i) const { return data + i * stride_bytes; }
 };
@@ -61,8 +74,14 @@ class HeadProcessor {
   static constexpr int64_t kMaxHeads = 64;  // that are processed at a time
 
   explicit HeadProcessor(const QkNormRopeCacheParams& p)
-      : p_(p), table_(p.rope), query_weights_(p.query.weight, p.norm.weight_bias),
+      : p_(p), table_(p.rope, has_vectors_), query_weights_(p.query.weight, p.norm.weight_bias),
         key_weights_(p.key.weight, p.norm.weight_bias) {}
+
+  // Whether heads can be streamed to `out`. Streaming stores of whole heads overlap with the rotation of the next head.
+  // Through scratch memory, the op takes 10% longer with AVX2.
+  bool streams(const TokenHeads& out) const {
+    return has_vectors_ && p_.order != NormOrder::kAfterRope && out.alignment_bits().widest(kCacheLine) == kCacheLine;
+  }
 
   // Processes the heads first .. first + count - 1 of a token, with count <= kMaxHeads. The output may be the source.
   // The caller starts with first == 0 for each token: for kAllHeads, this call computes the factor of all heads.
@@ -70,47 +89,84 @@ class HeadProcessor {
     const NormRopeHeads& heads = is_key ? p_.key : p_.query;
     const NormRows source = {heads.source.head(token, first), count, heads.source.head_bytes};
     const NormRows rotated = {out.data, count, out.stride_bytes};
+    const Heads of = {is_key, token, first};
     switch (p_.order) {
-      case NormOrder::kNone: return rotate(out, source, token);
-      case NormOrder::kHead:
-        find_factors(source);
-        norm(out, source, is_key, 0);
-        return rotate(out, rotated, token);
+      case NormOrder::kNone: return apply<false, true>(out, source, of);
+      case NormOrder::kHead: find_factors(source); return apply<true, true>(out, source, of);
       case NormOrder::kAfterRope:
-        rotate(out, source, token);
+        apply<false, true>(out, source, of);
         find_factors(rotated);
-        return norm(out, rotated, is_key, 0);
+        return apply<true, false>(out, rotated, of);
       case NormOrder::kAllHeads:
         if (first == 0) find_factor_of_all(heads, token);
-        norm(out, source, is_key, first);
-        return rotate(out, rotated, token);
+        return apply<true, true>(out, source, of);
     }
   }
 
  private:
   static constexpr int64_t kBytes = sizeof(T);
 
+  // The heads of a token from head `first` on.
+  struct Heads {
+    bool is_key;
+    int64_t token, first;
+  };
+
+  // Norms heads, if kNorms, and rotates them, if kRotates.
+  template <bool kNorms, bool kRotates>
+  void apply(const HeadsOut& out, const NormRows& rows, const Heads& heads) {
+#ifdef MULTIKV_HAS_SIMD
+    if constexpr (std::same_as<T, BFloat16>) {
+      if (has_vectors_) return apply_to_vectors({kNorms, kRotates}, out, rows, heads);
+    }
+#endif
+    if (kNorms) norm(out, rows, heads);
+    if (kRotates) rotate(out, kNorms ? NormRows{out.data, rows.num_rows, out.stride_bytes} : rows, heads.token);
+  }
+
+#ifdef MULTIKV_HAS_SIMD
+  void apply_to_vectors(const HeadSteps& steps, const HeadsOut& out, const NormRows& rows, const Heads& heads) {
+    const int64_t num_pairs = p_.rope.num_pairs();
+    if (steps.rotates && num_pairs > 0) table_.load(heads.token, 0, num_pairs);
+    const HeadVectors<Table> process(p_, steps, table_.values(), table_.tame());
+    NormWeights<T>& weights = weights_of(heads);
+    for (int64_t i = 0; i < rows.num_rows; ++i) {
+      weights.load(weights_begin(heads, i), p_.head_size);
+      prefetch_head(rows.row(i) + heads_of(heads).source.stride_token_bytes);
+      process(out.head(i), rows.row(i), {factors_[i], weights}, out.stores);
+    }
+  }
+#endif
+
+  void prefetch_head(const char* head) const {
+    for (int64_t i = 0; i < p_.head_size * kBytes; i += kCacheLine) prefetch(head + i);
+  }
+
+  const NormRopeHeads& heads_of(const Heads& heads) const { return heads.is_key ? p_.key : p_.query; }
+  NormWeights<T>& weights_of(const Heads& heads) { return heads.is_key ? key_weights_ : query_weights_; }
+  // In every other order than kAllHeads, all heads have the weights of head 0.
+  int64_t weights_begin(const Heads& heads, int64_t i) const {
+    return p_.order == NormOrder::kAllHeads ? (heads.first + i) * p_.head_size : 0;
+  }
+
   void find_factors(const NormRows& rows) {
     sums_of_squares_(factors_, rows, p_.head_size);
-    for (int64_t i = 0; i < rows.num_rows; ++i) factors_[i] = reciprocal_root(p_.norm, factors_[i], p_.head_size);
+    replace_by_reciprocal_roots(p_.norm, factors_, rows.num_rows, p_.head_size);
   }
 
   void find_factor_of_all(const NormRopeHeads& heads, int64_t token) {
     const int64_t size = heads.num_heads * p_.head_size;
     sums_of_squares_(factors_, {heads.source.head(token, 0), 1, 0}, size);
-    const float factor = reciprocal_root(p_.norm, factors_[0], size);
-    for (float& each : factors_) each = factor;
+    replace_by_reciprocal_roots(p_.norm, factors_, 1, size);
+    for (float& each : factors_) each = factors_[0];
   }
 
-  // Norms the rows, of which row 0 is head `first`. In every other order than kAllHeads, all heads have the weights of
-  // head 0.
-  void norm(const HeadsOut& out, const NormRows& rows, bool is_key, int64_t first) {
-    NormWeights<T>& weights = is_key ? key_weights_ : query_weights_;
-    const int64_t size = p_.head_size, step = p_.order == NormOrder::kAllHeads ? size : 0;
-    for (int64_t begin = 0; begin < size; begin += weights.kMaxElements) {
-      const int64_t count = size - begin < weights.kMaxElements ? size - begin : weights.kMaxElements;
+  void norm(const HeadsOut& out, const NormRows& rows, const Heads& heads) {
+    NormWeights<T>& weights = weights_of(heads);
+    for (int64_t begin = 0; begin < p_.head_size; begin += weights.kMaxElements) {
+      const int64_t left = p_.head_size - begin, count = left < weights.kMaxElements ? left : weights.kMaxElements;
       for (int64_t i = 0; i < rows.num_rows; ++i) {
-        weights.load((first + i) * step + begin, count);
+        weights.load(weights_begin(heads, i) + begin, count);
         normalise(out.head(i) + begin * kBytes, rows.row(i) + begin * kBytes, count, factors_[i], weights);
       }
     }
@@ -140,6 +196,11 @@ class HeadProcessor {
   }
 
   const QkNormRopeCacheParams& p_;
+#ifdef MULTIKV_HAS_SIMD
+  const bool has_vectors_ = std::same_as<T, BFloat16> && takes_heads(p_.rope, p_.head_size);
+#else
+  static constexpr bool has_vectors_ = false;
+#endif
   TokenTable<T, Table> table_;
   SumsOfSquares<T> sums_of_squares_;
   NormWeights<T> query_weights_, key_weights_;

@@ -8,6 +8,10 @@
 //   all, all_ints, all_words, all_bytes        the same value in each element
 //   negated_fma(a, b, c)                       c - a * b, rounded once
 //   smaller_or_second(a, b)                    the smaller float; b where a or b is NaN
+//   sums_of_neighbours(a, b)                   in each segment of 128 bits, the sums of neighbouring floats of a's
+//                                              segment, then of b's
+//   sums_of_segments(a, b)                     the sums of neighbouring segments of a, then of b
+//   is_any_word_above(x, limit)                whether an unsigned word of x is larger than `limit`
 //   words_of_signed_bytes(from)                sizeof(Bytes) / 2 bytes, sign-extended
 //   widen_low_float16s, widen_high_float16s    the first, or the last, half of a vector of float16, as float32
 //   narrow_to_float16s(low, high)              float16 of both, rounded to nearest even

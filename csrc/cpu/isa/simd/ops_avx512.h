@@ -18,6 +18,16 @@ inline Floats product(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline Floats negated_fma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
 inline Floats smaller_or_second(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+inline Floats sum(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+inline Floats difference(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+inline Floats quotient(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+inline Floats square_root(Floats x) { return _mm512_sqrt_ps(x); }
+inline Floats sums_of_neighbours(Floats a, Floats b) {
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+inline Floats sums_of_segments(Floats a, Floats b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
 
 inline Bytes bit_and(Bytes a, Bytes b) { return _mm512_and_si512(a, b); }
 inline Bytes bit_or(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
@@ -29,6 +39,8 @@ inline Bytes larger_int(Bytes a, Bytes b) { return _mm512_max_epi32(a, b); }
 inline Bytes smaller_int(Bytes a, Bytes b) { return _mm512_min_epi32(a, b); }
 inline Bytes larger_word(Bytes a, Bytes b) { return _mm512_max_epi16(a, b); }
 inline Bytes smaller_word(Bytes a, Bytes b) { return _mm512_min_epi16(a, b); }
+inline Bytes larger_unsigned_word(Bytes a, Bytes b) { return _mm512_max_epu16(a, b); }
+inline bool is_any_word_above(Bytes x, int limit) { return _mm512_cmpgt_epu16_mask(x, all_words(limit)) != 0; }
 template <int kBits> Bytes shift_ints_left(Bytes x) { return _mm512_slli_epi32(x, kBits); }
 template <int kBits> Bytes shift_ints_right(Bytes x) { return _mm512_srli_epi32(x, kBits); }
 template <int kBits> Bytes shift_words_left(Bytes x) { return _mm512_slli_epi16(x, kBits); }

@@ -1,0 +1,87 @@
+// Vectors of bfloat16 elements as vectors of float32, and their rounding.
+#pragma once
+
+#include "cpu/isa/codec/elements.h"
+#include "cpu/isa/simd/ops.h"
+
+#ifdef MULTIKV_HAS_SIMD
+
+namespace multikv::cpu {
+namespace {
+
+constexpr int64_t kFloats = sizeof(Bytes) / 4, kWords = sizeof(Bytes) / 2;  // elements of a vector
+
+// The even and the odd elements of a vector of bfloat16.
+struct EvenOdd {
+  Floats even, odd;
+};
+
+inline EvenOdd widen(Bytes words) {
+  return {as_floats(shift_ints_left<16>(words)), as_floats(bit_and(words, all_ints(~0xffff)))};
+}
+// The elements are rounded to bfloat16.
+inline Bytes narrow(const EvenOdd& x) { return bit_or(shift_ints_right<16>(as_ints(x.even)), as_ints(x.odd)); }
+
+inline Floats load_floats(const float* from) { return as_floats(load(from)); }
+
+// A vector of factors that elements are multiplied by. `scaled` and `split` are the factor times 2^16 and 2^16 + 1;
+// they are needed for TameRounding only.
+struct Factor {
+  const float *value, *scaled, *split;
+};
+
+// Rounds float32 to bfloat16, to nearest even, with integers. The lower 16 bits of a NaN must be zeros.
+struct AnyRounding {
+  static Floats rounded(Floats x) {
+    const Bytes bits = as_ints(x), is_odd = bit_and(shift_ints_right<16>(bits), all_ints(1));
+    return as_floats(bit_and(add_ints(add_ints(bits, all_ints(0x7fff)), is_odd), all_ints(~0xffff)));
+  }
+  static Floats rounded_product(Floats x, const Factor& factor) {
+    return rounded(product(x, load_floats(factor.value)));
+  }
+};
+
+// Does the same with floats, in fewer steps. The last bit of t = RN(x * (2^16 + 1)) = RN(x * 2^16 + x) is worth as much
+// as the last bit of a bfloat16 near x, and the last bit of x * 2^16 is worth less only if x has more than 16
+// significant bits:
+//
+//   x * 2^16    1 . . . . . . . . . . . . . . .
+//   x                                           1 x x x x x x x y y ..   the x are kept, the y are rounded away
+//   t           1 . . . . . . . . . . . . . . . 1 x x x x x x x
+//
+// A product of two bfloat16 numbers has at most 16 significant bits, so that its rounded value is t - x * 2^16.
+// Otherwise it is t - RN(t - x) (Veltkamp's splitting). Ties go to the even number, because at a tie x * 2^16 ends in a
+// zero bit.
+//
+// x is zero, or its magnitude is from 2^-118 to 2^110. rounded_product() may return +0 instead of -0.
+struct TameRounding {
+  static Floats rounded(Floats x) {
+    const Floats t = product(x, all(0x10001p0f));
+    return difference(t, difference(t, x));
+  }
+  static Floats rounded_product(Floats x, const Factor& factor) {
+    return negated_fma(x, load_floats(factor.scaled), product(x, load_floats(factor.split)));
+  }
+};
+
+template <class T>
+concept Rounding = std::same_as<T, AnyRounding> || std::same_as<T, TameRounding>;
+
+// Elements are tame if their magnitudes are from 2^-24 to 2^24.
+class TameElements {
+ public:
+  void add(Bytes words) {
+    // The addition of a word to itself drops the sign. The subtraction turns smaller magnitudes into large numbers.
+    largest_ = larger_unsigned_word(largest_, add_words(add_words(words, words), all_words(-2 * kSmallest)));
+  }
+  bool are_all() const { return !is_any_word_above(largest_, 2 * (kLargest - kSmallest)); }
+
+ private:
+  static constexpr int kSmallest = (127 - 24) << 7, kLargest = (127 + 24) << 7;  // bits of the magnitudes
+  Bytes largest_ = all_words(0);
+};
+
+}  // namespace
+}  // namespace multikv::cpu
+
+#endif
