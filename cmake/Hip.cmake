@@ -7,7 +7,9 @@ set(MULTIKV_DEFAULT_HIP_ARCHS gfx90a gfx942 gfx950 gfx1100 gfx1201)
 # Sources that have no kernels on AMD GPUs. They are compiled for the host alone, and not once more per architecture. A
 # kernel in one of them is an error of the linker, an undefined __hip_fatbin.
 set(MULTIKV_HIP_HOST_SOURCES
-  "cuda/(attention/((matrix|warpgroup)_.*|paged_attention)|moves/overlapping_pairs|swap/(addresses|swap_blocks|swap_blocks_batch))[.]cu")
+  "attention/(matrix|warpgroup)_.*|attention/paged_attention|moves/overlapping_pairs|norm_rope/norm_rope"
+  "swap/addresses|swap/swap_blocks|swap/swap_blocks_batch")
+list(JOIN MULTIKV_HIP_HOST_SOURCES "|" MULTIKV_HIP_HOST_SOURCES)
 
 # Sets HIPCC (the command and its options), MULTIKV_HIP_LAUNCHER (what stands before a compiler), MULTIKV_HIP_VERSION,
 # MULTIKV_HIP_INCLUDE, MULTIKV_HIP_LIBRARY and MULTIKV_HIP_ARCHS_BUILT in the caller.
@@ -142,7 +144,7 @@ function(multikv_add_hip_family name arithmetic)
   foreach(source IN LISTS sources)
     # Divisions and square roots are rounded as IEEE says.
     set(targets ${archs} -fhip-fp32-correctly-rounded-divide-sqrt)
-    if(source MATCHES "^${MULTIKV_HIP_HOST_SOURCES}$")
+    if(source MATCHES "^cuda/(${MULTIKV_HIP_HOST_SOURCES})[.]cu$")
       set(targets --cuda-host-only)
     endif()
     set(object "${directory}/${source}.o")
