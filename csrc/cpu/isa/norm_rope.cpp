@@ -8,7 +8,7 @@
 namespace multikv::cpu {
 namespace {
 
-// Rows are processed in as many bytes of scratch memory, unless a single row needs more.
+// The size of the scratch memory that rows are processed in, unless a single row is larger.
 constexpr int64_t kScratchBytes = 16384;
 
 int64_t scratch_bytes(int64_t row_bytes) {
@@ -146,7 +146,7 @@ ReshapeAndCacheParams packed_write(const QkNormRopeCacheParams& p, const TokenHe
   return write;
 }
 
-// Writes the tokens [begin, end). Key writers take their tokens from `keys`, which holds a few tokens.
+// Writes the tokens [begin, end). key_writer reads from `keys`, which holds the keys of a few tokens at a time.
 template <class Writer, FloatElement T, FloatElement Table>
 void write_tokens(const QkNormRopeCacheParams& p, int64_t begin, int64_t end, QueryWriter<T, Table>& queries,
                   KeyBuffer<T, Table>& keys, Writer& key_writer, Writer& value_writer) {

@@ -16,7 +16,7 @@ template <Element kElement>
 cudaError_t launch_matrix_attention(const AttentionProblem& p, const Context& context);
 
 // The kernel for many query rows that Hopper GPUs have, for caches of kElement. Returns cudaErrorNotSupported if this
-// GPU has none, or if a cache has no vectors.
+// GPU has none, if a cache has no vectors, or if a head size is above 128.
 template <Element kElement>
 cudaError_t launch_warpgroup_attention(const AttentionProblem& p, const Context& context);
 

@@ -2,9 +2,9 @@
 // values in shared memory, run beside other instructions, and sum in the same order as those of warps (mma.sync). So
 // the results have the same bits as those of split_kernel.cuh.
 //
-// A thread block stays on its multiprocessor and attends for one tile after the other. While a warpgroup multiplies the
-// weights of a step with its values, it multiplies the queries with the keys of the next step, and computes the weights
-// of that step.
+// Thread blocks are persistent: each attends for one tile of query rows after the other. While a warpgroup multiplies
+// the weights of a step with its values, it multiplies the queries with the keys of the next step, and computes the
+// weights of that step.
 #pragma once
 
 #include "cuda/attention/warpgroup_loader.cuh"
@@ -40,7 +40,7 @@ class WarpgroupAttention {
  private:
   using Joins = JoinWeights[2];  // of the lane's two rows
 
-  // The hardware's barrier of the warpgroup.
+  // The id of the warpgroup's named barrier. Id 0 is that of __syncthreads().
   __device__ int barrier() const { return 1 + warpgroup_; }
   __device__ int row_of(int high) const { return 16 * warp_ + lane_ / 4 + 8 * high; }
 
@@ -74,7 +74,7 @@ class WarpgroupAttention {
     ++step_;
   }
 
-  // Loads the queries, and what is known of the rows.
+  // Writes the tile's queries and a TileRow for each row to shared memory, and clears the sums.
   __device__ void begin(const Segment& segment) {
     sync_warpgroup(barrier());  // all warps have finished with the previous tile
     const Scoring scoring = Scoring::of(p_.options, scale_of(p_.key, segment.kv_head));
@@ -113,7 +113,7 @@ class WarpgroupAttention {
   __device__ void attend_steps(int key, int end) {
     Joins joins;  // of the granule that ended before the step
     joins[0].is_first = joins[1].is_first = true;
-    bool adds = false;  // o_ holds steps of the granule
+    bool adds = false;  // o_ already holds products of an earlier step of the granule
     start_scores_of_step();
     wait_for_products<0>();
     pin(scores_);
@@ -150,7 +150,7 @@ class WarpgroupAttention {
 
   // Waits for the step, and starts the products of the queries with its keys.
   __device__ void start_scores_of_step() {
-    // The compiler knows that shuffle() returns the same in all lanes.
+    // All lanes have this address already. After a shuffle from lane 0, the compiler knows that it is uniform.
     const uint32_t keys = shuffle(shared_address(shared_.stages[stage()][0]), 0);
     values_ = keys + Tile::kBytes;
     const auto a = TileDescriptor::of(queries_, Tile::kBlockBytes, 0);
@@ -164,8 +164,8 @@ class WarpgroupAttention {
     }
     commit_products();
   }
-  // Starts the products of the weights with the values, or with zeros if add_specials() comes after. (The instructions
-  // would not be asynchronous after a branch.)
+  // Starts the products of the weights with the values. If the values hold an infinity or a NaN, the instructions read
+  // zeros instead, and add_specials() adds the products later: in a branch, the instructions would not be asynchronous.
   __device__ void start_outputs_of(uint32_t values, bool has_specials, bool adds) {
     auto b = TileDescriptor::of(values, Tile::kBlockBytes, Tile::kPartBytes);
     if (has_specials) b = TileDescriptor::of(shared_address(shared_.zeros), 0, 0);
@@ -199,7 +199,7 @@ class WarpgroupAttention {
     for (int i = 0; i < kStep / 16; ++i) weights_operand<Store>(weights_[i], scores_, i);
   }
 
-  // Prepares the outputs for the products of a step: the first one of a granule, unless `adds`.
+  // Prepares the outputs for the products of a step. Unless `adds`, the step is the first one of a granule.
   __device__ void correct_outputs(bool adds, const Joins& joins) {
     if (!adds) return join_granule(joins);
     if (ballot(corrections_[0] != 1.0f || corrections_[1] != 1.0f) == 0) return;
@@ -335,12 +335,12 @@ class WarpgroupAttention {
   const int warp_, lane_, warpgroup_;
   const uint32_t queries_;  // shared address
   uint32_t values_;         // shared address of the step's values
-  uint32_t step_ = 0;       // of all tiles
+  uint32_t step_ = 0;       // counts the steps of all tiles
   TokenGroup visible_;      // to the warpgroup's rows
   float factors_[2];        // of the lane's two rows
   StepScores scores_;
-  StepOperands weights_;  // of the step before the scores'
-  bool has_specials_;     // among the values of the step of the scores
+  StepOperands weights_;  // rounded from the scores of a step, before the next step overwrites scores_
+  bool has_specials_;     // among the values of the step of scores_
   float corrections_[2];
   float o_[kProducts][4], total_[kProducts][4];  // of the granule, and of the granules before
   RowSums sums_[2];
@@ -359,7 +359,7 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kWarpgroupKernelThreads, 1)
     }
     publish_to_matrix_instructions();
     __syncthreads();
-    // The registers of three warpgroups are 504 for each of 128 threads.
+    // Threads start with 168 registers. The sum over the three warpgroups stays 3 * 168 = 504.
     constexpr int kLoading = Store::kIsFp8 ? 56 : 40, kAttending = Store::kIsFp8 ? 224 : 232;
     if (threadIdx.x < kWarpgroupThreads) {
       release_registers<kLoading>();

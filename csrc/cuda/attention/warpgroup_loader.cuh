@@ -7,8 +7,8 @@ namespace multikv::gpu {
 
 inline constexpr int kWarpKeys = kStep / 4;  // keys that a loading warp copies of each step
 
-// Copies the warp's keys or values to tiles. A lane copies one piece of several entries: 8 bytes of keys, 16 bytes of
-// values, or 16 fp8 codes, which become float16 numbers.
+// Copies the warp's keys or values to tiles. A lane copies the same kPieceBytes of several keys or values: 8 bytes of
+// 16-bit keys, 16 bytes of 16-bit values, or 16 fp8 codes, which are converted to float16.
 template <class Store, int kHeadSize, bool kIsKey>
 class EntryCopier {
   using Tile = SwizzledTile<kHeadSize>;
@@ -16,11 +16,12 @@ class EntryCopier {
   static constexpr int kLanes = kHeadSize / kElements, kEntriesAtOnce = 32 / kLanes;
 
  public:
-  // The lane's pieces on their way: their addresses, or what has been loaded of them.
+  // Where a piece lies in a cache, and whether it can be read.
   struct Source {
     const char* from;
     bool is_valid;
   };
+  // The fp8 codes of the lane's pieces of a step.
   using Codes = uint32_t[kWarpKeys / kEntriesAtOnce][4];
 
   __device__ EntryCopier(const CacheSource& cache, const Segment& segment, int warp, int size)
@@ -35,8 +36,9 @@ class EntryCopier {
     else to_ = Tile::offset_bytes(row, Store::kIsFp8 ? 0 : piece());
   }
 
-  // Calls visit(i, source) for the lane's pieces: those of the warp's entries i + first(). In whole blocks, the entries
-  // are neighbours in the block, and all lanes know the first one; otherwise lane i knows entry i.
+  // Calls visit(i, source) for the lane's pieces: those of the warp's entries i + first(). With kHasWholeBlocks, the
+  // warp's entries lie in neighbouring slots of one block, and all lanes pass the slot of the first entry. Otherwise,
+  // lane i passes the slot of entry i.
   template <bool kHasWholeBlocks, class Visit>
   __device__ void for_each(uint32_t block, uint32_t slot, uint32_t valid, Visit visit) const {
     const uint32_t vector = block * block_vectors_ + slot * slot_vectors_, own = is_inside_ ? valid >> first() : 0;
@@ -57,7 +59,8 @@ class EntryCopier {
 
   // Starts an asynchronous copy of a piece of entry i + first().
   __device__ void copy(uint32_t tile, int i, const Source& source) const {
-    // Rows i and i + 8 of a tile have the same permutation of chunks, and a tile is aligned.
+    // In a row that is i further on, the number of the stored chunk is XORed with i % 8 (SwizzledTile), because i is a
+    // multiple of kEntriesAtOnce and first() is less. A tile is aligned, so that the XOR changes no other bits.
     const uint32_t to = ((tile + to_) ^ i % 8 * kChunkBytes) + i * Tile::kRowBytes;
     if constexpr (kPieceBytes == 8) copy_async_8(to, source.from, source.is_valid);
     else copy_async(to, source.from, source.is_valid);
@@ -100,11 +103,11 @@ class EntryCopier {
   __device__ static int first() { return kLanes == 32 ? 0 : threadIdx.x % 32 / kLanes; }
   __device__ static int piece() { return threadIdx.x % 32 % kLanes; }
 
-  const char* from_;  // the lane's piece of the head's first slot
+  const char* from_;  // the lane's piece of the head in slot 0
   uint64_t slot_bytes_;
   uint32_t block_vectors_, slot_vectors_;
   uint32_t to_;    // the lane's first piece in a tile
-  int is_inside_;  // the piece is not past the end of an entry
+  int is_inside_;  // the piece is not past the end of the head
 };
 
 // Each warp loads kWarpKeys keys of a step and their values.
@@ -236,7 +239,7 @@ class WarpgroupLoader {
   const AttentionProblem& p_;
   Shared& shared_;
   const int warp_, lane_;
-  uint32_t step_ = 0;   // of all tiles
+  uint32_t step_ = 0;   // counts the steps of all tiles
   PrefetchedIndex id_;  // of the next step
   int slot_ = 0;
 };

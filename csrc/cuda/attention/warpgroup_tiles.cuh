@@ -1,5 +1,5 @@
-// What the warps of a thread block of warpgroup_kernel.cuh share: tiles in shared memory, barriers, and the list of the
-// tiles that the thread block attends for.
+// What the warps of a thread block of warpgroup_kernel.cuh share: keys, values and queries in shared memory, barriers,
+// and the list of all tiles of query rows.
 #pragma once
 
 #include "cuda/attention/tile_rows.cuh"
@@ -13,7 +13,7 @@ inline constexpr int kWarpgroupTileRows = kAttendingWarpgroups * kWarpgroupRows;
 inline constexpr int kWarpgroupKernelThreads = (1 + kAttendingWarpgroups) * kWarpgroupThreads;
 inline constexpr int kAttendingWarps = kWarpgroupTileRows / 16;
 
-// A tile of 64 rows of kHeadSize 16-bit elements, as tile_descriptor() describes it: parts of 64 columns.
+// A tile of 64 rows of kHeadSize 16-bit elements, as TileDescriptor describes it: parts of 64 columns.
 template <int kHeadSize>
 struct SwizzledTile {
   static constexpr int kRowBytes = 128, kBlockBytes = 8 * kRowBytes, kPartBytes = 64 * kRowBytes;
@@ -25,8 +25,9 @@ struct SwizzledTile {
   }
 };
 
-// Four neighbouring elements of a key or a query are a piece. The matrix instructions of tile_math.cuh take pieces from
-// four chunks, so that tiles hold pieces in this order. Returns where a tile of keys or queries holds a piece.
+// Four neighbouring elements of a key or a query are a piece. A multiplication in the order of tile_math.cuh takes one
+// piece from each of four neighbouring chunks. Tiles of keys and queries hold these four pieces side by side. Returns
+// the place of a piece in its row: 4 * multiplication + chunk % 4.
 template <class Store>
 __device__ constexpr int place_of_piece(int piece) {
   constexpr int kSteps = kChunkSteps<Store>;
@@ -63,7 +64,8 @@ class TileList {
     return SequenceUnits<WholeTiles>(p, sequence_of(p, sequence)).num_tiles;
   }
 
-  // Level i has the tiles that are number i from the end in their sequences. A sequence with more tiles is active.
+  // Enters the next levels that have the same active sequences. Sequences with more than i tiles are active on level i.
+  // The level has the i-th tile from the end, counted from 0, of each of them, once for each KV head.
   __device__ void enter_next_levels(const AttentionProblem& p, int heads) {
     const int level = level_ + num_levels_, lane = threadIdx.x % 32;
     int active = 0, fewest = INT32_MAX;
@@ -139,8 +141,8 @@ struct WarpgroupShared {
   TileRow rows[kWarpgroupTileRows];
   Scoring scoring[kAttendingWarpgroups];
   uint16_t valid[kWarpgroupStages][kStep / 16];  // which keys of a step can be read
-  TileList tiles;                                // of the thread block
-  Segment segments[2];                           // of two tiles in turn; no rows: there are no more tiles
+  TileList tiles;                                // used by one warp of the loader
+  Segment segments[2];                           // two tiles in turn; one without rows follows the last
   Barrier is_loaded[kWarpgroupStages], is_free[kWarpgroupStages];
   Barrier has_segment[2], is_segment_free[2];
 

@@ -10,7 +10,7 @@ namespace multikv::gpu {
 enum class HeadNorm : uint8_t {
   kNone,
   kHeads,  // of each head
-  kRows,   // of all heads of a token; a thread block has all of them
+  kRows,   // of all queries of a token, and of all its keys; a thread block has all heads of a token
 };
 
 // The work of the groups of lanes: kHeads heads of a token for each.
@@ -20,7 +20,7 @@ struct HeadGroups {
   int per_block;  // groups of a thread block
   TokenParts parts;
   uint32_t num_parts, num_tokens;
-  bool only_rotated;  // heads are rotated in place: vectors that are not rotated are neither read nor written
+  bool only_rotated;  // heads are rotated in place: vectors that are not rotated are not written
 
   // The groups of thread blocks of kThreads threads, with `heads` heads each.
   static HeadGroups of(const QkNormRopeCacheParams& p, int heads, bool has_values) {
@@ -48,11 +48,11 @@ struct HeadThread {
     const uint32_t number = block * groups.per_block + group;
     const bool is_group = group < groups.per_block && number < groups.num_parts;
     TokenPart part = groups.parts.at(is_group ? number : 0);
-    const bool is_token = part.token < groups.num_tokens;  // unlike in the rest of the last run
+    const bool is_token = part.token < groups.num_tokens;  // the last run may go past the last token
     if (!is_token) part.token = 0;
     return {lane, is_group && is_token, false, part, LaneVectors(groups.lanes, lane, elements)};
   }
-  // Finds out what the position of the token and the kind of the heads mean for the vectors.
+  // Sets is_active and is_rotated from the position of the token and the kind of the heads.
   __device__ __forceinline__ void check_position(const HeadGroups& groups, const Rope& rope, int64_t position) {
     const bool is_in_pairs = lane < groups.lanes.rotated;
     if (groups.only_rotated && !is_in_pairs) is_active = false;
@@ -95,8 +95,9 @@ __device__ __forceinline__ float sum_row(const TokenParts& parts, const HeadThre
   return totals[side];
 }
 
-// Norms the heads of a part, unless they are values. All threads whose heads are normed together must call. `weights`
-// are those of HeadNorm::kHeads if a part has one head; else they are read where they are needed, to save registers.
+// Norms the heads of a part, unless they are values. All lanes of the warp must call, and for HeadNorm::kRows all
+// threads of the thread block. For HeadNorm::kHeads and parts of one head, the caller has read `weights`; otherwise
+// they are read here, to save registers.
 template <HeadNorm kNorm, Float kDtype, int kHeads>
 __device__ __forceinline__ void norm_heads(const HeadGroups& groups, const QkNormRopeCacheParams& p,
                                            const HeadThread& thread,
@@ -132,7 +133,8 @@ __device__ __forceinline__ void rotate_heads(bool is_neox,
     rotate<kDtype, kTable, HeadVectors<kDtype>::kElements>(is_neox, heads[h].vectors[0], heads[h].vectors[1], angles);
 }
 
-// Norms and rotates heads in the order of p. If there is a norm, all lanes of the warp call, because they add up sums.
+// Norms and rotates heads in the order of p. If there is a norm, all lanes of the warp must call, and for
+// HeadNorm::kRows all threads of the thread block.
 template <HeadNorm kNorm, Float kDtype, Float kTable, int kHeads>
 __device__ __forceinline__ void norm_and_rotate(const HeadGroups& groups, const QkNormRopeCacheParams& p,
                                                 const HeadThread& thread, int64_t position,

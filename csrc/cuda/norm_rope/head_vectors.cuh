@@ -70,7 +70,8 @@ __device__ __forceinline__ float sum_of_neighbours(const HeadLanes& lanes, int l
   return sums[0] + sums[1];
 }
 
-// The vectors of a lane: the first element of each, and whether the lane has it. If not, it reads the head's first.
+// The vectors of a lane: the first element of each, and whether the lane has it. In place of a vector that it does not
+// have, a lane reads the first vector of the head.
 struct LaneVectors {
   int dims[2];
   bool exists[2];

@@ -1,4 +1,5 @@
-// The launches of kernels that norm, rotate and cache heads. Each kernel has a source of its own.
+// The launches of kernels that norm, rotate and cache heads. They are defined in heads.cu, packed_heads.cu and
+// elements.cu.
 #pragma once
 
 #include "cuda/launch.h"

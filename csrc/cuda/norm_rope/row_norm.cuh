@@ -89,8 +89,7 @@ __device__ __forceinline__ void write_elements(char* to, const FloatPack<kDtype,
   }
 }
 
-// The weights of kCount neighbouring elements of type kDtype. The constructor issues the loads, and normed() consumes
-// them.
+// The weights of kCount neighbouring elements of type kDtype. read() issues the loads, and normed() consumes them.
 template <Float kDtype, int kCount>
 class Weights {
  public:

@@ -30,14 +30,14 @@ struct TokenPart {
   }
 };
 
-// The parts of all tokens: fewer than 2^32. A token has `queries` parts, then `keys` parts, then parts of values. Parts
-// are numbered token by token, or if run_bits > 0, so that neighbours are the same part of 2^run_bits neighbouring
-// tokens.
+// The parts of all tokens: fewer than 2^32. The parts of a token are, in this order, `queries` parts of its queries,
+// `keys` parts of its keys, and as many of its values, if these have parts. A run is 2^run_bits neighbouring tokens.
+// Parts are numbered run by run: first part 0 of each token of the run, then part 1 of each, and so on.
 struct TokenParts {
   Divisor32 per_token;
   uint32_t queries, keys;
   int run_bits;
-  NormRopeHeads sides[3];  // of HeadKind: values have a source and a number of heads
+  NormRopeHeads sides[3];  // indexed by HeadKind; that of values has only a source and a number of heads
 
   static TokenParts of(const QkNormRopeCacheParams& p, int64_t heads_per_part, bool has_values) {
     const auto parts_of = [&](int64_t heads) { return (heads + heads_per_part - 1) / heads_per_part; };
@@ -48,7 +48,7 @@ struct TokenParts {
             0,
             {p.query, p.key, {p.value, {}, p.key.num_heads, {}}}};
   }
-  // The number of parts; all runs are whole.
+  // The number of parts, including those of tokens of the last run that do not exist.
   int64_t count(int64_t num_tokens) const {
     const int64_t runs = (num_tokens + (int64_t{1} << run_bits) - 1) >> run_bits;
     return (runs * per_token.value) << run_bits;

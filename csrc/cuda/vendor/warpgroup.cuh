@@ -70,8 +70,8 @@ class Barrier {
   uint64_t state_;
 };
 
-// Waits for the threads of a warpgroup, which share the hardware's barrier `id`: 1 to 15. Returns whether `predicate`
-// holds for any of them.
+// Waits for all threads of a warpgroup at the named barrier `id`, from 1 to 15, which no other warpgroup uses. Returns
+// whether `predicate` holds for any of them.
 __device__ inline bool any_in_warpgroup([[maybe_unused]] int id, bool predicate) {
 #if MULTIKV_WARPGROUP_PASS
   uint32_t any;

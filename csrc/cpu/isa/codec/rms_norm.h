@@ -1,4 +1,5 @@
-// The root mean square norm of rows (params/norm_rope_params.h). The loops are vectorised by the compiler.
+// The root mean square norm of rows (params/norm_rope_params.h). With MULTIKV_HAS_SIMD, some loops are written
+// with vector types. The compiler vectorises the others.
 #pragma once
 
 #include <utility>
@@ -69,8 +70,8 @@ class SumsOfSquares {
     if (count % 2 != 0) to[count / 2] = from[count - 1];
   }
 
-  // Adds the squares of 2^n neighbours of each row, and writes what is left of the rows one after another to `to`.
-  // Returns how many sums are left of each row.
+  // Adds the squares of each group of 2 or kWords neighbours of each row, and writes the sums of all rows contiguously
+  // to `to`. Returns the number of sums of a row.
   static int64_t add_squares(float* to, const NormRows& rows, int64_t size) {
     int64_t group = 2;
     auto* add_row = static_cast<void (*)(float*, const char*, int64_t)>(add_squares);
@@ -166,7 +167,7 @@ class NormWeights {
 
  public:
   static constexpr int64_t kMaxElements = RopeTable::kMaxPairs * (kHasWords ? 2 : 1);
-  using Values = RopeTable::Values;  // [0] holds the even elements and [1] the odd ones; without words, [0] holds all
+  using Values = RopeTable::Values;  // kHasWords: [0] for even elements and [1] for odd ones; else [0] for all
 
   // Weights that are not given are ones.
   NormWeights(const NormWeight& weight, float bias) : weight_(weight), bias_(bias) {
@@ -194,7 +195,7 @@ class NormWeights {
       for (int64_t i = 0; i < (kHasWords ? (count + 1) / 2 : count); ++i) {
         const float weight = half[i] + bias_, magnitude = weight < 0 ? -weight : weight;
         num_wild += (magnitude >= 0x1p-16f) & (magnitude <= 0x1p16f) ? 0 : 1;
-        half[i] = weight == weight ? weight : __builtin_nanf("");  // a NaN for rounded(): its low bits are zeros
+        half[i] = weight == weight ? weight : __builtin_nanf("");  // AnyRounding needs NaNs whose low bits are zeros
       }
       if (!kHasWords) break;
     }

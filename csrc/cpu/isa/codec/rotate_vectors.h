@@ -12,9 +12,9 @@ namespace {
 // The factors that TameRounding needs beside the values of a RopeTable.
 struct TameRopeTable {
   RopeTable scaled, split;
-  // Whether TameRounding takes tame elements, multiplied by tame weights or not, that are rotated by this table. The
-  // cosines and sines are zero or from 2^-30 to 2^10. Not both of a pair are zero: the sum of two zeros depends on
-  // their signs.
+  // Whether TameRounding can be used for tame elements, multiplied by tame weights or not, that are rotated by this
+  // table. The magnitudes of the cosines and sines must be zero or from 2^-30 to 2^10, and not both of a pair may be
+  // zero, because the sign of a sum of two zeros depends on theirs.
   bool is_tame = true;
 
   // If the table is not tame, its NaNs are replaced by one whose lower 16 bits are zeros, as AnyRounding requires.
@@ -59,7 +59,7 @@ template <class Source>
 concept WordSource = requires(const Source& source, int64_t i) {
   { source(i) } -> std::same_as<EvenOdd>;
 };
-// put(i, words) writes these elements of the rotated head.
+// put(i, words) writes the elements i .. i + kWords - 1 of the rotated head.
 template <class Put>
 concept WordPut = requires(const Put& put, int64_t i, Bytes words) { put(i, words); };
 

@@ -25,7 +25,8 @@ struct HeadNorm {
   float factor;
   const NormWeights<BFloat16>& weights;
 
-  // Whether TameRounding takes tame elements after the norm. Other elements of the row can make the factor wild.
+  // Whether TameRounding can be used for tame elements that this norm multiplies. The factor is checked too, because
+  // elements that need not be tame, such as those that are not rotated, contribute to it.
   bool is_tame() const { return weights.are_tame() && factor >= 0x1p-25f && factor <= 0x1p25f; }
 };
 

@@ -13,7 +13,7 @@ class TokenTable {
  public:
   TokenTable(const multikv::Rope& rope, bool is_for_vectors) : rope_(rope), is_for_vectors_(is_for_vectors) {}
 
-  // Returns the pairs begin .. begin + count - 1.
+  // Returns the cosines and sines of the pairs begin .. begin + count - 1.
   const RopeTable& load(int64_t token, int64_t begin, int64_t count) {
     if (token == token_ && begin == begin_) return table_;
     token_ = token, begin_ = begin;
