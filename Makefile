@@ -26,7 +26,7 @@ prepare = "$(PYTHON)" tools/install.py --venv "$(VENV)" --torch "$(TORCH)" $(if 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-emulated test-packages gates docs wheels torch install clean clean-all
 
-# Which libraries serve this host and why, and every op run on it, checked and timed.
+# Prints which libraries serve this host and why, then runs, checks and times every op.
 demo: install
 	@$(python) -m multikv
 

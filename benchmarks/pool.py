@@ -1,9 +1,9 @@
 """`python -m benchmarks.pool`: the host time of PagedKVCache, and the speed of transfers.
 
-The first part times calls that launch no kernels of a model: `extend` and `commit`. The second part sends sequences of
-32 layers between two processes, and compares with a plain send of as many bytes: with gloo on the CPU, and with nccl
-where the host has two GPUs. A plain send and a transfer take turns; of each the shortest time counts. What the last
-transfer has brought is compared byte for byte.
+The first part times calls that launch no kernels of a model: `new`, `extend` and `commit`. The second part sends
+sequences of 32 layers between two processes, and compares with a plain send of as many bytes: with gloo on the CPU, and
+with nccl where the host has two GPUs. A plain send and a transfer take turns; of each the shortest time counts. What
+the last transfer has brought is compared byte for byte.
 """
 
 import argparse

@@ -47,7 +47,7 @@ class Case:
 def _offload(block_size: int) -> Case:
     """A case whose prompts are found in the CPU's memory: the GPU's holds three of the eight.
 
-    The prompts are sent one by one, because the arrival of blocks would decide which prompts form a batch.
+    The prompts are sent one by one, because otherwise the arrival of blocks would decide which prompts form a batch.
     """
     options = {
         "kv_offloading_size": 1.0,

@@ -2,9 +2,10 @@
 
 The process reads the names of steps from its standard input, and answers each by a JSON file in the folder:
 
-    start   makes the engine and generates once
-    time    generates some times, and returns the speeds
-    finish  counts kernels and calls of ops, and generates without the writes to the cache, or alone and in a batch
+    start   makes the engine and generates twice
+    time    generates several times, and returns the speeds
+    finish  counts kernels and calls of ops. Then mode `attention` generates prompts alone and in a batch; the other
+            modes generate the control, in which the ops of mode `multikv` that write do nothing
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Engine:
         }
 
     def time(self) -> dict[str, Any]:
-        """Generates some times. `generate` returns when the results are on the host."""
+        """Generates several times. `generate` returns when the results are on the host."""
         prompt_tokens = sum(self.case.lengths) if self.case.counts_prompts else 0
         num_tokens = len(self.prompts) * self.case.num_tokens + prompt_tokens
         runs, outputs = [], []
@@ -68,7 +69,7 @@ class Engine:
         return {"runs": runs, "outputs": outputs[0], "repeats_itself": all(x == outputs[0] for x in outputs)}
 
     def finish(self) -> dict[str, Any]:
-        """Counts, and runs the controls."""
+        """Counts kernels and calls of ops. Then generates the control, or prompts alone and in a batch."""
         result = counts_of(lambda: self.generate(self.prompts, 4))
         if self.mode == "attention":
             if self.case.lengths == LENGTHS:

@@ -61,7 +61,9 @@ function(multikv_add_cuda_family name arithmetic archs)
   set(architectures "${CMAKE_CUDA_ARCHITECTURES}")
   foreach(arch IN LISTS archs)
     string(REGEX REPLACE "[af]$" "" generation "${arch}")
-    if("${generation}" IN_LIST architectures)  # with PTX, which the special architecture's would not replace
+    # An architecture without a suffix has machine code and PTX. Its PTX is kept, because PTX of a special architecture
+    # (90a) does not run on later GPUs.
+    if("${generation}" IN_LIST architectures)
       list(APPEND architectures "${generation}-virtual" "${generation}-real")
       list(REMOVE_ITEM architectures "${generation}")
     endif()

@@ -28,7 +28,7 @@ macro(multikv_find_hip)
   set(launcher)
   get_filename_component(name "${MULTIKV_CCACHE}" NAME)
   if(name STREQUAL "ccache")
-    # hipcc is a script: its own time says nothing of the compiler that it calls.
+    # hipcc is a script: its modification time says nothing about the compiler that it calls.
     set(launcher "CCACHE_COMPILERCHECK=%compiler% --version" "${MULTIKV_CCACHE}")
   endif()
   set(MULTIKV_HIP_LAUNCHER "${CMAKE_COMMAND}" -E env ${launcher})

@@ -29,7 +29,7 @@ function(multikv_add_hip_emulation)
     DEPENDS "${MULTIKV_EMULATION}/rewrite.py" ${from_hipified} ${from_vendor}
     COMMENT "Rewriting launches"
     VERBATIM)
-  # They are sources of the library only so that they are written first: objects of clang-22 are made from them.
+  # The rewritten files are sources of the library only so that they are written before clang-22 compiles them.
   set_source_files_properties(${rewritten} PROPERTIES HEADER_FILE_ONLY ON)
   # The host's compiler compiles the two files that include torch's headers or AMD's runtime API.
   add_library(hip_emulation SHARED EXCLUDE_FROM_ALL

@@ -9,7 +9,7 @@ import griffe
 
 
 class Docstrings(griffe.Extension):
-    """Makes examples code, and names of pages links.
+    """Turns examples into code blocks, and names of pages into links.
 
     griffe shows a section "Examples:" as code, and docstrings have a section "Example:".
     """

@@ -29,7 +29,7 @@ class PagedMLACache(PagedCache):
         block_size: the tokens of a block.
         dtype: float32, float16 or bfloat16: the dtype of what is written. None: PyTorch's default.
         kv_cache_dtype: how elements are stored: "auto" (as dtype), or a format of `multikv.ops`. "fp8_ds_mla" needs a
-            latent_size of 512, a rope_size of 64 and a dtype of 16 bits.
+            latent_size of 512, a rope_size of 64 and a dtype of 16 bits; `write` checks the dtype.
         device: where the cache is: a CPU or a GPU. None: PyTorch's default.
         num_host_blocks: blocks of the host tier, in pinned memory; 0: none.
         scale: of the fp8 formats except fp8_ds_mla: a number, or a float32 tensor with one element. None: 1.

@@ -80,8 +80,8 @@ class PagedCache(Ledger):
 
         Args:
             tokens: the prompt, possibly empty: integers of 64 bits.
-            cache_salt: sequences share blocks only if their salts are equal. Give each tenant its own, so that none can
-                find out by the time of the prefill what another has asked.
+            cache_salt: sequences share blocks only if their salts are equal. Give each tenant its own salt, so that no
+                tenant can find out what another has asked by measuring how long a prefill takes.
 
         Example:
             >>> cache = multikv.PagedKVCache(num_layers=1, num_kv_heads=8, head_size=64, num_blocks=64)

@@ -5,8 +5,8 @@ geometry, sequences, tokens       ->
 <-        its geometry, the heads that it wants, what it has already
 no receiver has refused           ->
 chunks of packed tokens           ->        unpacks them to blocks that no sequence uses yet
-checksums of all tokens           ->        compares them, and names the blocks
-<-        done
+checksums of all tokens           ->        compares them
+<-        done, and then names the blocks, so that `new` can find them
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def receive(
         TransferError: the caches do not fit each other, the checksums differ, or a peer failed or did not answer in
             time.
 
-    After both errors the cache has the sequences that it had before. Cached blocks that no sequence uses may have been
+    After either error the cache has the sequences that it had before. Cached blocks that no sequence uses may have been
     evicted.
 
     Example:
@@ -278,7 +278,7 @@ def _ranks(ranks: int | Iterable[int]) -> list[int]:
 
 @contextlib.contextmanager
 def _held(cache: PagedCache, sequences: list[Sequence]) -> Iterator[list[Sequence]]:
-    """Forks of sequences, so that their blocks are neither written nor evicted while they are sent."""
+    """Yields forks of sequences, so that their blocks are neither written nor evicted while they are sent."""
     with cache._lock:
         cache._check("send", sequences, cache._pool)
         forks = [cache.fork(sequence) for sequence in sequences]

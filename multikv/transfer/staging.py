@@ -1,7 +1,8 @@
 """The pipeline: chunks are packed and unpacked while others are on their way.
 
-With gloo three threads of each process work at the same time: the caller's packs or unpacks a chunk, a second one
-hashes another and hands it to gloo, and gloo's own copies to or from the socket.
+With gloo three threads of each process work at the same time. On the sender the caller's thread packs a chunk, a second
+one hashes the chunk before it and hands it to gloo, and gloo's own thread sends. On the receiver the caller's thread
+unpacks a chunk, a second one hashes the same chunk, and gloo's own thread receives the next ones.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class _SameThread(Executor):
-    """Runs a function at once, in the caller's thread: a GPU's work is queued, in the current stream of the thread."""
+    """Runs a function at once, in the caller's thread. On a GPU this queues work in the thread's current stream."""
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Returns what the function returns, in a Future."""

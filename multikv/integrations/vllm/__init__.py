@@ -24,7 +24,7 @@ _logger = logging.getLogger("vllm.multikv")  # vLLM configures the handlers of l
 
 
 def register() -> str:
-    """Makes vLLM use multikv's cache ops, and its attention where the module's docstring says so.
+    """Makes vLLM use multikv's cache ops, and multikv's attention where the module's docstring says so.
 
     vLLM calls this function. Further calls are allowed.
 

@@ -235,7 +235,7 @@ class PagedAttentionImpl(AttentionImpl[PagedAttentionMetadata]):
     def _planes(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the key cache and the value cache of vLLM's [num_blocks, num_kv_heads, block_size, 2 * head_size].
 
-        The cache has any strides, because vLLM chooses the order of its dimensions in memory.
+        The cache may have any strides, because vLLM chooses the order of its dimensions in memory.
         """
         cache = kv_cache.transpose(1, 2)
         return cache[..., : self.head_size], cache[..., self.head_size :]
