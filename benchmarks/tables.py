@@ -21,6 +21,7 @@ PAGES = ("README.md", "docs/speed.md")
 H100 = "nvidia-h100_attention-and-blocks_torch-2.11.0_2026-11-26"
 H200 = "nvidia-h200_torch-2.11.0_2026-11-21"
 H200_SWAPS = "nvidia-h200_swaps_torch-2.11.0_2026-11-21"
+AVX2 = "amd-epyc-avx2_1-thread_torch-2.13.0_2026-11-26"
 EPYC_1, EPYC_2 = (f"amd-epyc-avx512_{n}_torch-2.13.0_2026-11-21" for n in ("1-thread", "2-threads"))
 
 Row = dict[str, Any]
@@ -161,15 +162,40 @@ CPU_CASES = [
 ]
 
 
-def cpu() -> str:
-    """Returns the table of shares of a copy on a CPU, beside PyTorch."""
+NEWER_CPU_CASES = [
+    Key(op, case)
+    for op, cases in {
+        "qk_norm_rope_cache": ("llama-8b/bf16/T=1", "llama-8b/bf16/T=16384", "llama-8b/fp8_e4m3/T=16384")
+        + ("qwen3-30b/bf16/T=16384", "qwen3-30b/fp8_e4m3/T=16384", "all-heads/bf16/T=16384"),
+        "rms_norm": ("16384x4096", "131072x128"),
+        "rotary_embedding": ("32+8-heads/T=16384",),
+        "merge_attn_states": ("bf16/T=16384",),
+        "gather_kv_cache": ("NHD/bf16/256x128", "NHD/fp8_e4m3/256x128", "packed/bf16/256x128"),
+        "copy_blocks_layers": ("NHD/32x2x128", "HND/32x2x128"),
+        "checksum_blocks": ("NHD/32x2x128", "HND/32x2x128"),
+        "pack_layers": ("h2h/NHD-to-HND-64/4x2x256", "h2h/same-order/4x2x256"),
+        "move_tokens": ("2K/4x8192", "256B/4x16384"),
+        "compact_cache": ("half/16x2048",),
+    }.items()
+    for case in cases
+]
+
+
+def newer_cpu() -> str:
+    """Returns the table of the ops that the first table lacks."""
+    return cpu(NEWER_CPU_CASES, (AVX2,))
+
+
+def cpu(cases: Sequence[Key] = CPU_CASES, files: Sequence[str] = (EPYC_1, EPYC_2)) -> str:
+    """Returns a table of shares of a copy on a CPU, beside PyTorch. The files are of 1 thread, 2 threads, ..."""
     rows = []
-    for name, key in zip(once(key.op for key in CPU_CASES), CPU_CASES, strict=True):
-        shares = [percent(ours(file, key)["share_of_copy"]) for file in (EPYC_1, EPYC_2)]
-        best = best_of_torch(EPYC_1, key)
+    for name, key in zip(once(key.op for key in cases), cases, strict=True):
+        shares = [percent(ours(file, key)["share_of_copy"]) for file in files]
+        best = best_of_torch(files[0], key)
         torch = f"{percent(best['copy_us'] / best['device_us'])} {best['contender']}" if best else ""
         rows.append((name, key.case, *shares, torch))
-    return markdown("op | case | 1 thread, %: | 2 threads, %: | best of PyTorch, 1 thread, %:", rows)
+    threads = " | ".join(("1 thread, %:", "2 threads, %:")[: len(files)])
+    return markdown(f"op | case | {threads} | best of PyTorch, 1 thread, %:", rows)
 
 
 def swaps() -> str:
@@ -209,6 +235,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "newer_gpu": newer_gpu,
     "cpu": cpu,
+    "newer_cpu": newer_cpu,
     "swaps": swaps,
 }
 
