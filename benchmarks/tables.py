@@ -22,6 +22,7 @@ H100 = "nvidia-h100_attention-and-blocks_torch-2.11.0_2026-11-26"
 H200 = "nvidia-h200_torch-2.11.0_2026-11-21"
 H200_SWAPS = "nvidia-h200_swaps_torch-2.11.0_2026-11-21"
 AVX2 = "amd-epyc-avx2_1-thread_torch-2.13.0_2026-11-26"
+TRANSFER = "nvidia-h200-x2_transfer_torch-2.11.0_2026-11-26"
 EPYC_1, EPYC_2 = (f"amd-epyc-avx512_{n}_torch-2.13.0_2026-11-21" for n in ("1-thread", "2-threads"))
 
 Row = dict[str, Any]
@@ -211,6 +212,18 @@ def swaps() -> str:
     return markdown("blocks in random order | 4 KiB: | 32 KiB: | 256 KiB: | 2 MiB: | host us of the call:", rows)
 
 
+def transfers() -> str:
+    """Returns the table of hand-overs between two processes."""
+    measured = json.loads((ROOT / "benchmarks" / "results" / f"{TRANSFER}.json").read_text())
+    rows = []
+    for backend, between in (("nccl", "two H200s"), ("gloo", "CPU processes")):
+        rates = measured[f"transfer by {backend}, GB/s"]
+        rows.append(
+            (f"{backend}, {between}", f"{rates['plain']:.1f}", f"{rates['transfer']:.1f}", percent(rates["share"]))
+        )
+    return markdown("by | plain send, GB/s: | `multikv.transfer`, GB/s: | %:", rows)
+
+
 def summary() -> str:
     """Returns README's few lines."""
     chosen = [
@@ -237,6 +250,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": cpu,
     "newer_cpu": newer_cpu,
     "swaps": swaps,
+    "transfers": transfers,
 }
 
 
