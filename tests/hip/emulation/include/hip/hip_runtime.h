@@ -69,6 +69,7 @@ MULTIKV_INTRINSIC float __fmaf_rn(float a, float b, float c) { return __builtin_
 MULTIKV_INTRINSIC uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 MULTIKV_INTRINSIC float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 MULTIKV_INTRINSIC int __popc(uint32_t x) { return std::popcount(x); }
+MULTIKV_INTRINSIC int __clz(uint32_t x) { return std::countl_zero(x); }
 MULTIKV_INTRINSIC uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
 MULTIKV_INTRINSIC uint64_t __umul64hi(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
