@@ -152,6 +152,7 @@ function(multikv_add_hip_family name arithmetic)
       OUTPUT "${object}"
       COMMAND ${HIPCC} -c "${directory}/${source}" -o "${object}" -MD -MT "${object}" -MF "${object}.d"
               -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${targets}
+              -fno-slp-vectorize  # clang-22 would merge accesses to small arrays, and leave these in scratch memory
               -Wno-bitwise-instead-of-logical  # kernels evaluate both sides on purpose: it saves a branch
               "-I${directory}" "-I${CMAKE_SOURCE_DIR}/csrc/hip" "-I${CMAKE_SOURCE_DIR}/csrc"
               ${contraction}
