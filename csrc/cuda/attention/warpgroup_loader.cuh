@@ -16,7 +16,7 @@ class EntryCopier {
   static constexpr int kLanes = kHeadSize / kElements, kEntriesAtOnce = 32 / kLanes;
 
  public:
-  // Where a piece lies in a cache, and whether it can be read.
+  // The place of a piece in a cache, and whether it can be read.
   struct Source {
     const char* from;
     bool is_valid;

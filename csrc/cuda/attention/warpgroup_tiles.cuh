@@ -136,7 +136,7 @@ struct WarpgroupShared {
   char queries[kAttendingWarpgroups][kTileBytes];
   char stages[kWarpgroupStages][2][kTileBytes];      // keys and values of a step
   char zeros[SwizzledTile<kHeadSize>::kBlockBytes];  // values that are all 0
-  // Of each warp: its weights for add_specials, then its outputs.
+  // Each warp stores its weights for add_specials here, and then its outputs.
   alignas(16) uint32_t scratch[kAttendingWarps][16 * (kHeadSize > kStep ? kHeadSize : kStep) / 2];
   TileRow rows[kWarpgroupTileRows];
   Scoring scoring[kAttendingWarpgroups];
