@@ -1,4 +1,4 @@
-"""vLLM's engine with multikv's cache ops; on a CPU also with its attention, without vLLM's compiled library.
+"""Runs vLLM's engine with multikv's cache ops, and on a CPU without vLLM's compiled library with its attention, too.
 
     pip install multikv[vllm]
     python examples/vllm_engine.py                    # a GPU if there is one

@@ -49,7 +49,7 @@ class Jobs {
   }
 
  private:
-  // Jobs with more rows decode each key less often; with fewer rows, their arrays fit a core's L2 cache.
+  // With more rows, the arrays of a job would not fit a core's L2 cache. With fewer rows, keys are decoded more often.
   static constexpr int64_t kRows = 64;
 
   // A job without visible keys has one granule, so that its result is written.

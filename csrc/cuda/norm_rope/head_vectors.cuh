@@ -18,7 +18,7 @@ struct HeadLanes {
   int rotated;               // lanes
   int offset;                // the first rotated vector
   int vectors;               // of a head
-  int lane_step, half_step;  // the distances between rotated vectors of neighbouring lanes, and of a lane
+  int lane_step, half_step;  // the distances of rotated vectors: of neighbouring lanes, and of the two of one lane
   bool is_neox;
 
   static HeadLanes of(const Rope& rope, int64_t head_size, int elements) {
@@ -107,7 +107,7 @@ struct HeadVectors {
   }
 };
 
-// Reads the weights of a lane's vectors of a head. The first element of the head has weight `begin`.
+// Reads the weights of a lane's vectors of a head. That of the head's first element is element `begin` of `weight`.
 template <Float kDtype>
 __device__ __forceinline__ void read_weights(typename HeadVectors<kDtype>::VectorWeights& weights,
                                              const NormWeight& weight, float bias, const LaneVectors& lane,
