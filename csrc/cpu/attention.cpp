@@ -49,7 +49,7 @@ class Jobs {
   }
 
  private:
-  // With more rows, the arrays of a job would not fit a core's L2 cache. With fewer rows, keys are decoded more often.
+  // A compromise: with more rows a key is decoded less often, and with fewer rows the arrays of a job fit a smaller L2.
   static constexpr int64_t kRows = 64;
 
   // A job without visible keys has one granule, so that its result is written.
