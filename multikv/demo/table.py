@@ -45,8 +45,8 @@ class Rows:
         self._width = max(map(len, names)) + 4
         self._op = ""
         self._errors: list[Result] = []
-        console.print("\ncheck: right if the bytes are those of multikv.reference;")
-        console.print("       of attention, if no element differs by more than 2^-7 of the largest")
+        console.print("\ncheck: right if the bytes are those of multikv.reference")
+        console.print("       (attention: if no element differs by more than 2^-7 of the largest)")
         console.print(f"% copy: 100 * time of a copy of as many bytes ({copy}) / time of the op\n", markup=False)
         head = "op and case".ljust(self._width) + "check" + "".join(name.rjust(width) for name, width in _NUMBERS)
         console.print(f"[bold]{head}[/]")
