@@ -205,8 +205,7 @@ def merge_attn_states(
         suffix_output: like prefix_output, of the same dtype.
         suffix_lse: like prefix_lse.
         prefill_tokens_with_context: rows from here on are copied from the suffix. None: no row.
-        output_scale: float32, one element. The merged output is computed in float32 and stored as
-            `quantise(merged, output_scale)`; see `multikv.ops`, fp8. None: output has the dtype of prefix_output.
+        output_scale: float32, one element: output is `quantise(x, output_scale)` of the float32 result x. None: no fp8.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride.
