@@ -1,9 +1,8 @@
 """The pipeline: chunks are packed and unpacked while others are on their way.
 
-With gloo three threads of each process work at the same time. On the sender the caller's thread packs a chunk. A second
-thread hashes the chunk before it, hands it to gloo, and thereby writes what fits into the socket. gloo's own thread
-sends the rest. On the receiver the caller's thread unpacks a chunk, a second one hashes the same chunk, and gloo's own
-thread receives the next ones.
+With gloo three threads of each process work at the same time. On the sender the caller's thread packs a chunk, a second
+one hashes the chunk before it and hands it to gloo, and gloo's own thread sends. On the receiver the caller's thread
+unpacks a chunk, a second one hashes the same chunk, and gloo's own thread receives the next ones.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class Staging:
 
         def hash_and_start(rows: Tensor) -> Pending:
             self._hash(rows)
-            return channel.start_sending(_bytes(rows))
+            return channel.start_sending(_bytes(rows))  # gloo fills the socket in the thread that calls it
 
         with self._second_thread as thread:
             for i, chunk in enumerate(self._chunks):

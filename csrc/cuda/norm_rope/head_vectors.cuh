@@ -107,7 +107,7 @@ struct HeadVectors {
   }
 };
 
-// Reads the weights of a lane's vectors of a head. That of the head's first element is element `begin` of `weight`.
+// Reads the weights of a lane's vectors of a head. The first element of the head has weight `begin`.
 template <Float kDtype>
 __device__ __forceinline__ void read_weights(typename HeadVectors<kDtype>::VectorWeights& weights,
                                              const NormWeight& weight, float bias, const LaneVectors& lane,
