@@ -43,6 +43,8 @@ macro(multikv_find_hip)
   if(MULTIKV_HIP_CLANG AND MULTIKV_HIP_VERSION VERSION_LESS 6)
     multikv_clang_hip_options(options)
     set(HIPCC ${MULTIKV_HIP_LAUNCHER} "${MULTIKV_HIP_CLANG}" ${options})
+    # Members that a designated initialiser leaves out are zero on purpose.
+    list(APPEND MULTIKV_HIP_FLAGS -Wno-missing-designated-field-initializers)  # after -Wextra, which turns it on
   else()
     set(HIPCC "${CMAKE_COMMAND}" -E env HIP_PLATFORM=amd ${launcher} "${MULTIKV_HIPCC}")
   endif()
@@ -55,8 +57,7 @@ function(multikv_clang_hip_options result)
   find_path(MULTIKV_HIP_BITCODE ocml.bc HINTS "${libraries}" PATH_SUFFIXES amdgcn/bitcode REQUIRED)
   get_filename_component(prefix "${MULTIKV_HIP_INCLUDE}" DIRECTORY)
   # Clang warns (pass-failed) where shared memory allows fewer resident thread blocks than __launch_bounds__ asks for.
-  # Members that a designated initialiser leaves out are zero on purpose.
-  set(${result} -Wno-pass-failed -Wno-missing-designated-field-initializers
+  set(${result} -Wno-pass-failed
     -x hip "--hip-path=${prefix}" "--rocm-device-lib-path=${CMAKE_BINARY_DIR}/hip/bitcode"
     -D__HIP_PLATFORM_AMD__=1 -mcode-object-version=5 PARENT_SCOPE)
 endfunction()
