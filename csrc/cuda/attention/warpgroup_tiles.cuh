@@ -146,8 +146,9 @@ struct WarpgroupShared {
   Barrier is_loaded[kWarpgroupStages], is_free[kWarpgroupStages];
   Barrier has_segment[2], is_segment_free[2];
 
-  // One thread calls it. Every thread that has read shared memory arrives at a barrier itself. One lane could arrive for
-  // its warp after a sync_warp(), but compute-sanitizer's racecheck would not see that it waits for the other lanes.
+  // One thread calls it. Every thread that has read shared memory arrives at a barrier itself. One lane could arrive
+  // for its warp after a sync_warp(), but compute-sanitizer's racecheck would not see that it waits for the other
+  // lanes.
   __device__ void start() {
     tiles.start();
     for (int i = 0; i < kWarpgroupStages; ++i) {
