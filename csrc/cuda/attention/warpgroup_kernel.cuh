@@ -32,6 +32,7 @@ class WarpgroupAttention {
       if (segment.num_rows == 0) return;
       attend(segment);
       store_outputs(segment);
+      sync_warp();  // brings the lanes together again
       shared_.is_segment_free[slot].arrive();
     }
   }
