@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/speed.md")
 H100 = "nvidia-h100_attention-and-blocks_torch-2.11.0_2026-11-26"
+ATTENTION = "nvidia-h100_attention_torch-2.11.0_2026-11-26"
 H200 = "nvidia-h200_torch-2.11.0_2026-11-21"
 H200_SWAPS = "nvidia-h200_swaps_torch-2.11.0_2026-11-21"
 AVX2 = "amd-epyc-avx2_1-thread_torch-2.13.0_2026-11-26"
@@ -102,7 +103,7 @@ GPU_CASES = [
 ]
 
 
-NEWER_GPU_CASES = [
+ATTENTION_CASES = [
     Key(op, case)
     for op, cases in {
         "paged_attention": tuple(
@@ -112,6 +113,19 @@ NEWER_GPU_CASES = [
         )
         + ("llama-8b/bf16/4x2048/q=2048", "llama-8b/bf16/1x8192/q=8192"),
         "merge_attn_states": ("bf16/T=16384",),
+    }.items()
+    for case in cases
+]
+
+
+def attention() -> str:
+    """Returns the table of attention on a GPU."""
+    return gpu(ATTENTION_CASES, ATTENTION)
+
+
+NEWER_GPU_CASES = [
+    Key(op, case)
+    for op, cases in {
         "gather_kv_cache": ("NHD/bf16/256x512", "NHD/fp8_e4m3/256x512", "packed/bf16/256x512"),
         "rotate_cached_keys": ("bf16/T=131072", "fp8_e4m3/T=131072"),
         "compute_slot_mapping": ("1-groups/1x8192", "4-groups/32x256"),
@@ -127,7 +141,7 @@ NEWER_GPU_CASES = [
 
 
 def newer_gpu() -> str:
-    """Returns the table of attention and of the ops for blocks and tokens."""
+    """Returns the table of the ops for blocks and tokens."""
     return gpu(NEWER_GPU_CASES, H100)
 
 
@@ -231,13 +245,13 @@ def summary() -> str:
         ("the same as fp8", H200, Key("reshape_and_cache_flash", "NHD/fp8_e4m3/T=131072")),
         ("gather 256 x 512 MLA entries from fp8", H200, Key("gather_and_maybe_dequant_cache", "fp8_e4m3/256x512")),
         ("swap 2,045 blocks of 32 KiB to the host", H200_SWAPS, Key("swap_blocks", "d2h/32K")),
-        ("attend, 64 sequences of 2,048 keys, bfloat16", H100, Key("paged_attention", "llama-8b/bf16/64x2048")),
+        ("attend, 64 sequences of 2,048 keys, bfloat16", ATTENTION, Key("paged_attention", "llama-8b/bf16/64x2048")),
         ("write 16,384 tokens as fp8", EPYC_1, Key("reshape_and_cache_flash", "NHD/fp8_e4m3/T=16384")),
     ]
     rows = []
     for what, file, key in chosen:
         row, best = ours(file, key), best_of_torch(file, key)
-        where = {EPYC_1: "CPU, 1 thread", H100: "H100"}.get(file, "H200")
+        where = {EPYC_1: "CPU, 1 thread", ATTENTION: "H100"}.get(file, "H200")
         torch = f"{percent(best['copy_us'] / best['device_us'])} ({best['contender']})" if best else ""
         rows.append((where, what, microseconds(row["device_us"]), percent(row["share_of_copy"]), torch))
     return markdown("on | job | us: | % of a copy: | best of PyTorch, %:", rows)
@@ -246,6 +260,7 @@ def summary() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "gpu": gpu,
+    "attention": attention,
     "newer_gpu": newer_gpu,
     "cpu": cpu,
     "newer_cpu": newer_cpu,
