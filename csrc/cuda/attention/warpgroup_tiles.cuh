@@ -94,7 +94,8 @@ class TileList {
     int64_t sequence = 0;
     while (true) {
       const uint32_t active = ballot(num_tiles_of(p, sequence + lane) > level);
-      const uint32_t found = ballot((active >> lane & 1) != 0 && __popc(active & ((1u << lane) - 1)) == index);
+      const auto before = static_cast<int>(__popc(active & ((1u << lane) - 1)));
+      const uint32_t found = ballot((active >> lane & 1) != 0 && before == index);
       if (found != 0) {
         sequence += 31 - __clz(found);
         break;
