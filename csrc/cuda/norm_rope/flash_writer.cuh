@@ -1,7 +1,8 @@
 // Writes normed and rotated heads to query.out, to key.out and to caches of the flash layout.
 #pragma once
 
-#include "cuda/cache/packed_keys.cuh"
+#include "cuda/cache/slots.cuh"
+#include "cuda/cache/vector_move.cuh"
 #include "cuda/norm_rope/head_groups.cuh"
 
 namespace multikv::gpu {

@@ -22,33 +22,32 @@ struct HeadSide {
   int64_t scale_stride_head;
 
   static HeadSide of(const QkNormRopeCacheParams& p, HeadKind kind) {
+    HeadSide side{};
     if (kind == HeadKind::kQuery) {
       const NormRopeHeads& query = p.query;
-      return {query.source,
-              query.weight,
-              static_cast<uint32_t>(query.num_heads),
-              p.query_element,
-              query.out.data,
-              query.out.stride_token_bytes,
-              query.out.stride_head_bytes,
-              0,
-              0,
-              p.quantises_queries() ? p.query_scale : nullptr,
-              0};
+      side.source = query.source;
+      side.weight = query.weight;
+      side.num_heads = static_cast<uint32_t>(query.num_heads);
+      side.element = p.query_element;
+      side.to = query.out.data;
+      side.to_token_bytes = query.out.stride_token_bytes;
+      side.to_head_bytes = query.out.stride_head_bytes;
+      if (p.quantises_queries()) side.scale = p.query_scale;
+      return side;
     }
     const bool is_key = kind == HeadKind::kKey;
     const HeadCache& cache = is_key ? p.key_cache : p.value_cache;
-    return {is_key ? p.key.source : p.value,
-            is_key ? p.key.weight : NormWeight{},
-            static_cast<uint32_t>(p.key.num_heads),
-            cache.codec.element,
-            cache.data,
-            0,
-            cache.stride_head_bytes,
-            cache.stride_block_bytes,
-            cache.stride_row_bytes,
-            is_float(cache.codec.element) ? nullptr : cache.scale,
-            cache.scale_stride_head};
+    side.source = is_key ? p.key.source : p.value;
+    if (is_key) side.weight = p.key.weight;
+    side.num_heads = static_cast<uint32_t>(p.key.num_heads);
+    side.element = cache.codec.element;
+    side.to = cache.data;
+    side.to_head_bytes = cache.stride_head_bytes;
+    side.to_block_bytes = cache.stride_block_bytes;
+    side.to_slot_bytes = cache.stride_row_bytes;
+    if (!is_float(side.element)) side.scale = cache.scale;
+    side.scale_stride_head = cache.scale_stride_head;
+    return side;
   }
   __device__ __forceinline__ float scale_of(int64_t head) const {
     return scale == nullptr ? 1.0f : scale[head * scale_stride_head];
@@ -63,22 +62,21 @@ struct HeadRope {
   int64_t stride_position_bytes, num_positions, num_pairs;
 
   static HeadRope of(const Rope& rope) {
-    const TokenRows& table = rope.cos_sin_cache;
-    return {rope.is_on,
-            rope.is_neox,
-            rope.section.is_given,
-            rope.positions,
-            table.data,
-            table.stride_token_bytes,
-            rope.num_positions,
-            rope.is_on ? rope.num_pairs() : 0};
+    return {.is_on = rope.is_on,
+            .is_neox = rope.is_neox,
+            .has_section = rope.section.is_given,
+            .positions = rope.positions,
+            .table = rope.cos_sin_cache.data,
+            .stride_position_bytes = rope.cos_sin_cache.stride_token_bytes,
+            .num_positions = rope.num_positions,
+            .num_pairs = rope.is_on ? rope.num_pairs() : 0};
   }
 };
 
 constexpr int kVectorBytes = 16;  // of the vectors that lanes hold
 
-// Groups of lanes, each with some heads of a token, or of num_steps neighbouring tokens. All that a kernel reads for
-// each head is here, side by side: every line of a kernel's arguments is a cache miss when the kernel starts.
+// Groups of lanes, each with some heads of num_steps neighbouring tokens. All that a kernel reads for each head is
+// here, side by side: every line of a kernel's arguments is a cache miss when the kernel starts.
 struct HeadGroups {
   HeadLanes lanes;
   int lane_bits;  // lanes.count is 2^lane_bits
