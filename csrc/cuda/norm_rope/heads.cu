@@ -18,8 +18,8 @@ constexpr int kMaxNarrowHead = 2 * 32 * (kVectorBytes / 2) / 2;
 // A group of lanes has up to kMaxSteps tokens, if kStepBlocks thread blocks per multiprocessor are left.
 constexpr int kMaxSteps = 2, kStepBlocks = 4;
 
-// The minimum number of resident thread blocks per multiprocessor: loads are hidden by many threads. With few tokens,
-// few thread blocks are resident in any case.
+// The minimum number of resident thread blocks per multiprocessor. Many threads hide the latency of loads. With few
+// tokens, few thread blocks are resident in any case.
 template <HeadNorm kNorm, int kHeads>
 constexpr int kHeadBlocks = kHeads == 1 ? 4 : (kNorm == HeadNorm::kNone ? 6 : 5);
 
