@@ -225,7 +225,7 @@ class RowNorm {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t offset = first * kBytes;
         const char* from = input + i * src_stride_ + offset;
-        // The sums of squares of the next rows will begin with these lines.
+        // Prefetches the same part of the row `count` rows later, which the next call reads.
         for (int64_t k = 0; k < size * kBytes; k += kCacheLine) prefetch(from + count * src_stride_ + k);
         normalise(to + i * to_stride + offset, from, size, factors[i], weights_,
                   streams_ ? Stores::kStreaming : Stores::kOrdinary);
