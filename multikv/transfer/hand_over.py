@@ -1,33 +1,37 @@
 """The two sides of a hand-over.
 
-sender                                      receiver
-geometry, sequences, tokens       ->
-<-        its geometry, the heads that it wants, what it has already
-no receiver has refused           ->
-chunks of packed tokens           ->        unpacks them to blocks that no sequence uses yet
-checksums of all tokens           ->        compares them
+sender                                           receiver
+offer: geometry, sequences, tokens     ->
+early chunk, with nccl                 ->
+<-        answer: its geometry, the heads that it wants, what it has already
+no receiver has refused, if several    ->
+chunks of checksums and packed tokens  ->        unpacks them to blocks that no sequence uses yet, and compares
 <-        done, and then names the blocks, so that `new` can find them
+
+The early chunk is the end of a sequence. It is on its way while the receiver looks for a prefix that it has, takes
+blocks and answers. A receiver that cannot use it receives it all the same, because nccl cannot take back what it sends.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch.distributed as dist
 
 from ..pool import OutOfBlocks, Sequence
 from ..pool.paged import PagedCache
-from .channel import Channel, Message, carrier
+from .channel import Channel, Message, Pending
 from .errors import TransferError
-from .plan import Chunks, Geometry, alignment, assign_heads
-from .staging import Staging
+from .offer import Offer
+from .plan import Chunks, Geometry, alignment, assign_heads, early_chunk
+from .staging import Outgoing, Staging, packet_bytes, packet_memory, receive_chunks
 
 __all__ = ["receive", "send"]
 
-_VERSION = 2
 _CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 4 << 20, 64 << 20
 
 
@@ -68,66 +72,59 @@ def send(
         ... else:  # decode
         ...     (sequence,) = multikv.transfer.receive(cache, src=0)
     """
-    device = carrier(group, cache.device)
     if chunk_bytes is None:
         chunk_bytes = _CHUNK_BYTES_OF_GPU if cache.device.type == "cuda" else _CHUNK_BYTES
-    with _held(cache, list(sequences)) as mine:
+    with _held(cache, list(sequences)) as mine, contextlib.ExitStack() as stack:
+        channels = [Channel("send", rank, group, cache.device, timeout) for rank in _ranks(dst)]
         geometry = Geometry.of(cache, first_head)
-        channels = [Channel("send", rank, group, device, timeout) for rank in _ranks(dst)]
-        tokens = array.array("q")
-        for sequence in mine:
-            tokens.extend(sequence.tokens)
-        offer = {
-            "version": _VERSION,
-            "geometry": geometry.to_json(),
-            "chunk_bytes": chunk_bytes,
-            "lengths": [len(sequence) for sequence in mine],
-            "written": [sequence.num_written for sequence in mine],
-            "roots": [sequence._root.hex() for sequence in mine],
-        }
+        written, early = [sequence.num_written for sequence in mine], None
+        if _starts_early(channels):
+            early = early_chunk(written, cache.block_size, geometry.token_bytes, chunk_bytes)
+        offer = Offer.of(mine, geometry, chunk_bytes, len(channels), early)
         for channel in channels:
-            channel.send(offer)
-            channel.send_numbers(tokens)
+            offer.send(channel)
+
+        def outgoing(channel: Channel, heads: range, chunks: Chunks, num_sent: int) -> Outgoing:
+            staging = Staging(cache, mine, _local(heads, geometry), channel.device, chunks.longest)
+            return stack.enter_context(Outgoing(staging, channel, list(chunks)[num_sent:]))
+
+        guess = _chunks(offer, geometry, geometry.heads, [0] * len(mine), early is not None)
+        started = None if early is None else outgoing(channels[0], geometry.heads, guess, 0)
+        if started is not None:
+            started.start_early()
         for channel, answer in zip(channels, _answers(channels), strict=True):
-            _send_heads(cache, mine, geometry, channel, answer, chunk_bytes)
+            heads, theirs = range(*answer["heads"]), Geometry.from_json(answer["geometry"])
+            chunks = _chunks(offer, theirs, heads, answer["starts"], answer["takes_early"])
+            if started is not None and heads == geometry.heads and chunks == guess:
+                started.finish()
+            elif heads:
+                outgoing(channel, heads, chunks, int(answer["takes_early"])).finish()
+        if started is not None:
+            started.wait()
+        for channel in channels:
+            channel.receive()
 
 
-def _answers(channels: list[Channel]) -> list[Message]:
-    """Returns what the receivers answer. If one of them refuses, the others are told so."""
-    answers: list[Message | TransferError] = []
+def _starts_early(channels: list[Channel]) -> bool:
+    """Returns whether to send a chunk before the answer, which pays if a chunk takes less time than messages."""
+    return len(channels) == 1 and channels[0].device.type == "cuda"
+
+
+def _answers(channels: list[Channel]) -> list[dict[str, Any]]:
+    """Returns what the receivers answer. If one of several refuses, the others are told so."""
+    answers: list[dict[str, Any] | TransferError] = []
     for channel in channels:
         try:
-            answers.append(channel.receive())
+            answers.append(channel.receive().content)
         except TransferError as error:
             answers.append(error)
     failures = [answer for answer in answers if isinstance(answer, TransferError)]
     for channel, answer in zip(channels, answers, strict=True):
-        if not isinstance(answer, TransferError):
-            channel.send({"error": str(failures[0])} if failures else {"go": True})
+        if not isinstance(answer, TransferError) and len(channels) > 1:
+            channel.send(Message({"error": str(failures[0])} if failures else {"go": True}))
     if failures:
         raise failures[0]
     return [answer for answer in answers if not isinstance(answer, TransferError)]
-
-
-def _send_heads(
-    cache: PagedCache,
-    sequences: list[Sequence],
-    geometry: Geometry,
-    channel: Channel,
-    answer: Message,
-    chunk_bytes: int,
-) -> None:
-    """Sends what a receiver wants."""
-    heads = range(*answer["heads"])
-    if heads:
-        theirs = Geometry.from_json(answer["geometry"])
-        ends = [sequence.num_written for sequence in sequences]
-        chunks = _chunks(geometry, theirs, heads, answer["starts"], ends, chunk_bytes)
-        staging = Staging(cache, sequences, _local(heads, geometry), chunks, channel.device)
-        staging.send(channel)
-        if chunks.num_tokens:
-            channel.start_sending(staging.checksums).wait()
-    channel.receive()
 
 
 def receive(
@@ -165,105 +162,127 @@ def receive(
     Example:
         >>> sequences = multikv.transfer.receive(cache, src=[0, 1], first_head=4)  # two ranks of four heads each
     """
-    device = carrier(group, cache.device)
-    channels = [Channel("receive", rank, group, device, timeout) for rank in _ranks(src)]
-    offers = [_Offer(channel) for channel in channels]
     mine = Geometry.of(cache, first_head)
-    try:
-        heads = _agree(mine, channels, offers)
-        unit = math.lcm(*(alignment(mine, offer.geometry) for offer in offers))
-        sequences = cache._adopt("receive", offers[0].drafts(), offers[0].written, unit)
-    except (TransferError, OutOfBlocks) as error:
-        for channel in channels:
-            channel.send({"error": str(error)})
-        raise
-    try:
-        starts = [sequence.num_written for sequence in sequences]
-        for channel in channels:
-            answer = {"geometry": mine.to_json(), "starts": starts}
-            channel.send(answer | {"heads": [heads[channel.peer].start, heads[channel.peer].stop]})
-        for channel in channels:
-            channel.receive()
-        for channel, offer in zip(channels, offers, strict=True):
-            _receive_heads(cache, sequences, mine, heads[channel.peer], channel, offer)
-        for channel in channels:
-            channel.send({"done": True})
-    except BaseException:
-        for sequence in sequences:
-            cache.free(sequence)
-        raise
-    cache._finish_adoption(sequences, offers[0].written)
+    channels = [Channel("receive", rank, group, cache.device, timeout) for rank in _ranks(src)]
+    with contextlib.ExitStack() as stack:
+        sources = [_Source(cache, mine, channel) for channel in channels]
+        for source in sources:
+            stack.callback(source.drain)
+        first = sources[0].offer
+        try:
+            _agree(mine, sources)
+            unit = math.lcm(*(alignment(mine, source.offer.geometry) for source in sources))
+            sequences = cache._adopt("receive", first.drafts(), first.written, unit)
+        except (TransferError, OutOfBlocks) as error:
+            _refuse(sources, str(error))
+            raise
+        try:
+            starts = [sequence.num_written for sequence in sequences]
+            for source in sources:
+                source.answer(starts)
+            for source in sources:
+                source.receive(sequences)
+            cache._foresee_names(sequences, first.written)  # the host has time for this while a GPU receives
+            _check(sources)
+            sent = [source.channel.start_message(Message({"done": True})) for source in sources]
+            cache._finish_adoption(sequences, first.written)
+            for pending in itertools.chain.from_iterable(sent):
+                pending.wait()
+        except BaseException:
+            for sequence in sequences:
+                cache.free(sequence)
+            raise
     return sequences
 
 
-class _Offer:
-    """What a sender has."""
+class _Source:
+    """A sender, as the receiver sees it."""
 
-    def __init__(self, channel: Channel) -> None:
-        message = channel.receive()
-        if message.get("version") != _VERSION:
-            raise TransferError(f"receive: rank {channel.peer} speaks version {message.get('version')}, not {_VERSION}")
-        self.geometry = Geometry.from_json(message["geometry"])
-        self.chunk_bytes: int = message["chunk_bytes"]
-        self.lengths: list[int] = message["lengths"]
-        self.written: list[int] = message["written"]
-        self.roots: list[str] = message["roots"]
-        self.tokens = channel.receive_numbers(sum(self.lengths))
+    def __init__(self, cache: PagedCache, mine: Geometry, channel: Channel) -> None:
+        """Receives the offer, and begins to receive the early chunk."""
+        self._cache, self._mine, self.channel = cache, mine, channel
+        self.offer = Offer.receive(channel)
+        self.heads = range(0)  # those that the source sends
+        self._chunks: Chunks | None = None
+        self._staging: Staging | None = None
+        self._early: Pending | None = None
+        if self.offer.early is not None:
+            size = packet_bytes(self.offer.early.num_tokens, self.offer.geometry.token_bytes)
+            self._early = channel.start_receiving(packet_memory(cache, channel.device, size))
 
-    def drafts(self) -> list[Sequence]:
-        """Returns the sequences without blocks."""
-        begin, drafts = 0, []
-        for length, root in zip(self.lengths, self.roots, strict=True):
-            drafts.append(Sequence(self.tokens[begin : begin + length], bytes.fromhex(root), None))
-            begin += length
-        return drafts
+    def answer(self, starts: list[int]) -> None:
+        """Says what the receiver has, and wants."""
+        early, theirs = self.offer.early, self.offer.geometry
+        takes_early = (
+            early is not None
+            and self.heads == theirs.heads
+            and early.begin % alignment(theirs, self._mine) == 0
+            and starts[early.sequence] <= early.begin
+        )
+        self._chunks = _chunks(self.offer, self._mine, self.heads, starts, takes_early)
+        answer = {"geometry": self._mine.to_json(), "starts": starts, "takes_early": takes_early}
+        self.channel.send(Message(answer | {"heads": [self.heads.start, self.heads.stop]}))
 
-    def has_sequences_of(self, other: _Offer) -> bool:
-        names = ("lengths", "written", "roots", "tokens")
-        return all(getattr(self, name) == getattr(other, name) for name in names)
+    def receive(self, sequences: list[Sequence]) -> None:
+        """Receives the chunks. On a GPU this queues the work."""
+        if self.offer.num_receivers > 1:
+            self.channel.receive()
+        if self.heads and self._chunks is not None:
+            heads, chunks = _local(self.heads, self._mine), self._chunks
+            self._staging = Staging(self._cache, sequences, heads, self.channel.device, chunks.longest)
+            receive_chunks(self._staging, self.channel, chunks, self._early if chunks.early else None)
+
+    def fault(self) -> str | None:
+        """Waits for the chunks, and says what is wrong with them, if anything."""
+        num_wrong = self._staging.num_wrong if self._staging else 0
+        if num_wrong == 0 or self._chunks is None:
+            return None
+        return f"the checksums of {num_wrong} of {self._chunks.num_tokens} tokens differ"
+
+    def drain(self) -> None:
+        """Waits for the early chunk, so that its memory is not written after it is freed."""
+        if self._early is not None:
+            with contextlib.suppress(TransferError):
+                self._early.wait()
 
 
-def _agree(mine: Geometry, channels: list[Channel], offers: list[_Offer]) -> dict[int, range]:
-    """Returns the heads that each sender sends, or raises a TransferError."""
-    for channel, offer in zip(channels, offers, strict=True):
-        if not offer.has_sequences_of(offers[0]):
-            raise TransferError(f"receive: ranks {channels[0].peer} and {channel.peer} send different sequences")
-    geometries = {channel.peer: offer.geometry for channel, offer in zip(channels, offers, strict=True)}
+def _refuse(sources: list[_Source], reason: str) -> None:
+    for source in sources:
+        source.channel.send(Message({"error": reason}))
+
+
+def _check(sources: list[_Source]) -> None:
+    """Raises a TransferError if checksums differ, and tells all senders."""
+    for source in sources:
+        if fault := source.fault():
+            _refuse(sources, fault)
+            raise TransferError(f"receive: rank {source.channel.peer}: {fault}")
+
+
+def _agree(mine: Geometry, sources: list[_Source]) -> None:
+    """Chooses the heads that each source sends, or raises a TransferError."""
+    first, *others = sources
+    for source in others:
+        if not source.offer.has_sequences_of(first.offer):
+            ranks = f"{first.channel.peer} and {source.channel.peer}"
+            raise TransferError(f"receive: ranks {ranks} send different sequences")
     try:
-        heads = assign_heads(mine, geometries)
+        heads = assign_heads(mine, {source.channel.peer: source.offer.geometry for source in sources})
     except TransferError as error:
         raise TransferError(f"receive: {error}") from None
-    for rank, geometry in geometries.items():
-        if difference := mine.difference(geometry, heads[rank]):
+    for source in sources:
+        rank = source.channel.peer
+        if difference := mine.difference(source.offer.geometry, heads[rank]):
             raise TransferError(f"receive: the cache of rank {rank} does not fit: {difference}")
-    return heads
+        source.heads = heads[rank]
 
 
-def _receive_heads(
-    cache: PagedCache, sequences: list[Sequence], mine: Geometry, heads: range, channel: Channel, offer: _Offer
-) -> None:
-    """Receives and checks what a sender sends."""
-    if not heads:
-        return
-    starts = [sequence.num_written for sequence in sequences]
-    chunks = _chunks(offer.geometry, mine, heads, starts, offer.written, offer.chunk_bytes)
-    staging = Staging(cache, sequences, _local(heads, mine), chunks, channel.device)
-    staging.receive(channel)
-    if chunks.num_tokens == 0:
-        return
-    wanted = channel.start_receiving(staging.checksums.new_empty(staging.checksums.shape)).wait()
-    num_wrong = int((wanted != staging.checksums).sum())
-    if num_wrong:
-        message = f"the checksums of {num_wrong} of {chunks.num_tokens} tokens differ"
-        channel.send({"error": message})
-        raise TransferError(f"receive: rank {channel.peer}: {message}")
-
-
-def _chunks(
-    sender: Geometry, receiver: Geometry, heads: range, starts: list[int], ends: list[int], chunk_bytes: int
-) -> Chunks:
-    token_bytes = sender.num_planes * len(heads) * sender.head_size * sender.element_bytes
-    return Chunks.of(starts, ends, alignment(sender, receiver), token_bytes, chunk_bytes)
+def _chunks(offer: Offer, receiver: Geometry, heads: range, starts: list[int], takes_early: bool) -> Chunks:
+    """Plans the chunks of some heads; both sides get the same."""
+    sender = offer.geometry
+    token_bytes = sender.token_bytes // sender.num_heads * len(heads)
+    early = offer.early if takes_early else None
+    return Chunks.of(starts, offer.written, alignment(sender, receiver), token_bytes, offer.chunk_bytes, early)
 
 
 def _local(heads: range, geometry: Geometry) -> range:

@@ -267,24 +267,23 @@ def different_sequences(r):
 
 
 def damaged(r):
-    """One bit of the third chunk changes on the way."""
+    """One bit of a token changes on the way."""
     if r.rank == 0:
-        inner, calls = staging._bytes, []
 
-        def damage(rows):
-            calls.append(1)
-            data = inner(rows)
-            if len(calls) == 3:
-                data = data.clone()
-                data[5] ^= 4
-            return data
+        def damage(channel, content):
+            packets.append(content)
+            if len(packets) == 3:
+                content = content.clone()
+                content[-5] ^= 4
+            return inner(channel, content)
 
-        staging._bytes = damage
+        inner, packets = hand_over.Channel.start_sending, []
+        hand_over.Channel.start_sending = damage
         cache = r.cache()
         try:
             r.send(cache, make_sequences(cache), 1, chunk_bytes=1024)
         finally:
-            staging._bytes = inner
+            hand_over.Channel.start_sending = inner
     elif r.rank == 1:
         cache = r.cache()
         try:
@@ -292,6 +291,75 @@ def damaged(r):
         finally:
             check_blocks(cache, [])
             assert cache.stats().num_cached == 0
+
+
+def early(scenario):
+    """Lets gloo send a chunk before the answer, as nccl does. Returns how many tokens each call of pack has packed."""
+
+    def run(r):
+        inner, starts_early, packed = staging.Staging.pack, hand_over._starts_early, []
+        staging.Staging.pack = lambda self, chunk, packet: (packed.append(chunk.num_tokens), inner(self, chunk, packet))
+        hand_over._starts_early = lambda channels: len(channels) == 1
+        try:
+            scenario(r)
+        finally:
+            staging.Staging.pack, hand_over._starts_early = inner, starts_early
+        return packed
+
+    run.__name__ = f"early_{scenario.__name__}"
+    return run
+
+
+def taken(r, block_size=6):
+    """The last 9 of 57 tokens go early. Chunks of 12 tokens begin where blocks of both sides begin."""
+    if r.rank == 0:
+        cache = r.cache()
+        r.send(cache, make_sequences(cache), 1, chunk_bytes=2048)
+    elif r.rank == 1:
+        cache = r.cache(block_size=block_size)
+        check(cache, r.receive(cache, 0))
+
+
+def same_blocks(r):
+    """The first chunk that the answer allows is the one that was packed ahead."""
+    taken(r, block_size=4)
+
+
+def not_taken(r):
+    """Blocks of the receiver do not begin where the early chunk begins."""
+    taken(r, block_size=5)
+
+
+def known(r):
+    """The receiver has 54 of 57 tokens, of which it shares the first 48. What was packed ahead is not sent."""
+    if r.rank == 0:
+        cache = r.cache()
+        r.send(cache, make_sequences(cache, (57,)), 1, chunk_bytes=1536)
+    elif r.rank == 1:
+        cache = r.cache()
+        mine = make_sequences(cache, (57,))
+        (sequence,) = r.receive(cache, 0)
+        assert sequence.num_cached_tokens == 56
+        cache.free(mine[0])
+        check(cache, [sequence])
+
+
+def full(r):
+    """The receiver has no room, and receives the early chunk all the same. The next hand-over succeeds."""
+    if r.rank == 0:
+        cache = r.cache()
+        sequences = make_sequences(cache)
+        try:
+            r.send(cache, sequences, 1)
+        finally:
+            r.send(cache, sequences[:1], 1)
+    elif r.rank == 1:
+        cache = r.cache(num_blocks=20)
+        try:
+            r.receive(cache, 0)
+        finally:
+            check_blocks(cache, [])
+            check(cache, r.receive(cache, 0))
 
 
 def nobody_answers(r):
@@ -325,8 +393,8 @@ def sender_dies(r):
         inner, calls = hand_over.Channel.start_sending, []
 
         def dying(channel, tensor):
-            calls.append(tensor.numel())
-            if calls.count(1024) == 2:
+            calls.append(tensor)
+            if len(calls) == 2:
                 os._exit(0)
             return inner(channel, tensor)
 
@@ -347,6 +415,7 @@ ALL = {
         prefill_and_decode,
     )
     + (other_dtype, other_scale, missing_heads, too_few_blocks, different_sequences, damaged)
+    + tuple(map(early, (taken, same_blocks, not_taken, known, full, damaged, one_to_one, fewer_ranks, mla)))
     + (nobody_answers, sender_dies)  # the last, because they break their group or end a rank
 }
 
