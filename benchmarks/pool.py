@@ -2,9 +2,9 @@
 
 The first part times calls that launch no kernels of a model: `new`, `extend` and `commit`. The second part sends
 sequences of 32 layers between two processes, and compares with a plain send of as many bytes: with gloo on the CPU, and
-with nccl where the host has two GPUs, once in a group that has gloo for the host too, and once without. A plain send and
-a transfer take turns, timed where they arrive. Of each the shortest time counts, and the medians are noted. What the
-last transfer has brought is compared byte for byte.
+with nccl where the host has two GPUs, once in a group that has gloo for the host too, and once without. A plain send
+and a transfer take turns, timed where they arrive. Of each the shortest time counts, and the medians are noted. What
+the last transfer has brought is compared byte for byte.
 """
 
 import argparse

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import TypeAlias
 
-
 Evicted: TypeAlias = tuple[int, bytes]  # a block that was given to a new user, and the name that its content had
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import TransferError
 
 # The size of the parcel that a message is sent in, which both sides know. What does not fit in comes after.
-OFFER_BYTES, ANSWER_BYTES = 64 << 10, 4 << 10
+OFFER_BYTES, ANSWER_BYTES = 64 << 10, 1 << 10
 _SIZES = struct.Struct("<qq")  # the bytes of the JSON text and of the numbers, at the beginning of a parcel
 
 
@@ -104,6 +104,8 @@ class Channel:
         host = torch.device("cpu")
         self.device = device if device.type == "cuda" and "cuda:nccl" in backends else host
         self._device_of_messages = host if "cpu:" in backends else self.device
+        # One backend delivers messages and chunks in the order in which they were sent, two deliver them in any order.
+        self.is_ordered = self._device_of_messages == self.device
 
     def explained(self) -> Explained:
         """Explains errors of the body of a `with` statement."""
@@ -117,17 +119,30 @@ class Channel:
         """Receives a chunk."""
         return self._start_receiving(chunk)
 
+    def send_numbers(self, *numbers: int) -> None:
+        """Sends 64-bit integers, whose number the peer knows."""
+        self._start_sending(torch.tensor(numbers, device=self._device_of_messages)).wait()
+
+    def receive_numbers(self, count: int) -> list[int]:
+        """Receives 64-bit integers."""
+        numbers = torch.empty(count, dtype=torch.int64, device=self._device_of_messages)
+        received: list[int] = self._start_receiving(numbers).wait().tolist()
+        return received
+
     def send(self, message: Message, parcel_bytes: int = ANSWER_BYTES) -> None:
         """Sends a message."""
-        for part in self.start_message(message, parcel_bytes):
-            part.wait()
+        self.send_parts(self.parts(message, parcel_bytes))
 
-    def start_message(self, message: Message, parcel_bytes: int = ANSWER_BYTES) -> list[Pending]:
-        """Begins to send a message."""
+    def parts(self, message: Message, parcel_bytes: int = ANSWER_BYTES) -> list[Tensor]:
+        """Returns what send_parts sends."""
         content = torch.frombuffer(bytearray(message.to_bytes().ljust(parcel_bytes, b"\0")), dtype=torch.uint8)
         content = content.to(self._device_of_messages)
-        parts = [content[:parcel_bytes], content[parcel_bytes:]]
-        return [self._start_sending(part) for part in parts if len(part)]
+        return [part for part in (content[:parcel_bytes], content[parcel_bytes:]) if len(part)]
+
+    def send_parts(self, parts: list[Tensor]) -> None:
+        """Sends a message that was prepared."""
+        for part in parts:
+            self._start_sending(part).wait()
 
     def receive(self, parcel_bytes: int = ANSWER_BYTES) -> Message:
         """Receives a message. Raises a TransferError if it says that the peer has failed."""

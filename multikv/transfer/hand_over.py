@@ -1,21 +1,23 @@
 """The two sides of a hand-over.
 
 sender                                           receiver
-offer: geometry, sequences, tokens     ->
+size of the early chunk                ->
 early chunk, with nccl                 ->
+offer: geometry, sequences, tokens     ->
 <-        answer: its geometry, the heads that it wants, what it has already
 no receiver has refused, if several    ->
-chunks of checksums and packed tokens  ->        unpacks them to blocks that no sequence uses yet, and compares
+chunks of packed tokens                ->        unpacks them to blocks that no sequence uses yet
+checksums of all tokens                ->        compares them
 <-        done, and then names the blocks, so that `new` can find them
 
 The early chunk is the end of a sequence. It is on its way while the receiver looks for a prefix that it has, takes
 blocks and answers. A receiver that cannot use it receives it all the same, because nccl cannot take back what it sends.
+If one backend carries messages and chunks, the early chunk comes after the offer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -27,12 +29,13 @@ from ..pool.paged import PagedCache
 from .channel import Channel, Message, Pending
 from .errors import TransferError
 from .offer import Offer
-from .plan import Chunks, Geometry, alignment, assign_heads, early_chunk
-from .staging import Outgoing, Staging, packet_bytes, packet_memory, receive_chunks
+from .plan import Chunk, Chunks, Geometry, alignment, assign_heads, early_chunk, token_bytes_of
+from .staging import Outgoing, Staging, receive_chunks, staging_memory
 
 __all__ = ["receive", "send"]
 
-_CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 4 << 20, 64 << 20
+_VERSION = 3
+_CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 4 << 20, 96 << 20
 
 
 def send(
@@ -74,40 +77,70 @@ def send(
     """
     if chunk_bytes is None:
         chunk_bytes = _CHUNK_BYTES_OF_GPU if cache.device.type == "cuda" else _CHUNK_BYTES
-    with _held(cache, list(sequences)) as mine, contextlib.ExitStack() as stack:
+    with _held(cache, list(sequences)) as mine:
         channels = [Channel("send", rank, group, cache.device, timeout) for rank in _ranks(dst)]
-        geometry = Geometry.of(cache, first_head)
-        written, early = [sequence.num_written for sequence in mine], None
-        if _starts_early(channels):
-            early = early_chunk(written, cache.block_size, geometry.token_bytes, chunk_bytes)
-        offer = Offer.of(mine, geometry, chunk_bytes, len(channels), early)
-        for channel in channels:
-            offer.send(channel)
-
-        def outgoing(channel: Channel, heads: range, chunks: Chunks, num_sent: int) -> Outgoing:
-            staging = Staging(cache, mine, _local(heads, geometry), channel.device, chunks.longest)
-            return stack.enter_context(Outgoing(staging, channel, list(chunks)[num_sent:]))
-
-        guess = _chunks(offer, geometry, geometry.heads, [0] * len(mine), early is not None)
-        started = None if early is None else outgoing(channels[0], geometry.heads, guess, 0)
-        if started is not None:
-            started.start_early()
+        sender = _Sender(cache, mine, first_head, chunk_bytes, channels)
+        sender.offer()
         for channel, answer in zip(channels, _answers(channels), strict=True):
-            heads, theirs = range(*answer["heads"]), Geometry.from_json(answer["geometry"])
-            chunks = _chunks(offer, theirs, heads, answer["starts"], answer["takes_early"])
-            if started is not None and heads == geometry.heads and chunks == guess:
-                started.finish()
-            elif heads:
-                outgoing(channel, heads, chunks, int(answer["takes_early"])).finish()
-        if started is not None:
-            started.wait()
+            sender.send(channel, answer)
         for channel in channels:
             channel.receive()
 
 
-def _starts_early(channels: list[Channel]) -> bool:
+class _Sender:
+    """What a sender does with its receivers."""
+
+    def __init__(
+        self, cache: PagedCache, sequences: list[Sequence], first_head: int, chunk_bytes: int, channels: list[Channel]
+    ) -> None:
+        """Sends nothing yet."""
+        self._cache, self._sequences, self._channels = cache, sequences, channels
+        self._first_head, self._chunk_bytes = first_head, chunk_bytes
+        self._written = [sequence.num_written for sequence in sequences]
+        self._outgoing: Outgoing | None = None  # that of the early chunk
+
+    def offer(self) -> None:
+        """Says what there is, and sends the early chunk."""
+        cache, channels, early = self._cache, self._channels, None
+        num_heads, token_bytes = cache.planes[0].size(2), token_bytes_of(cache)
+        if len(channels) == 1 and _starts_early(channels[0]):
+            early = early_chunk(self._written, cache.block_size, token_bytes, self._chunk_bytes)
+        for channel in channels:
+            channel.send_numbers(_VERSION, early.num_tokens * token_bytes if early else 0)
+        if early is not None and not channels[0].is_ordered:
+            self._start(early, num_heads)
+        geometry = self._geometry = Geometry.of(cache, self._first_head)
+        self._offer = Offer.of(self._sequences, geometry, self._chunk_bytes, len(channels), early)
+        for channel in channels:
+            self._offer.send(channel)
+        if early is not None and channels[0].is_ordered:
+            self._start(early, num_heads)
+        if self._outgoing is not None:
+            self._outgoing.pack_ahead(_chunks(self._offer, geometry, geometry.heads, [0] * len(self._written), True))
+
+    def send(self, channel: Channel, answer: dict[str, Any]) -> None:
+        """Sends what a receiver wants."""
+        heads, theirs = range(*answer["heads"]), Geometry.from_json(answer["geometry"])
+        chunks = _chunks(self._offer, theirs, heads, answer["starts"], answer["takes_early"])
+        if self._outgoing is not None and answer["takes_early"]:
+            self._outgoing.send(chunks)
+        elif heads:
+            self._make(channel, _local(heads, self._geometry)).send(chunks)
+        if self._outgoing is not None:
+            self._outgoing.wait()
+
+    def _start(self, early: Chunk, num_heads: int) -> None:
+        self._outgoing = self._make(self._channels[0], range(num_heads))
+        self._outgoing.start_early(early)
+
+    def _make(self, channel: Channel, heads: range) -> Outgoing:
+        staging = Staging(self._cache, self._sequences, heads, channel.device, sum(self._written))
+        return Outgoing(staging, channel)
+
+
+def _starts_early(channel: Channel) -> bool:
     """Returns whether to send a chunk before the answer, which pays if a chunk takes less time than messages."""
-    return len(channels) == 1 and channels[0].device.type == "cuda"
+    return channel.device.type == "cuda"
 
 
 def _answers(channels: list[Channel]) -> list[dict[str, Any]]:
@@ -182,12 +215,13 @@ def receive(
                 source.answer(starts)
             for source in sources:
                 source.receive(sequences)
-            cache._foresee_names(sequences, first.written)  # the host has time for this while a GPU receives
+            # The host has time for these two steps while a GPU receives.
+            done = [source.channel.parts(Message({"done": True})) for source in sources]
+            cache._foresee_names(sequences, first.written)
             _check(sources)
-            sent = [source.channel.start_message(Message({"done": True})) for source in sources]
             cache._finish_adoption(sequences, first.written)
-            for pending in itertools.chain.from_iterable(sent):
-                pending.wait()
+            for source, parts in zip(sources, done, strict=True):
+                source.channel.send_parts(parts)
         except BaseException:
             for sequence in sequences:
                 cache.free(sequence)
@@ -201,14 +235,19 @@ class _Source:
     def __init__(self, cache: PagedCache, mine: Geometry, channel: Channel) -> None:
         """Receives the offer, and begins to receive the early chunk."""
         self._cache, self._mine, self.channel = cache, mine, channel
-        self.offer = Offer.receive(channel)
         self.heads = range(0)  # those that the source sends
-        self._chunks: Chunks | None = None
         self._staging: Staging | None = None
+        self._wanted: Pending | None = None  # the checksums of the sender
         self._early: Pending | None = None
-        if self.offer.early is not None:
-            size = packet_bytes(self.offer.early.num_tokens, self.offer.geometry.token_bytes)
-            self._early = channel.start_receiving(packet_memory(cache, channel.device, size))
+        version, early_bytes = channel.receive_numbers(2)
+        if version != _VERSION:
+            raise TransferError(f"receive: rank {channel.peer} speaks version {version}, not {_VERSION}")
+        if channel.is_ordered:
+            self.offer = Offer.receive(channel)
+        if early_bytes:
+            self._early = channel.start_receiving(staging_memory(cache, channel.device, early_bytes))
+        if not channel.is_ordered:
+            self.offer = Offer.receive(channel)
 
     def answer(self, starts: list[int]) -> None:
         """Says what the receiver has, and wants."""
@@ -227,17 +266,19 @@ class _Source:
         """Receives the chunks. On a GPU this queues the work."""
         if self.offer.num_receivers > 1:
             self.channel.receive()
-        if self.heads and self._chunks is not None:
-            heads, chunks = _local(self.heads, self._mine), self._chunks
-            self._staging = Staging(self._cache, sequences, heads, self.channel.device, chunks.longest)
-            receive_chunks(self._staging, self.channel, chunks, self._early if chunks.early else None)
+        chunks = self._chunks
+        if self.heads and chunks.num_tokens:
+            heads = _local(self.heads, self._mine)
+            self._staging = Staging(self._cache, sequences, heads, self.channel.device, chunks.num_tokens)
+            early = self._early if chunks.early else None
+            self._wanted = receive_chunks(self._staging, self.channel, chunks, early)
 
     def fault(self) -> str | None:
         """Waits for the chunks, and says what is wrong with them, if anything."""
-        num_wrong = self._staging.num_wrong if self._staging else 0
-        if num_wrong == 0 or self._chunks is None:
+        if self._staging is None or self._wanted is None:
             return None
-        return f"the checksums of {num_wrong} of {self._chunks.num_tokens} tokens differ"
+        num_wrong = int((self._wanted.wait() != self._staging.checksums).sum())
+        return f"the checksums of {num_wrong} of {self._chunks.num_tokens} tokens differ" if num_wrong else None
 
     def drain(self) -> None:
         """Waits for the early chunk, so that its memory is not written after it is freed."""

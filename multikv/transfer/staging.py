@@ -1,9 +1,5 @@
 """The pipeline: chunks are packed and unpacked while others are on their way.
 
-A chunk travels as a packet, which holds its checksums too:
-
-    | a checksum for each token | padding | packed tokens |
-
 On GPUs everything is queued in the caller's stream and in nccl's, and the host waits once, at the end. With gloo three
 threads of each process work at the same time. On the sender the caller's thread packs a chunk, a second one hashes the
 chunk before it and hands it to gloo, and gloo's own thread sends. On the receiver the caller's thread unpacks a chunk,
@@ -12,10 +8,11 @@ a second one hashes the same chunk, and gloo's own thread receives the next ones
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,8 +24,7 @@ from ..pool.paged import PagedCache
 from .channel import Channel, Pending
 from .plan import Chunk, Chunks
 
-_NUM_PACKETS = 3
-_CHECKSUM_BYTES, _ALIGNMENT = 8, 128
+_NUM_BUFFERS = 3
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -43,84 +39,65 @@ class _SameThread(Executor):
         return future
 
 
-class Packet(NamedTuple):
-    """A chunk as it travels: views of one memory."""
-
-    content: Tensor  # all bytes
-    checksums: Tensor  # [tokens, 1]
-    rows: Tensor  # [tokens, planes, heads, head_size]
-
-
-def packet_bytes(num_tokens: int, token_bytes: int) -> int:
-    """Returns the size of the packet of a chunk."""
-    return _rows_begin(num_tokens) + num_tokens * token_bytes
-
-
-def packet_memory(cache: PagedCache, device: torch.device, num_bytes: int) -> Tensor:
-    """Returns memory for packets on a device. It is pinned if a GPU reads or writes it on the host."""
+def staging_memory(cache: PagedCache, device: torch.device, num_bytes: int) -> Tensor:
+    """Returns memory on a device. It is pinned if a GPU reads or writes it on the host."""
     if device.type == "cpu" and cache.device.type != "cpu":
         return empty_pinned((num_bytes,), torch.uint8)
     return torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
 
 class Staging:
-    """Packs and unpacks some heads of chunks, and hashes packets."""
+    """Packs, unpacks and hashes chunks, each of which is the rows [1, tokens, planes, heads, head_size] of a buffer.
+
+    Attributes:
+        checksums: [tokens], of those that were hashed, in the order of the chunks.
+    """
 
     def __init__(
-        self, cache: PagedCache, sequences: list[Sequence], heads: range, device: torch.device, longest: int
+        self, cache: PagedCache, sequences: list[Sequence], heads: range, device: torch.device, num_tokens: int
     ) -> None:
-        """Counts heads from the first of the cache. Packets are on `device`, and have up to `longest` tokens."""
+        """Makes room for num_tokens checksums. Heads are counted from the first of the cache."""
         self._cache, self._sequences, self._heads, self._device = cache, sequences, heads, device
         plane = cache.planes[0]
+        self._dtype = plane.dtype
         self._inner = len(cache.planes), len(heads), plane.size(3)
         self._token_bytes = math.prod(self._inner) * plane.element_size()
-        self._longest, self._numbers = longest, torch.arange(longest, device=device)
-        self._num_wrong = torch.zeros((), dtype=torch.int64, device=device)
+        self._is_on_host = device.type == "cpu" and cache.device.type != "cpu"
+        self._checksums = torch.empty(num_tokens, 1, dtype=torch.int64, device=device)
+        self._num_hashed = 0
 
     @property
-    def num_wrong(self) -> int:
-        """The number of tokens whose checksums differ. On a GPU this waits for the stream."""
-        return int(self._num_wrong)
+    def checksums(self) -> Tensor:
+        """Those that are known."""
+        return self._checksums[: self._num_hashed, 0]
 
-    def memory(self) -> list[Tensor]:
-        """Returns memory for as many packets as are in flight."""
-        size = -(-packet_bytes(self._longest, self._token_bytes) // _ALIGNMENT) * _ALIGNMENT
-        memory = packet_memory(self._cache, self._device, _NUM_PACKETS * size)
-        return [memory[i * size : (i + 1) * size] for i in range(_NUM_PACKETS)]
+    def buffers(self, count: int, num_tokens: int) -> list[Tensor]:
+        """Returns buffers of bytes."""
+        size = num_tokens * self._token_bytes
+        memory = staging_memory(self._cache, self._device, count * size)
+        return [memory[i * size : (i + 1) * size] for i in range(count)]
 
-    def packet(self, memory: Tensor, chunk: Chunk) -> Packet:
-        """Returns the packet of a chunk in a memory."""
-        n = chunk.num_tokens
-        content = memory[: packet_bytes(n, self._token_bytes)]
-        rows = content[_rows_begin(n) :].view(self._cache.planes[0].dtype).view(n, *self._inner)
-        return Packet(content, content[: n * _CHECKSUM_BYTES].view(torch.int64).view(n, 1), rows)
+    def rows(self, buffer: Tensor, chunk: Chunk) -> Tensor:
+        """Returns the rows of a chunk in a buffer."""
+        content = buffer[: chunk.num_tokens * self._token_bytes]
+        return content.view(self._dtype).view(1, chunk.num_tokens, *self._inner)
 
-    def pack(self, chunk: Chunk, packet: Packet) -> None:
-        """Copies the tokens of a chunk to its packet."""
-        rows = packet.rows
-        pack_layers(self._cache.planes, self._blocks(chunk), rows[None], len(rows), self._heads.start)
+    def pack(self, chunk: Chunk, rows: Tensor) -> None:
+        """Copies the tokens of a chunk to its rows."""
+        pack_layers(self._cache.planes, self._blocks(chunk), rows, chunk.num_tokens, self._heads.start)
         self._settle()
 
-    def unpack(self, chunk: Chunk, packet: Packet) -> None:
-        """Copies the tokens of a chunk from its packet."""
-        rows = packet.rows
-        unpack_layers(rows[None], self._cache.planes, self._blocks(chunk), len(rows), self._heads.start)
+    def unpack(self, chunk: Chunk, rows: Tensor) -> None:
+        """Copies the tokens of a chunk from its rows."""
+        unpack_layers(rows, self._cache.planes, self._blocks(chunk), chunk.num_tokens, self._heads.start)
         self._settle()
 
-    def sign(self, packet: Packet) -> None:
-        """Writes the checksums of a packet."""
-        self._hash(packet, packet.checksums)
-
-    def compare(self, packet: Packet) -> None:
-        """Counts the tokens of a packet that have not the checksums that it says."""
-        checksums = torch.empty_like(packet.checksums)
-        self._hash(packet, checksums)
-        self._num_wrong += (checksums != packet.checksums).sum()
-
-    def _hash(self, packet: Packet, checksums: Tensor) -> None:
-        """Hashes the bytes of each token."""
-        n = len(packet.rows)
-        checksum_blocks([packet.rows.view(n, 1, -1)], self._numbers[:n], checksums)
+    def hash(self, rows: Tensor) -> None:
+        """Appends the checksums of the bytes of each token."""
+        n, begin = rows.size(1), self._num_hashed
+        self._num_hashed = begin + n
+        numbers = _numbers(self._device, 1 << (n - 1).bit_length())[:n]
+        checksum_blocks([rows.view(n, 1, -1)], numbers, self._checksums[begin : begin + n])
 
     def _blocks(self, chunk: Chunk) -> Tensor:
         size = self._cache.block_size
@@ -128,105 +105,117 @@ class Staging:
         return torch.frombuffer(blocks, dtype=torch.int32)
 
     def _settle(self) -> None:
-        """Waits until a GPU has written or read a packet in host memory."""
-        if self._device.type == "cpu" and self._cache.device.type != "cpu":
+        """Waits until a GPU has written or read a buffer in host memory."""
+        if self._is_on_host:
             torch.cuda.current_stream(self._cache.device).synchronize()
 
 
 class Outgoing:
-    """Sends chunks.
+    """Sends chunks, and at last their checksums.
 
-    | memory 0: chunk 0, 3, ... | memory 1: chunk 1, 4, ... | memory 2: chunk 2, 5, ... |
+    | buffer 0: chunk 0, 3, ... | buffer 1: chunk 1, 4, ... | buffer 2: chunk 2, 5, ... |
     """
 
-    def __init__(self, staging: Staging, channel: Channel, chunks: list[Chunk]) -> None:
+    def __init__(self, staging: Staging, channel: Channel) -> None:
         """Sends nothing yet."""
-        self._staging, self._channel, self._chunks = staging, channel, chunks
-        self._memory = staging.memory()
-        self._packets: list[Packet] = []  # of the chunks that are packed
-        self._signed: list[Future[None]] = []  # those packets have their checksums
-        self._pending: list[Future[Pending]] = []  # the chunks that are sent
-        self._second_thread = _second_thread(channel)
+        self._staging, self._channel = staging, channel
+        self._early: Pending | None = None
+        self._buffers: list[Tensor] = []
+        self._ahead: tuple[Chunk, Tensor] | None = None  # a chunk that is packed and not sent
+        self._guess: Chunks | None = None  # for which buffers were made
 
-    def __enter__(self) -> Outgoing:
-        """Returns the object."""
-        return self
+    def start_early(self, chunk: Chunk) -> None:
+        """Sends a chunk before all others."""
+        (buffer,) = self._staging.buffers(1, chunk.num_tokens)
+        rows = self._staging.rows(buffer, chunk)
+        self._staging.pack(chunk, rows)
+        self._early = self._channel.start_sending(_bytes(rows))
+        self._staging.hash(rows)
 
-    def __exit__(self, *error: object) -> None:
-        """Ends the second thread."""
-        self._second_thread.shutdown()
+    def pack_ahead(self, chunks: Chunks) -> None:
+        """Packs the chunk after the early one, if these are the chunks to send."""
+        order = list(chunks)[1:]
+        if order:
+            self._guess, self._buffers = chunks, self._staging.buffers(_NUM_BUFFERS, chunks.size)
+            rows = self._staging.rows(self._buffers[0], order[0])
+            self._staging.pack(order[0], rows)
+            self._ahead = order[0], rows
 
-    def pack(self) -> None:
-        """Packs the next chunk, and computes its checksums."""
-        i = len(self._packets)
-        if i >= _NUM_PACKETS:
-            self._pending[i - _NUM_PACKETS].result().wait()
-        packet = self._staging.packet(self._memory[i % _NUM_PACKETS], self._chunks[i])
-        self._staging.pack(self._chunks[i], packet)
-        self._signed.append(self._second_thread.submit(self._staging.sign, packet))
-        self._packets.append(packet)
+    def send(self, chunks: Chunks) -> None:
+        """Sends the chunks that have not been sent, and the checksums of all."""
+        order = list(chunks)[1 if chunks.early else 0 :]
+        if self._guess != chunks:
+            self._buffers, self._ahead = self._staging.buffers(_NUM_BUFFERS, chunks.size), None
+        pending: list[Future[Pending]] = []
 
-    def start(self) -> None:
-        """Starts to send the first chunk that is packed and not sent yet."""
-        packet, signed = self._packets[len(self._pending)], self._signed[len(self._pending)]
+        def hash_and_start(rows: Tensor) -> Pending:
+            self._staging.hash(rows)
+            return self._channel.start_sending(_bytes(rows))  # gloo fills the socket in the thread that calls it
 
-        def start() -> Pending:
-            signed.result()
-            return self._channel.start_sending(packet.content)
-
-        # With gloo the second thread does this, because gloo fills the socket in the thread that calls it.
-        self._pending.append(self._second_thread.submit(start))
-
-    def start_early(self) -> None:
-        """Sends the first chunk, and packs the second one, which goes as soon as the receiver has answered."""
-        self.pack()
-        self.start()
-        if len(self._chunks) > 1:
-            self.pack()
-
-    def finish(self) -> None:
-        """Sends all chunks that are not sent yet."""
-        while len(self._pending) < len(self._chunks):
-            if len(self._packets) == len(self._pending):
-                self.pack()
-            self.start()
-        self.wait()
+        with _second_thread(self._channel) as thread:
+            for i, chunk in enumerate(order):
+                if i >= _NUM_BUFFERS:
+                    pending[i - _NUM_BUFFERS].result().wait()
+                if i == 0 and self._ahead is not None:
+                    rows = self._ahead[1]
+                else:
+                    rows = self._staging.rows(self._buffers[i % _NUM_BUFFERS], chunk)
+                    self._staging.pack(chunk, rows)
+                pending.append(thread.submit(hash_and_start, rows))
+            for sent in pending[-_NUM_BUFFERS:]:
+                sent.result().wait()
+        if chunks.num_tokens:
+            self._channel.start_sending(self._staging.checksums).wait()
 
     def wait(self) -> None:
-        """Waits for what was sent."""
-        for sent in self._pending[-_NUM_PACKETS:]:
-            sent.result().wait()
+        """Waits for the early chunk."""
+        if self._early is not None:
+            self._early.wait()
 
 
-def receive_chunks(staging: Staging, channel: Channel, chunks: Chunks, early: Pending | None) -> None:
-    """Receives, unpacks and hashes all chunks. `early` receives the packet of the first if chunks.early is given."""
-    order, memory = list(chunks), staging.memory()
-    pending: list[tuple[Packet, Pending]] = []
+def receive_chunks(staging: Staging, channel: Channel, chunks: Chunks, early: Pending | None) -> Pending:
+    """Receives, unpacks and hashes all chunks. Returns the sender's checksums, which may still be on their way.
+
+    `early` receives the first chunk, if chunks.early is given.
+    """
+    order, buffers = list(chunks), staging.buffers(_NUM_BUFFERS, chunks.size)
+    wanted = staging.checksums.new_empty(chunks.num_tokens)
+    rows: list[Tensor] = []
+    pending: list[Pending] = []
 
     def start() -> None:
         i = len(pending)
-        if i == 0 and early is not None:
-            pending.append((staging.packet(early.tensor, order[0]), early))
+        if i == len(order):
+            pending.append(channel.start_receiving(wanted))
+        elif i == 0 and early is not None:
+            rows.append(staging.rows(early.tensor, order[0]))
+            pending.append(early)
         else:
-            packet = staging.packet(memory[i % _NUM_PACKETS], order[i])
-            pending.append((packet, channel.start_receiving(packet.content)))
+            rows.append(staging.rows(buffers[i % _NUM_BUFFERS], order[i]))
+            pending.append(channel.start_receiving(_bytes(rows[i])))
 
-    while len(pending) < min(_NUM_PACKETS, len(order)):
+    while len(pending) < min(_NUM_BUFFERS, len(order) + 1):
         start()
     with _second_thread(channel) as thread:
         for i, chunk in enumerate(order):
-            packet = pending[i][0]
-            pending[i][1].wait()
-            compared = thread.submit(staging.compare, packet)
-            staging.unpack(chunk, packet)
-            compared.result()
-            if len(pending) < len(order):
+            pending[i].wait()
+            hashed = thread.submit(staging.hash, rows[i])
+            staging.unpack(chunk, rows[i])
+            hashed.result()
+            if len(pending) <= len(order):
                 start()
+    return pending[-1]
 
 
 def _second_thread(channel: Channel) -> Executor:
     return ThreadPoolExecutor(1) if channel.device.type == "cpu" else _SameThread()
 
 
-def _rows_begin(num_tokens: int) -> int:
-    return -(-num_tokens * _CHECKSUM_BYTES // _ALIGNMENT) * _ALIGNMENT
+def _bytes(rows: Tensor) -> Tensor:
+    return rows.view(-1).view(torch.uint8)
+
+
+@functools.lru_cache(maxsize=8)
+def _numbers(device: torch.device, count: int) -> Tensor:
+    """Returns 0, 1, 2, ..."""
+    return torch.arange(count, device=device)

@@ -271,13 +271,13 @@ def damaged(r):
     if r.rank == 0:
 
         def damage(channel, content):
-            packets.append(content)
-            if len(packets) == 3:
+            sent.append(content)
+            if len(sent) == 3:
                 content = content.clone()
                 content[-5] ^= 4
             return inner(channel, content)
 
-        inner, packets = hand_over.Channel.start_sending, []
+        inner, sent = hand_over.Channel.start_sending, []
         hand_over.Channel.start_sending = damage
         cache = r.cache()
         try:
@@ -298,8 +298,8 @@ def early(scenario):
 
     def run(r):
         inner, starts_early, packed = staging.Staging.pack, hand_over._starts_early, []
-        staging.Staging.pack = lambda self, chunk, packet: (packed.append(chunk.num_tokens), inner(self, chunk, packet))
-        hand_over._starts_early = lambda channels: len(channels) == 1
+        staging.Staging.pack = lambda self, chunk, rows: (packed.append(chunk.num_tokens), inner(self, chunk, rows))
+        hand_over._starts_early = lambda channel: True
         try:
             scenario(r)
         finally:
