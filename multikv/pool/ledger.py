@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..ops import copy_blocks_layers
 from . import names
+from .arguments import as_integer, check_type
 from .batch import Batch, Buffers, Plan
 from .blocks import BlockPool, Evicted
 from .errors import OutOfBlocks
@@ -60,6 +61,7 @@ class Ledger:
         starts = [s.num_written for s in sequences]
         ends = list(map(len, tokens))
         if max_query_len is not None:
+            max_query_len = as_integer("extend", "max_query_len", max_query_len)
             if max_query_len < 1:
                 raise ValueError(f"extend: max_query_len: expected at least 1, got {max_query_len}")
             ends = [min(start + max_query_len, end) for start, end in zip(starts, ends, strict=True)]
@@ -276,6 +278,7 @@ class Ledger:
             self._batch = None
 
     def _check_current(self, call: str, batch: Batch) -> None:
+        check_type(call, "batch", batch, Batch)
         if batch is not self._batch:
             raise RuntimeError(f"{call}: batch: expected that of the last extend; its sequences must not change since")
 
@@ -286,6 +289,7 @@ class Ledger:
 
     def _pool_of(self, call: str, sequence: Sequence) -> BlockPool:
         """Returns the pool that holds the blocks of a sequence of this cache."""
+        check_type(call, "sequence", sequence, Sequence)
         pool = sequence._pool
         if pool is None or (pool is not self._pool and (self._host is None or pool is not self._host.blocks)):
             raise ValueError(f"{call}: sequence: {_fault(sequence)}")

@@ -104,8 +104,7 @@ class Channel:
         host = torch.device("cpu")
         self.device = device if device.type == "cuda" and "cuda:nccl" in backends else host
         self._device_of_messages = host if "cpu:" in backends else self.device
-        # One backend delivers messages and chunks in the order in which they were sent, two deliver them in any order.
-        self.is_ordered = self._device_of_messages == self.device
+        self._sent: list[Pending] = []  # messages that may be on their way
 
     def explained(self) -> Explained:
         """Explains errors of the body of a `with` statement."""
@@ -119,18 +118,8 @@ class Channel:
         """Receives a chunk."""
         return self._start_receiving(chunk)
 
-    def send_numbers(self, *numbers: int) -> None:
-        """Sends 64-bit integers, whose number the peer knows."""
-        self._start_sending(torch.tensor(numbers, device=self._device_of_messages)).wait()
-
-    def receive_numbers(self, count: int) -> list[int]:
-        """Receives 64-bit integers."""
-        numbers = torch.empty(count, dtype=torch.int64, device=self._device_of_messages)
-        received: list[int] = self._start_receiving(numbers).wait().tolist()
-        return received
-
     def send(self, message: Message, parcel_bytes: int = ANSWER_BYTES) -> None:
-        """Sends a message."""
+        """Begins to send a message."""
         self.send_parts(self.parts(message, parcel_bytes))
 
     def parts(self, message: Message, parcel_bytes: int = ANSWER_BYTES) -> list[Tensor]:
@@ -140,9 +129,13 @@ class Channel:
         return [part for part in (content[:parcel_bytes], content[parcel_bytes:]) if len(part)]
 
     def send_parts(self, parts: list[Tensor]) -> None:
-        """Sends a message that was prepared."""
-        for part in parts:
-            self._start_sending(part).wait()
+        """Begins to send a message that was prepared."""
+        self._sent += map(self._start_sending, parts)
+
+    def flush(self) -> None:
+        """Waits until all messages are sent."""
+        while self._sent:
+            self._sent.pop().wait()
 
     def receive(self, parcel_bytes: int = ANSWER_BYTES) -> Message:
         """Receives a message. Raises a TransferError if it says that the peer has failed."""

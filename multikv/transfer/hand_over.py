@@ -1,9 +1,8 @@
 """The two sides of a hand-over.
 
 sender                                           receiver
-size of the early chunk                ->
-early chunk, with nccl                 ->
 offer: geometry, sequences, tokens     ->
+early chunk, with nccl                 ->
 <-        answer: its geometry, the heads that it wants, what it has already
 no receiver has refused, if several    ->
 chunks of packed tokens                ->        unpacks them to blocks that no sequence uses yet
@@ -12,7 +11,6 @@ checksums of all tokens                ->        compares them
 
 The early chunk is the end of a sequence. It is on its way while the receiver looks for a prefix that it has, takes
 blocks and answers. A receiver that cannot use it receives it all the same, because nccl cannot take back what it sends.
-If one backend carries messages and chunks, the early chunk comes after the offer.
 """
 
 from __future__ import annotations
@@ -25,16 +23,16 @@ from typing import Any
 import torch.distributed as dist
 
 from ..pool import OutOfBlocks, Sequence
+from ..pool.arguments import as_integer, as_list, check_type
 from ..pool.paged import PagedCache
 from .channel import Channel, Message, Pending
 from .errors import TransferError
 from .offer import Offer
-from .plan import Chunk, Chunks, Geometry, alignment, assign_heads, early_chunk, token_bytes_of
+from .plan import Chunks, Geometry, alignment, assign_heads, early_chunk
 from .staging import Outgoing, Staging, receive_chunks, staging_memory
 
 __all__ = ["receive", "send"]
 
-_VERSION = 3
 _CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 4 << 20, 96 << 20
 
 
@@ -65,7 +63,7 @@ def send(
     Raises:
         TransferError: the caches do not fit each other, or a peer refused, died, or did not answer in time. The cache
             is as before.
-        ValueError: a sequence was freed, is of another cache, is offloaded, or is listed twice.
+        ValueError: a sequence was freed, is of another cache, is offloaded, or is listed twice; or dst is empty.
 
     Example:
         >>> if rank == 0:  # prefill
@@ -75,16 +73,19 @@ def send(
         ... else:  # decode
         ...     (sequence,) = multikv.transfer.receive(cache, src=0)
     """
+    check_type("send", "cache", cache, PagedCache)
     if chunk_bytes is None:
         chunk_bytes = _CHUNK_BYTES_OF_GPU if cache.device.type == "cuda" else _CHUNK_BYTES
-    with _held(cache, list(sequences)) as mine:
-        channels = [Channel("send", rank, group, cache.device, timeout) for rank in _ranks(dst)]
-        sender = _Sender(cache, mine, first_head, chunk_bytes, channels)
+    with _held(cache, as_list("send", "sequences", sequences, Sequence)) as mine:
+        channels = [Channel("send", rank, group, cache.device, timeout) for rank in _ranks("send", "dst", dst)]
+        numbers = as_integer("send", "first_head", first_head), as_integer("send", "chunk_bytes", chunk_bytes)
+        sender = _Sender(cache, mine, *numbers, channels)
         sender.offer()
         for channel, answer in zip(channels, _answers(channels), strict=True):
             sender.send(channel, answer)
         for channel in channels:
             channel.receive()
+            channel.flush()
 
 
 class _Sender:
@@ -102,20 +103,15 @@ class _Sender:
     def offer(self) -> None:
         """Says what there is, and sends the early chunk."""
         cache, channels, early = self._cache, self._channels, None
-        num_heads, token_bytes = cache.planes[0].size(2), token_bytes_of(cache)
-        if len(channels) == 1 and _starts_early(channels[0]):
-            early = early_chunk(self._written, cache.block_size, token_bytes, self._chunk_bytes)
-        for channel in channels:
-            channel.send_numbers(_VERSION, early.num_tokens * token_bytes if early else 0)
-        if early is not None and not channels[0].is_ordered:
-            self._start(early, num_heads)
         geometry = self._geometry = Geometry.of(cache, self._first_head)
+        if len(channels) == 1 and _starts_early(channels[0]):
+            early = early_chunk(self._written, cache.block_size, geometry.token_bytes, self._chunk_bytes)
         self._offer = Offer.of(self._sequences, geometry, self._chunk_bytes, len(channels), early)
         for channel in channels:
             self._offer.send(channel)
-        if early is not None and channels[0].is_ordered:
-            self._start(early, num_heads)
-        if self._outgoing is not None:
+        if early is not None:
+            self._outgoing = self._make(channels[0], range(geometry.num_heads))
+            self._outgoing.start_early(early)
             self._outgoing.pack_ahead(_chunks(self._offer, geometry, geometry.heads, [0] * len(self._written), True))
 
     def send(self, channel: Channel, answer: dict[str, Any]) -> None:
@@ -128,10 +124,6 @@ class _Sender:
             self._make(channel, _local(heads, self._geometry)).send(chunks)
         if self._outgoing is not None:
             self._outgoing.wait()
-
-    def _start(self, early: Chunk, num_heads: int) -> None:
-        self._outgoing = self._make(self._channels[0], range(num_heads))
-        self._outgoing.start_early(early)
 
     def _make(self, channel: Channel, heads: range) -> Outgoing:
         staging = Staging(self._cache, self._sequences, heads, channel.device, sum(self._written))
@@ -156,6 +148,8 @@ def _answers(channels: list[Channel]) -> list[dict[str, Any]]:
         if not isinstance(answer, TransferError) and len(channels) > 1:
             channel.send(Message({"error": str(failures[0])} if failures else {"go": True}))
     if failures:
+        for channel in channels:
+            channel.flush()
         raise failures[0]
     return [answer for answer in answers if not isinstance(answer, TransferError)]
 
@@ -195,8 +189,9 @@ def receive(
     Example:
         >>> sequences = multikv.transfer.receive(cache, src=[0, 1], first_head=4)  # two ranks of four heads each
     """
-    mine = Geometry.of(cache, first_head)
-    channels = [Channel("receive", rank, group, cache.device, timeout) for rank in _ranks(src)]
+    check_type("receive", "cache", cache, PagedCache)
+    mine = Geometry.of(cache, as_integer("receive", "first_head", first_head))
+    channels = [Channel("receive", rank, group, cache.device, timeout) for rank in _ranks("receive", "src", src)]
     with contextlib.ExitStack() as stack:
         sources = [_Source(cache, mine, channel) for channel in channels]
         for source in sources:
@@ -213,15 +208,17 @@ def receive(
             starts = [sequence.num_written for sequence in sequences]
             for source in sources:
                 source.answer(starts)
-            for source in sources:
-                source.receive(sequences)
-            # The host has time for these two steps while a GPU receives.
+            # The host has time for these two steps while the answer is on its way.
             done = [source.channel.parts(Message({"done": True})) for source in sources]
             cache._foresee_names(sequences, first.written)
+            for source in sources:
+                source.receive(sequences)
             _check(sources)
             cache._finish_adoption(sequences, first.written)
             for source, parts in zip(sources, done, strict=True):
                 source.channel.send_parts(parts)
+            for source in sources:
+                source.channel.flush()
         except BaseException:
             for sequence in sequences:
                 cache.free(sequence)
@@ -239,15 +236,10 @@ class _Source:
         self._staging: Staging | None = None
         self._wanted: Pending | None = None  # the checksums of the sender
         self._early: Pending | None = None
-        version, early_bytes = channel.receive_numbers(2)
-        if version != _VERSION:
-            raise TransferError(f"receive: rank {channel.peer} speaks version {version}, not {_VERSION}")
-        if channel.is_ordered:
-            self.offer = Offer.receive(channel)
-        if early_bytes:
-            self._early = channel.start_receiving(staging_memory(cache, channel.device, early_bytes))
-        if not channel.is_ordered:
-            self.offer = Offer.receive(channel)
+        self.offer = Offer.receive(channel)
+        if self.offer.early is not None:
+            size = self.offer.early.num_tokens * self.offer.geometry.token_bytes
+            self._early = channel.start_receiving(staging_memory(cache, channel.device, size))
 
     def answer(self, starts: list[int]) -> None:
         """Says what the receiver has, and wants."""
@@ -290,6 +282,8 @@ class _Source:
 def _refuse(sources: list[_Source], reason: str) -> None:
     for source in sources:
         source.channel.send(Message({"error": reason}))
+    for source in sources:
+        source.channel.flush()
 
 
 def _check(sources: list[_Source]) -> None:
@@ -331,9 +325,14 @@ def _local(heads: range, geometry: Geometry) -> range:
     return range(heads.start - geometry.first_head, heads.stop - geometry.first_head)
 
 
-def _ranks(ranks: int | Iterable[int]) -> list[int]:
+def _ranks(call: str, argument: str, ranks: int | Iterable[int]) -> list[int]:
     """Returns ranks in the order in which both sides serve them."""
-    return [ranks] if isinstance(ranks, int) else sorted(set(ranks))
+    if not isinstance(ranks, (str, bytes, Iterable)):
+        return [as_integer(call, argument, ranks)]
+    chosen = sorted({as_integer(call, argument, rank) for rank in ranks})
+    if not chosen:
+        raise ValueError(f"{call}: {argument}: expected at least one rank")
+    return chosen
 
 
 @contextlib.contextmanager

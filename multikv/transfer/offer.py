@@ -1,4 +1,4 @@
-"""What a sender offers."""
+"""What a sender offers: its first message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 from ..pool import Sequence
 from .channel import OFFER_BYTES, Channel, Message
+from .errors import TransferError
 from .plan import Chunk, Geometry
+
+_VERSION = 3
 
 
 @dataclass
@@ -40,13 +43,16 @@ class Offer:
         """Sends the offer."""
         content = dict(vars(self))
         numbers = content.pop("tokens")
-        content["geometry"] = self.geometry.to_json()
+        content |= {"version": _VERSION, "geometry": self.geometry.to_json()}
         channel.send(Message(content, numbers), OFFER_BYTES)
 
     @classmethod
     def receive(cls, channel: Channel) -> Offer:
-        """Receives an offer."""
+        """Receives an offer, or raises a TransferError."""
         content, tokens = channel.receive(OFFER_BYTES)
+        version = content.pop("version", None)
+        if version != _VERSION:
+            raise TransferError(f"receive: rank {channel.peer} speaks version {version}, not {_VERSION}")
         content["geometry"] = Geometry.from_json(content["geometry"])
         content["early"] = Chunk(*content["early"]) if content["early"] else None
         return cls(**content, tokens=tokens)

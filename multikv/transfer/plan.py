@@ -13,7 +13,7 @@ from ..pool.paged import PagedCache
 from .errors import TransferError
 
 _MANY_CHUNKS = 3
-_EARLY_SHARE = 3
+_EARLY_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -149,18 +149,12 @@ class Chunks:
 def early_chunk(written: list[int], unit: int, token_bytes: int, chunk_bytes: int) -> Chunk | None:
     """Returns what a sender sends before it knows what the receiver has: the end of the longest sequence.
 
-    It has at most twice chunk_bytes, and at most a third of all tokens.
+    It has at most chunk_bytes, and at most a quarter of all tokens.
     """
     longest = max(written, default=0)
-    most = min(sum(written) // _EARLY_SHARE, 2 * chunk_bytes // max(token_bytes, 1))
+    most = min(sum(written) // _EARLY_SHARE, chunk_bytes // max(token_bytes, 1))
     begin = -(-(longest - most) // unit) * unit
     return Chunk(written.index(longest), begin, longest) if begin < longest else None
-
-
-def token_bytes_of(cache: PagedCache) -> int:
-    """Returns the bytes of a token in all planes of a cache."""
-    plane = cache.planes[0]
-    return len(cache.planes) * plane.size(2) * plane.size(3) * plane.element_size()
 
 
 def alignment(one: Geometry, other: Geometry) -> int:

@@ -121,7 +121,7 @@ class Outgoing:
         self._staging, self._channel = staging, channel
         self._early: Pending | None = None
         self._buffers: list[Tensor] = []
-        self._ahead: tuple[Chunk, Tensor] | None = None  # a chunk that is packed and not sent
+        self._ahead: Tensor | None = None  # the rows of a chunk that is packed and not sent
         self._guess: Chunks | None = None  # for which buffers were made
 
     def start_early(self, chunk: Chunk) -> None:
@@ -139,7 +139,7 @@ class Outgoing:
             self._guess, self._buffers = chunks, self._staging.buffers(_NUM_BUFFERS, chunks.size)
             rows = self._staging.rows(self._buffers[0], order[0])
             self._staging.pack(order[0], rows)
-            self._ahead = order[0], rows
+            self._ahead = rows
 
     def send(self, chunks: Chunks) -> None:
         """Sends the chunks that have not been sent, and the checksums of all."""
@@ -148,20 +148,21 @@ class Outgoing:
             self._buffers, self._ahead = self._staging.buffers(_NUM_BUFFERS, chunks.size), None
         pending: list[Future[Pending]] = []
 
-        def hash_and_start(rows: Tensor) -> Pending:
+        def start_and_hash(rows: Tensor) -> Pending:
+            sent = self._channel.start_sending(_bytes(rows))  # gloo fills the socket in the thread that calls it
             self._staging.hash(rows)
-            return self._channel.start_sending(_bytes(rows))  # gloo fills the socket in the thread that calls it
+            return sent
 
         with _second_thread(self._channel) as thread:
             for i, chunk in enumerate(order):
                 if i >= _NUM_BUFFERS:
                     pending[i - _NUM_BUFFERS].result().wait()
                 if i == 0 and self._ahead is not None:
-                    rows = self._ahead[1]
+                    rows = self._ahead
                 else:
                     rows = self._staging.rows(self._buffers[i % _NUM_BUFFERS], chunk)
                     self._staging.pack(chunk, rows)
-                pending.append(thread.submit(hash_and_start, rows))
+                pending.append(thread.submit(start_and_hash, rows))
             for sent in pending[-_NUM_BUFFERS:]:
                 sent.result().wait()
         if chunks.num_tokens:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 
 import pytest
 import torch
 
-from multikv.transfer import TransferError
+import multikv
+from multikv.transfer import TransferError, receive, send
 from multikv.transfer.plan import Chunk, Chunks, Geometry, assign_heads, early_chunk
+from tests.support.pool import check_blocks
 from tests.support.processes import run_program
 
 GOOD = ("one_to_one", "no_sequences", "fewer_ranks", "more_ranks", "head_of_two_sources", "mla")
@@ -82,10 +85,10 @@ def test_a_damaged_chunk(outcome):
 @pytest.mark.parametrize(
     ("name", "packed"),
     [
-        ("taken", [9, 9, 9, 12, 12, 6, 4, 12, 12, 12, 12]),
-        ("same_blocks", [9, 9, 16, 14, 4, 16, 16, 12, 4]),
-        ("not_taken", [9, 9, 9, 20, 10, 4, 20, 20, 17]),
-        ("known", [5, 12, 1]),
+        ("taken", [13, 9, 9, 30, 4, 44]),
+        ("same_blocks", [13, 9, 16, 14, 4, 16, 16, 8, 4]),
+        ("not_taken", [13, 9, 9, 20, 10, 4, 20, 20, 17]),
+        ("known", [9, 12, 1]),
     ],
 )
 def test_a_chunk_before_the_answer(outcome, name, packed):
@@ -129,6 +132,27 @@ def test_nccl(gpu):
     assert {name: [rank.get(name, "ended") for rank in ranks] for name in names} == dict.fromkeys(names, [None] * 4)
 
 
+def test_arguments_of_wrong_types():
+    cache = multikv.PagedKVCache(1, 1, 8, 4, dtype=torch.float32, device="cpu")
+    sequence, unused = cache.new([1]), object()
+    bad_calls = {
+        "send: cache: expected a PagedCache, got 'cache'": lambda: send("cache", [sequence], 1),
+        "send: sequences[0]: expected a Sequence, got 3": lambda: send(cache, [3], 1),
+        "send: sequences: expected an iterable of Sequence, got <Sequence": lambda: send(cache, sequence, 1),
+        "send: dst: expected an integer, got 'x'": lambda: send(cache, [sequence], "x"),
+        "send: dst: expected an integer, got 1.5": lambda: send(cache, [sequence], 1.5),
+        "receive: cache: expected a PagedCache, got <object": lambda: receive(unused, 0),
+        "receive: src: expected an integer, got None": lambda: receive(cache, None),
+        "receive: first_head: expected an integer, got 'x'": lambda: receive(cache, 0, first_head="x"),
+    }
+    for message, call in bad_calls.items():
+        with pytest.raises(TypeError, match="^" + re.escape(message)):
+            call()
+    with pytest.raises(ValueError, match="^receive: src: expected at least one rank$"):
+        receive(cache, [])
+    check_blocks(cache, [sequence])
+
+
 def geometry(first_head, num_heads, **options):
     return Geometry(
         **{"num_planes": 2, "head_size": 8, "element_bytes": 2, "format": "bfloat16"} | options,
@@ -159,7 +183,7 @@ def test_the_end_of_many_chunks_is_a_short_one():
 
 
 def test_early_chunk():
-    assert early_chunk([20, 160, 140], unit=8, token_bytes=10, chunk_bytes=1000) == (1, 120, 160)
+    assert early_chunk([20, 160, 140], unit=8, token_bytes=10, chunk_bytes=1000) == (1, 80, 160)
     assert early_chunk([20, 160, 140], unit=8, token_bytes=10, chunk_bytes=250) == (1, 136, 160)
     assert early_chunk([8], unit=8, token_bytes=10, chunk_bytes=1000) is None
     assert early_chunk([], unit=8, token_bytes=10, chunk_bytes=1000) is None

@@ -310,8 +310,8 @@ def early(scenario):
     return run
 
 
-def taken(r, block_size=6):
-    """The last 9 of 57 tokens go early. Chunks of 12 tokens begin where blocks of both sides begin."""
+def taken(r, block_size=11):
+    """The last 13 of 57 tokens go early: from position 44 on, where blocks of both sides begin."""
     if r.rank == 0:
         cache = r.cache()
         r.send(cache, make_sequences(cache), 1, chunk_bytes=2048)
@@ -331,7 +331,7 @@ def not_taken(r):
 
 
 def known(r):
-    """The receiver has 54 of 57 tokens, of which it shares the first 48. What was packed ahead is not sent."""
+    """The receiver has 56 of 57 tokens. It wants neither the early chunk nor what was packed ahead."""
     if r.rank == 0:
         cache = r.cache()
         r.send(cache, make_sequences(cache, (57,)), 1, chunk_bytes=1536)
