@@ -33,7 +33,7 @@ from .staging import Outgoing, Staging, receive_chunks, staging_memory
 
 __all__ = ["receive", "send"]
 
-_CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 4 << 20, 96 << 20
+_CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 4 << 20, 128 << 20
 
 
 def send(
@@ -57,7 +57,8 @@ def send(
         group: a process group: nccl for caches on GPUs, gloo for any (a GPU's blocks then go through pinned memory).
             None: the default group.
         first_head: under tensor parallelism, the number of this cache's first head among those of the model.
-        chunk_bytes: the size of a chunk, of which three are in flight. None: 4 MiB, and 64 MiB on a GPU.
+        chunk_bytes: the size of a chunk, of which three are in flight. None: 4 MiB, and 128 MiB on a GPU. With nccl and
+            one receiver, an early chunk is sent before the receiver has said which prefix it has.
         timeout: the most seconds to wait for a peer in one step. None: the timeout of the group.
 
     Raises:
