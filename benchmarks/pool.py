@@ -169,6 +169,8 @@ def main() -> None:
         results[f"transfer by {backend}, GB/s"] = rates = transfer_gb_per_s(backend)
         text = f"{100 * rates['share']:.0f}% ({rates['transfer']:.1f} of {rates['plain']:.1f} GB/s)"
         print(f"| transfer by {backend}, share of a plain send | {TARGETS[backend]}% | {text} |", flush=True)
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=1) + "\n")
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
