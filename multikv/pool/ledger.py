@@ -20,7 +20,8 @@ from .host import HostTier
 from .moves import Move
 from .sequence import Sequence
 
-_FEW_NAMES = 8  # are computed before `new` looks whether the cache has the last of them; then four times as many
+# `new` computes this number of names, and looks whether the cache has the last of them. If it has, the number grows.
+_FEW_NAMES = 8
 
 
 @dataclass

@@ -21,61 +21,11 @@ import torch.distributed as dist
 import multikv
 from multikv import transfer
 from multikv.transfer import hand_over, staging
-from tests.support.pool import HEAD_SIZE, check_blocks, contents
+from tests.support.early_chunks import early, full, known, not_taken, same_blocks, taken
+from tests.support.pool import check_blocks
+from tests.support.rank import Rank, check, make_sequences, step
 
 WORLD = 4
-
-
-class Rank:
-    """What a scenario knows."""
-
-    def __init__(self, rank, device, group):
-        self.rank, self.device, self.group = rank, device, group
-
-    def cache(self, first_head=0, num_heads=2, **options):
-        options = {"num_blocks": 64, "block_size": 4, "dtype": torch.float32, "device": self.device} | options
-        cache = multikv.PagedKVCache(2, num_heads, HEAD_SIZE, **options)
-        cache.first_head = first_head
-        return cache
-
-    def send(self, cache, sequences, dst, **options):
-        transfer.send(cache, sequences, dst, self.group, getattr(cache, "first_head", 0), **options)
-
-    def receive(self, cache, src, **options):
-        return transfer.receive(cache, src, self.group, getattr(cache, "first_head", 0), **options)
-
-
-def rows_of(cache, sequence, begin, end, plane):
-    """The keys (even planes) or values of positions, [tokens, heads, head_size]: all tell where they belong."""
-    numbers = torch.tensor(contents(sequence.tokens[:end], begin), dtype=torch.float32, device=cache.device)
-    heads = torch.arange(cache.first_head, cache.first_head + cache.num_kv_heads, device=cache.device)
-    rows = numbers[:, None] + 16 * heads + plane
-    return rows.unsqueeze(2).expand(-1, -1, HEAD_SIZE)
-
-
-def step(cache, sequences):
-    batch = cache.extend(sequences)
-    parts = list(zip(sequences, batch._starts, batch._ends, strict=True))
-    for layer in range(cache.num_layers):
-        key, value = (torch.cat([rows_of(cache, *part, 2 * layer + i) for part in parts]) for i in (0, 1))
-        cache.write(layer, key, value, batch)
-
-
-def check(cache, sequences):
-    check_blocks(cache, sequences)
-    for sequence in sequences:
-        blocks = torch.tensor(list(sequence.blocks), device=cache.device)
-        for plane, memory in enumerate(cache.planes):
-            got = memory[blocks].flatten(0, 1)[: sequence.num_written]
-            assert torch.equal(got, rows_of(cache, sequence, 0, sequence.num_written, plane)), sequence
-
-
-def make_sequences(cache, lengths=(9, 30, 4, 57)):
-    sequences = [cache.new(range(100 * n, 100 * n + n)) for n in lengths]
-    step(cache, sequences)
-    if len(sequences) > 1:
-        sequences[1].append(5, 6)  # tokens that are pending
-    return sequences
 
 
 def one_to_one(r):
@@ -291,75 +241,6 @@ def damaged(r):
         finally:
             check_blocks(cache, [])
             assert cache.stats().num_cached == 0
-
-
-def early(scenario):
-    """Lets gloo send a chunk before the answer, as nccl does. Returns how many tokens each call of pack has packed."""
-
-    def run(r):
-        inner, starts_early, packed = staging.Staging.pack, hand_over._starts_early, []
-        staging.Staging.pack = lambda self, chunk, rows: (packed.append(chunk.num_tokens), inner(self, chunk, rows))
-        hand_over._starts_early = lambda channel: True
-        try:
-            scenario(r)
-        finally:
-            staging.Staging.pack, hand_over._starts_early = inner, starts_early
-        return packed
-
-    run.__name__ = f"early_{scenario.__name__}"
-    return run
-
-
-def taken(r, block_size=11):
-    """The last 13 of 57 tokens go early: from position 44 on, where blocks of both sides begin."""
-    if r.rank == 0:
-        cache = r.cache()
-        r.send(cache, make_sequences(cache), 1, chunk_bytes=2048)
-    elif r.rank == 1:
-        cache = r.cache(block_size=block_size)
-        check(cache, r.receive(cache, 0))
-
-
-def same_blocks(r):
-    """The first chunk that the answer allows is the one that was packed ahead."""
-    taken(r, block_size=4)
-
-
-def not_taken(r):
-    """Blocks of the receiver do not begin where the early chunk begins."""
-    taken(r, block_size=5)
-
-
-def known(r):
-    """The receiver has 56 of 57 tokens. It wants neither the early chunk nor what was packed ahead."""
-    if r.rank == 0:
-        cache = r.cache()
-        r.send(cache, make_sequences(cache, (57,)), 1, chunk_bytes=1536)
-    elif r.rank == 1:
-        cache = r.cache()
-        mine = make_sequences(cache, (57,))
-        (sequence,) = r.receive(cache, 0)
-        assert sequence.num_cached_tokens == 56
-        cache.free(mine[0])
-        check(cache, [sequence])
-
-
-def full(r):
-    """The receiver has no room, and receives the early chunk all the same. The next hand-over succeeds."""
-    if r.rank == 0:
-        cache = r.cache()
-        sequences = make_sequences(cache)
-        try:
-            r.send(cache, sequences, 1)
-        finally:
-            r.send(cache, sequences[:1], 1)
-    elif r.rank == 1:
-        cache = r.cache(num_blocks=20)
-        try:
-            r.receive(cache, 0)
-        finally:
-            check_blocks(cache, [])
-            check(cache, r.receive(cache, 0))
 
 
 def nobody_answers(r):
