@@ -36,7 +36,7 @@ class Case:
     model: str
     options: dict[str, Any] = field(default_factory=dict)
     lengths: tuple[int, ...] = LENGTHS  # of the prompts
-    num_tokens: int = 64  # that each prompt generates
+    num_tokens: int = 64  # the number of tokens that each prompt generates
     modes: tuple[str, ...] = ("vllm", "multikv")
     one_by_one: bool = False  # the next prompt is sent when the one before is done
     counts_prompts: bool = False  # tokens per second include the tokens of the prompts

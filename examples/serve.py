@@ -2,16 +2,18 @@
 
 Synthetic conversations share a system prompt. Each has several turns: the user's tokens, and an answer that a tiny
 random Llama generates. Between turns a conversation waits. The cache has a quarter of the blocks that all conversations
-need when they share the system prompt: those that wait are offloaded to the host, and restored for their next turn.
-Every answer is then compared with that of the same conversation alone, in a cache of its own, without sharing. A
-picture shows blocks in use, hit rate and tokens per second.
+need when they share the system prompt (at least 24 blocks). When it is full, a conversation that waits is offloaded to
+the host, and restored for its next turn. If none waits, a running one is stopped and offloaded. At the end every answer
+is compared with that of the same conversation alone, in a cache of its own, without sharing.
 
-    pip install matplotlib                                                  # for the picture; without it, no picture
     python examples/serve.py [--device cuda] [--conversations 200] [--out serve.png]
+
+With --out, a picture shows blocks in use, hit rate and tokens per second. It needs matplotlib: pip install matplotlib
 """
 
 import argparse
 import dataclasses
+import importlib.util
 import random
 import time
 from pathlib import Path
@@ -117,12 +119,15 @@ class Server:
         return True
 
     def make_room(self) -> None:
-        """Offloads the conversation on the device that waits longest for its next turn, else stops a running one."""
+        """Offloads the waiting conversation on the device whose next turn begins last.
+
+        If none waits on the device, it stops and offloads the running conversation that began last.
+        """
         idle = [c for c in self.waiting if c.sequence is not None and not c.sequence.is_offloaded]
         if idle:
             self.cache.offload([max(idle, key=lambda c: c.wakes).sequence])
             return
-        stopped = self.running.pop()  # the one that began last; its unfinished turn goes on later
+        stopped = self.running.pop()  # its unfinished turn goes on later
         self.cache.offload([stopped.sequence])
         stopped.turns.insert(0, ([], stopped.left))
         stopped.wakes = self.steps + 8
@@ -239,6 +244,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FILE.png")
     options = parser.parse_args()
+    if options.out and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--out: matplotlib is not installed: pip install matplotlib")
     device, console = torch.device(options.device), Console()
 
     conversations = make_conversations(options.conversations, options.seed)
@@ -259,12 +266,12 @@ def main() -> int:
         f"({100 * stats.hit_rate:.0f}%). {stats.num_to_host:,} blocks went to the host, {stats.num_from_host:,} came "
         "back."
     )
-    if options.out:
-        draw(server.history, options.out)
-        console.print(f"wrote {options.out}")
     again = make_conversations(options.conversations, options.seed)
     wrong = wrong_tokens(model, conversations, again, device, console)
     console.print(f"[red]{wrong} tokens are WRONG[/]" if wrong else "all tokens are right")
+    if options.out:
+        draw(server.history, options.out)
+        console.print(f"wrote {options.out}")
     return 1 if wrong or stats.num_used else 0
 
 

@@ -1,4 +1,4 @@
-"""KV-cache operations of LLM inference: one API and the same bytes on CUDA, ROCm and CPU.
+"""KV-cache operations of LLM inference: one API and the same bytes on CUDA and CPU. ROCm has not run on hardware yet.
 
 Importing the package detects the GPUs of this host and loads the CPU library and the GPU library that matches them.
 `multikv.platforms.report()` says which libraries are loaded, and why the others are not. Each op is a function of this

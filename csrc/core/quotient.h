@@ -54,7 +54,7 @@ class Quotient {
 
 // Orders magnitudes, with zero as the largest: the subtraction of 1 turns the bits of zero into the largest integer.
 constexpr uint32_t nonzero_order(float x) { return std::bit_cast<uint32_t>(x) * 2 - 1; }
-// A nonzero number of a lower order is tiny: its quotient may need the caller's division.
+// A nonzero number whose order is below kTinyOrder is tiny: its quotient may need the caller's division.
 inline constexpr uint32_t kTinyOrder = nonzero_order(0x1p-64f);
 constexpr bool is_tiny(float x) { return nonzero_order(x) < kTinyOrder; }
 

@@ -49,7 +49,7 @@ class Jobs {
   }
 
  private:
-  // Jobs with more rows decode each key less often; with fewer rows, their arrays fit a core's L2 cache.
+  // A compromise: with more rows a key is decoded less often, and with fewer rows the arrays of a job fit a smaller L2.
   static constexpr int64_t kRows = 64;
 
   // A job without visible keys has one granule, so that its result is written.

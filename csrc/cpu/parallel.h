@@ -10,8 +10,8 @@ namespace multikv::cpu {
 void parallel_for(int64_t count, int64_t bytes_per_item, void (*body)(int64_t, int64_t, void*), void* context);
 
 // Runs body(begin, end) over [0, count). A grain is the number of items that move kGrainBytes (parallel.cpp), rounded
-// down, but at least one item. A loop of at most one grain runs on the calling thread; a longer one runs on at most one
-// thread for each grain, rounded up.
+// down, but at least one item. A loop of at most one grain runs on the calling thread. A longer loop runs on at most as
+// many threads as it has grains, where a part of a grain counts as one.
 template <std::invocable<int64_t, int64_t> Body>
 void parallel_for(int64_t count, int64_t bytes_per_item, const Body& body) {
   const auto call = [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); };

@@ -45,9 +45,10 @@ class Rows:
         self._width = max(map(len, names)) + 4
         self._op = ""
         self._errors: list[Result] = []
-        console.print("\nbytes: compared with those of multikv.reference")
+        console.print("\ncheck: right if the bytes are those of multikv.reference")
+        console.print("       (attention: if no element differs by more than 2^-7 of the largest)")
         console.print(f"% copy: 100 * time of a copy of as many bytes ({copy}) / time of the op\n", markup=False)
-        head = "op and case".ljust(self._width) + "bytes" + "".join(name.rjust(width) for name, width in _NUMBERS)
+        head = "op and case".ljust(self._width) + "check" + "".join(name.rjust(width) for name, width in _NUMBERS)
         console.print(f"[bold]{head}[/]")
         console.print("-" * len(head))
 
@@ -56,8 +57,8 @@ class Rows:
         if result.op != self._op:
             self._op = result.op
             self._console.print(f"[bold]{result.op}[/]")
-        bytes_are = "[green]equal[/]" if result.ok else "[bold red]WRONG[/]"
-        self._console.print(f"  {result.case}".ljust(self._width) + bytes_are + "".join(_numbers(result)))
+        check = "[green]right[/]" if result.ok else "[bold red]WRONG[/]"
+        self._console.print(f"  {result.case}".ljust(self._width) + check + "".join(_numbers(result)))
         if result.error:
             self._errors.append(result)
 

@@ -20,7 +20,7 @@ _LONG_S = 100e-6  # a call that takes this long on a GPU hides the launch of the
 _HOST_BURST = 50  # maximum calls of a burst: more could fill the launch queue, and a launch into a full queue blocks
 _HOST_BURST_S = 5e-3  # longest time of a burst: a call that launches hundreds of kernels would fill the queue sooner
 _HOST_S = 1.0  # approximate device time of all bursts: calls that take long on the device have fewer samples
-_QUEUED_S = 1.0  # approximate time of all samples of calls that are not in a graph
+_QUEUED_S = 1.0  # approximate time of all samples of _queued_time, within the limits on their number
 _CYCLES_PER_S = 2e9  # a typical clock rate of a GPU; _queued_time doubles the cycles, which allows for faster clocks
 
 
@@ -46,8 +46,8 @@ def device_times(
     Args:
         contenders: for each contender, calls that differ only in their tensors (see `cases.rotation`).
         device: a GPU or the CPU.
-        graph: whether to time short calls on a GPU as a CUDA graph of many of them, which has no launch gaps. If not,
-            the calls are queued while the device is kept busy.
+        graph: how calls on a GPU are timed. True: short calls are timed as a CUDA graph of many of them, which has no
+            launch gaps, and long calls one after the other. False: all calls are queued while the device is kept busy.
         effort: how many samples are taken on a CPU.
     """
     if device.type == "cuda":

@@ -246,8 +246,9 @@ def transfer_kv_per_layer_direct_pf_lf(
 ) -> None:
     """Replaces SGLang's function of this name.
 
-    src_ptrs lists the pools K and V, or one pool of both; each is page first, [num_pages, num_layers, page_size, ...].
-    dst_ptrs lists the pools [num_slots, ...] of the layers from layer_id on, those of K first.
+    src_ptrs lists the pools of K and of V, or a single pool whose entries hold both. Each is page first, [num_pages,
+    num_layers, page_size, ...]. dst_ptrs lists the pools [num_slots, ...] of the layers from layer_id on: first all of
+    K and then all of V, or, if src_ptrs lists a single pool, one for each layer.
     """
     src = _layers_of_pages(src_ptrs, layer_id, len(dst_ptrs))
     _move_pages(src, [x.unsqueeze(1) for x in dst_ptrs], src_indices, dst_indices, page_size)
@@ -323,7 +324,7 @@ def fill_kv_cache(
 
 
 def _bytes(pool: Tensor) -> Tensor:
-    """Returns the bytes of a contiguous tensor; another one raises an error."""
+    """Returns the bytes of a contiguous tensor. A tensor that is not contiguous raises an error."""
     return pool.view(-1).view(torch.uint8)
 
 

@@ -181,7 +181,7 @@ def _time(
 def _captured(run: Callable[[], None]) -> Callable[[], None]:
     """Captures a call in a CUDA graph, and returns a function that replays the graph.
 
-    The graph is replayed once before that, because the first replay takes longer.
+    The first replay takes longer, so it is made here.
     """
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(capture_error_mode="thread_local")  # other threads may use the GPU meanwhile

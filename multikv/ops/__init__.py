@@ -76,7 +76,7 @@ all other GPUs and on CPUs.
 **fp8.** `quantise(x, scale)` divides by the scale in float32, rounds to nearest even, and saturates to the largest
 finite value. Infinities saturate, too; NaN becomes the code 0x7f (fnuz formats: 0x80). `dequantise(q, scale)` is
 `float32(q) * scale`, rounded once to the dtype of the output. Scales are float32 tensors on the device of the op, so
-that the host need not know them. Float formats do not read them, and they may be None there. Where a cache has heads, a
+that the host need not know them. They may be None for float formats, which do not read them. Where a cache has heads, a
 scale has one element, or one per head. Sources: e4m3fn and e5m2 are defined by the OCP 8-bit Floating Point
 Specification 1.0, the fnuz formats by Noune et al. 2022, "8-bit Numerical Formats for Deep Neural Networks".
 

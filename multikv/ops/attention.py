@@ -116,15 +116,15 @@ def paged_attention(
         seq_lens: [num_sequences], int32 or int64: the number of keys of each sequence; may be 0.
         cu_query_lens: [num_sequences + 1], int32 or int64: the first query row of each sequence, and the end of the
             last one. None: one row for each sequence.
-        max_query_len: the most rows of a sequence; -1 means query.size(0). On a GPU, rows beyond are not computed.
-        max_seq_len: the most keys of a sequence; -1 means blocks_per_sequence * block_size. On a GPU, keys beyond are
+        max_query_len: the most rows of a sequence; -1 means query.size(0). On a GPU, later rows are not computed.
+        max_seq_len: the most keys of a sequence; -1 means blocks_per_sequence * block_size. On a GPU, later keys are
             not visible.
         scale: factor of the scores, usually head_size**-0.5.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
         k_scale: float32, one element or one per kv head. May be None for float formats, which do not read it.
         v_scale: like k_scale.
         workspace: uint8, contiguous, of any size, 0 included; its start is a multiple of 16 bytes. Its content before
-            the call does not matter, and is undefined after. Calls that may run at the same time need their own. See
+            the call does not matter, and is undefined after it. Calls that may run at the same time need their own. See
             `paged_attention_workspace_bytes`.
         causal: whether a row sees only keys up to its own position.
         window_left: how many keys before its own position a row sees; -1: all.
@@ -137,8 +137,8 @@ def paged_attention(
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device, stride, format or value.
-        IndexError: a length, a bound or a needed block id is out of range (on a GPU only if indices are checked; there
-            the keys of such a block are not visible).
+        IndexError: a length, a bound or a needed block id is out of range (on a GPU only if indices are checked; if
+            they are not checked, the keys of such a block are not visible).
 
     Example:
         >>> query = torch.randn(2, 32, 128, dtype=torch.bfloat16)  # one token of each of two sequences
@@ -191,8 +191,9 @@ def merge_attn_states(
     - `output = (prefix_output * a + suffix_output * b) / (a + b)`
     - `output_lse = m + log(a + b)`
 
-    An infinite lse of either sign marks an empty side, whose output is not looked at: the other side is copied bit for
-    bit. If both sides are empty, output is 0 and output_lse is -infinity. Names and argument order are vLLM's.
+    An infinite lse of either sign marks an empty side, whose output is not looked at. The other side is then copied bit
+    for bit, or quantised with output_scale. If both sides are empty, output is 0 and output_lse is -infinity. Names and
+    argument order are vLLM's.
 
     Args:
         output: [num_tokens, num_heads, head_size], written. The dtype of prefix_output, or a torch.float8 type with
@@ -204,7 +205,7 @@ def merge_attn_states(
         suffix_output: like prefix_output, of the same dtype.
         suffix_lse: like prefix_lse.
         prefill_tokens_with_context: rows from here on are copied from the suffix. None: no row.
-        output_scale: float32, one element: output is `quantise(x, output_scale)`; see `multikv.ops`, fp8.
+        output_scale: float32, one element: output is `quantise(x, output_scale)` of the float32 result x. None: no fp8.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride.
@@ -264,7 +265,7 @@ def paged_attention_v1(
         max_seq_len: the most keys of a sequence; -1 means blocks_per_sequence * block_size.
         alibi_slopes: [num_query_heads], float32, or None.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
-        k_scale: float32, one element or one per kv head. Not read for float formats.
+        k_scale: float32, one element or one per kv head. May be None for float formats, which do not read it.
         v_scale: like k_scale.
         tp_rank: not used.
         blocksparse_local_blocks: not used.

@@ -57,8 +57,8 @@ def zero_blocks(caches: Sequence[Tensor], block_ids: Tensor, first_token: Tensor
             first_token is given, so is block_size. All else may differ.
         block_ids: [n], int32 or int64, on the device of the caches or on the CPU. A negative block is skipped, and a
             block may be listed twice.
-        first_token: [n], int32 or int64, where block_ids is: the first token of each block that is zeroed. From
-            block_size on, nothing is zeroed. None: whole blocks.
+        first_token: [n], int32 or int64, on the device of block_ids: for each block, the first token that is zeroed. If
+            it is block_size or more, nothing is zeroed in this block. None: whole blocks.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride.
@@ -92,8 +92,8 @@ def checksum_blocks(caches: Sequence[Tensor], block_ids: Tensor, out: Tensor, nu
         block_ids: [n], int32 or int64, on the device of the caches or on the CPU. A negative block is skipped: its row
             of out keeps its content.
         out: [n, number of caches], int64, on the device of the caches, written: the hashes, in two's complement.
-        num_tokens: [n], int32 or int64, where block_ids is: the number of tokens of each block that are hashed, from
-            the first on. None: whole blocks.
+        num_tokens: [n], int32 or int64, on the device of block_ids: for each block, the number of tokens that are
+            hashed, from the first on. None: whole blocks.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device or stride.

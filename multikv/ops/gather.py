@@ -89,8 +89,8 @@ def gather_and_maybe_dequant_cache(
         num_tokens: the largest number of rows to write; -1: dst.size(0). It may exceed cu_seq_lens[-1], so that the
             host need not read cu_seq_lens from the device. A graph of torch.compile that passes -1 serves all sizes.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
-        scale: float32, one element, or for a cache with heads also one per head, on the device of the op. Float formats
-            do not read it, and it may be None.
+        scale: float32, one element, or for a cache with heads also one per head, on the device of the op. May be None
+            for float formats, which do not read it.
         seq_starts: [batch_size], int32 or int64: the first position to copy of each sequence, which need not be the
             first of a block. None: 0.
 
@@ -149,9 +149,9 @@ def gather_kv_cache(
         cu_seq_lens: [batch_size + 1], int32 or int64: the first row of each sequence, and the end of the last one. Not
             decreasing, not negative. May exceed num_tokens.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
-        k_scale: float32, one element or one per head, on the device of the op. Float formats do not read it, and it may
-            be None.
-        v_scale: float32, as many elements as k_scale, on the device of the op. As k_scale.
+        k_scale: float32, one element or one per head, on the device of the op. May be None for float formats, which do
+            not read it.
+        v_scale: like k_scale, with as many elements.
         seq_starts: [batch_size], int32 or int64: the first position to copy of each sequence, which need not be the
             first of a block. None: 0.
         num_tokens: the largest number of rows to write; -1: key.size(0). It may exceed cu_seq_lens[-1], so that the

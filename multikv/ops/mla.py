@@ -36,9 +36,9 @@ def concat_and_cache_mla(
             float8 e4m3 type, or any dtype of 2 or 4 bytes, with a last dimension of 656 bytes.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
         kv_cache_dtype: "auto", a float dtype, an fp8 format or "fp8_ds_mla"; see `multikv.ops`.
-        scale: float32, one element, on the device of the op. Float formats, fp8_ds_mla and skip_scale do not read
-            it, and it may be None.
-        skip_scale: use the scale 1.
+        scale: float32, one element, on the device of the op. May be None for float formats, for fp8_ds_mla and with
+            skip_scale, which do not read it.
+        skip_scale: whether the scale is 1.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.

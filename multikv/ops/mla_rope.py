@@ -43,8 +43,8 @@ def concat_and_cache_mla_rope_fused(
         kv_cache: [num_blocks, block_size, latent_size + rope_size], written. Dtypes and strides as for
             concat_and_cache_mla.
         kv_cache_dtype: "auto", a float dtype, an fp8 format or "fp8_ds_mla"; see `multikv.ops`.
-        kv_cache_scale: float32, one element, on the device of the op. Float formats and fp8_ds_mla do not read it,
-            and it may be None.
+        kv_cache_scale: float32, one element, on the device of the op. May be None for float formats and fp8_ds_mla,
+            which do not read it.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.

@@ -23,8 +23,8 @@ def pack_layers(
 
         staging[t // C, t % C, p, h] = caches[p][block_ids[t // block_size], t % block_size, head_start + h]
 
-    The op copies bytes. docs/layouts.md shows the views that make staging the layout of other projects, a change of
-    the block size or of the order of dimensions, or the share of another tensor-parallel rank.
+    The op copies bytes. docs/layouts.md shows views of staging that have the layout of another project, that change the
+    block size or the order of dimensions, or that hold the share of another tensor-parallel rank.
 
     Args:
         caches: planes, at least one: each [num_blocks, block_size, num_heads, head_size], any strides. A plane is the K

@@ -62,8 +62,8 @@ def qk_norm_rope_cache(
         value_cache: like key_cache; packed, it is [num_blocks, num_kv_heads, head_size, block_size] or [num_blocks,
             num_kv_heads, block_size / x, head_size, x]. Written.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
-        positions: [>= num_tokens], int32 or int64: the row of cos_sin_cache of each token. With mrope_section [3, >=
-            num_tokens]. Not read if cos_sin_cache is None.
+        positions: [>= num_tokens], or, if mrope_section is given, [3, >= num_tokens]. int32 or int64: the row of
+            cos_sin_cache of each token. Not read if cos_sin_cache is None.
         cos_sin_cache: [num_positions, rotary_size], the dtype of qkv or float32: rotary_size / 2 cosines, then as many
             sines. rotary_size is even. The rounding is that of concat_and_cache_mla_rope_fused. None: no rotation.
         num_heads: the number of query heads, at least 0.

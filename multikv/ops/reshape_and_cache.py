@@ -34,9 +34,9 @@ def reshape_and_cache_flash(
             may differ from those of key_cache.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
-        k_scale: float32, one element or one per head, on the device of the op. Float formats do not read it, and it may
-            be None.
-        v_scale: float32, as many elements as k_scale, on the device of the op. As k_scale.
+        k_scale: float32, one element or one per head, on the device of the op. May be None for float formats, which do
+            not read it.
+        v_scale: like k_scale, with as many elements.
 
     Raises:
         RuntimeError: an argument has a wrong rank, size, dtype, device, stride or format.
@@ -83,9 +83,9 @@ def reshape_and_cache(
             of key_cache, written. Any strides except that the innermost is 1.
         slot_mapping: [num_tokens], int32 or int64; see `multikv.ops`, Slots.
         kv_cache_dtype: "auto", a float dtype or an fp8 format; see `multikv.ops`.
-        k_scale: float32, one element or one per head, on the device of the op. Float formats do not read it, and it may
-            be None.
-        v_scale: float32, as many elements as k_scale, on the device of the op. As k_scale.
+        k_scale: float32, one element or one per head, on the device of the op. May be None for float formats, which do
+            not read it.
+        v_scale: like k_scale, with as many elements.
         interleaved_v: whether value_cache has five dimensions (see value_cache).
 
     Raises:

@@ -87,7 +87,7 @@ class BlockPool:
             references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Takes a reference from each block of a sequence, or of its end.
+        """Removes one reference from each of these blocks: all blocks of a sequence, or its last ones.
 
         Blocks are released from the last to the first, so that later blocks are evicted first: a cached block is only
         found if all blocks before it are found.
@@ -113,7 +113,7 @@ class BlockPool:
                 own[block] = name
 
     def forget_name(self, block: int) -> None:
-        """Takes the name from a block, because its content is about to change."""
+        """Removes the name of a block, because its content is about to change."""
         name = self._names[block]
         if name is not None:
             del self._by_name[name]

@@ -41,7 +41,8 @@ class PagedKVCache(PagedCache):
         kv_cache_dtype: how elements are stored: "auto" (as dtype), or a format of `multikv.ops`, such as "fp8_e4m3".
         device: where the cache is: a CPU or a GPU. None: PyTorch's default.
         num_host_blocks: blocks of the host tier, in pinned memory; 0: none.
-        k_scale: of the fp8 formats: a number, or a float32 tensor with one element or one for each head. None: 1.
+        k_scale: of the fp8 formats, for all layers: a number, or a float32 tensor with one element or one for each
+            head. None: 1. docs/scales.md says how to choose it.
         v_scale: like k_scale.
         layout: the order of the memory: "NHD" (token, head) or "HND" (head, token).
 

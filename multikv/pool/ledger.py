@@ -209,7 +209,7 @@ class Ledger:
 
     def _bring(self, host: HostTier, sources: list[int]) -> list[int]:
         """Takes a block of the device for each block of the host, and copies the content."""
-        host.blocks.share(sources)  # so that what the device evicts does not evict them
+        host.blocks.share(sources)  # the host takes blocks for what the device evicts, and must not evict these
         taken = self._take(len(sources))
         host.copy_in(list(zip(sources, taken, strict=True)))
         host.blocks.release(sources)
@@ -281,7 +281,8 @@ class Ledger:
     def _check_current(self, call: str, batch: Batch) -> None:
         check_type(call, "batch", batch, Batch)
         if batch is not self._batch:
-            raise RuntimeError(f"{call}: batch: expected that of the last extend; its sequences must not change since")
+            expected = "none of whose sequences has been freed, truncated or offloaded since"
+            raise RuntimeError(f"{call}: batch: expected the batch of the last extend, {expected}")
 
     def _host_tier(self, call: str) -> HostTier:
         if self._host is None:

@@ -20,7 +20,8 @@ _DS_MLA = "fp8_ds_mla"
 class PagedMLACache(PagedCache):
     """A paged cache of latent vectors and rotary keys for all layers of a model with multi-head latent attention.
 
-    Sequences and batches are those of `PagedKVCache`.
+    Sequences and batches are those of `PagedKVCache`. There is no `attend`: `read` returns what an attention kernel
+    needs, and docs/ops.md says how `paged_attention` attends over `planes`.
 
     Args:
         num_layers: the number of layers.

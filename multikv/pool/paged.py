@@ -61,10 +61,11 @@ class PagedCache(Ledger):
     """The base of PagedKVCache and PagedMLACache: everything but the contents of blocks.
 
     **Threads.** A lock makes every method atomic except `write`, `attend` and `read`. So any thread may create, fork,
-    offload and free sequences. The steps belong to one thread: a batch is valid until the next `extend` of the cache.
+    truncate, offload, restore and free sequences. The steps belong to one thread: a batch is valid until the next
+    `extend` of the cache.
 
-    **Streams.** On a GPU the cache works on the current stream, like PyTorch: `extend`, `write`, `attend` and `read` of
-    one cache on the same stream. Copies between the tiers run on a stream of their own, ordered by events.
+    **Streams.** On a GPU the cache works on the current stream, like PyTorch. Call `extend`, `write`, `attend` and
+    `read` of one cache on the same stream. Copies between the tiers run on a stream of their own, ordered by events.
     """
 
     kv_cache_dtype: str
@@ -107,9 +108,9 @@ class PagedCache(Ledger):
     def extend(self, sequences: Iterable[Sequence], max_query_len: int | None = None) -> Batch:
         """Returns the batch of the pending tokens, with a slot for each.
 
-        Takes blocks, and copies blocks that are about to be written and that others use (copy on write). A batch that
-        was not written in all layers is given up, and its tokens are still pending: so a step that failed can be made
-        again.
+        Takes blocks, and copies blocks that are about to be written and that others use (copy on write). If the
+        previous batch was not written in all layers, it is given up, and its tokens are still pending. So a step that
+        failed can be made again.
 
         Args:
             sequences: distinct sequences of this cache on the device, each with a pending token.
@@ -153,7 +154,7 @@ class PagedCache(Ledger):
                     self._name_blocks(sequence, start // self.block_size)
 
     def fork(self, sequence: Sequence) -> Sequence:
-        """Returns a copy of a sequence that shares its blocks.
+        """Returns a copy of a sequence that shares the blocks of its written tokens.
 
         The first of the two that writes a token copies the last block, unless this block is full.
 
@@ -302,7 +303,10 @@ class PagedCache(Ledger):
         self._check_layer(call, layer)
 
     def _end_write(self, layer: int, batch: Batch) -> None:
-        """Notes that a layer was written, and commits the batch after the last one. A captured write has not run."""
+        """Notes that a layer was written, and commits the batch after the last one.
+
+        Does nothing while a CUDA graph is captured, because a captured write has not run yet.
+        """
         if batch._missing and not (self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             batch._missing &= ~(1 << layer)
             if not batch._missing:

@@ -41,9 +41,10 @@ class Options:
     query_mask: Tensor | None = None
 
     def visible(self, row: int, i: int, length: int, q_len: int) -> Tensor:
-        """Returns which keys of a sequence of `length` keys and q_len query rows its i-th query row sees.
+        """Returns which keys the i-th query row of a sequence sees.
 
-        `row` is the index of this query row among those of all sequences.
+        The sequence has `length` keys and q_len query rows. `row` is the index of the query row among those of all
+        sequences.
         """
         p, key = length - q_len + i, torch.arange(length)
         if p < 0:

@@ -17,7 +17,10 @@ _MASK = 2**64 - 1
 def _listed_blocks(
     argument: str, blocks: list[int], num_blocks: int, tokens: list[int], token_argument: str, most: int, skip: bool
 ) -> list[tuple[int, int, int]]:
-    """Returns (i, block, number of tokens) for every entry i that is neither padding nor, if `skip`, bad."""
+    """Returns (i, block, tokens[i]) for every entry i that is not padding.
+
+    A bad entry is left out if `skip` is true, and raises IndexError if it is false.
+    """
     found = []
     for i, (block, count) in enumerate(zip(blocks, tokens, strict=True)):
         if block < 0:

@@ -169,7 +169,7 @@ def receive(
     before the blocks can be used or found.
 
     Args:
-        cache: this rank's cache, of the class, the layers, the format and the scales of the senders'.
+        cache: this rank's cache. Its class, layers, format and scales are those of the senders' caches.
         src: the global rank of the sender, or those of several, which together hold the heads of this cache. A head
             that several hold comes from the lowest of their ranks.
         group: as for `send`.

@@ -220,8 +220,8 @@ BAD_ARGUMENTS += [
     grouped(
         "overlapping_slots_outermost",
         {"block_stride": 576, "entry_stride": 3 * 576 - 1},
-        "entry_stride: expected at least 2 * 576 + 576 (elements of a slot of all blocks; entries must not overlap), "
-        "got 1727",
+        "entry_stride: expected at least 2 * 576 + 576 (elements at one offset of all blocks; entries must not "
+        "overlap), got 1727",
     ),
     grouped(
         "overlapping_beyond_int64",

@@ -155,7 +155,7 @@ BAD_INDICES = [
     slots(
         "too_many_sequences",
         {"table_rows": None, "block_tables": lambda tables: [x[:3] for x in tables]},
-        "cu_query_lens[3]: expected a row from 0 to 2 as number of a sequence with tokens, got 3",
+        "cu_query_lens[3]: expected tokens only in sequences below 3 (rows of block_tables), got 3",
         table_rows=None,
     ),
     slots(

@@ -107,7 +107,7 @@ def test_a_failed_step_is_made_again(any_device):
     assert sequence.num_pending == 9 and len(sequence.blocks) == 3
     again = step(cache, [sequence])
     assert sequence.num_pending == 0 and len(sequence.blocks) == 3
-    with pytest.raises(RuntimeError, match="^write: batch: expected that of the last extend"):
+    with pytest.raises(RuntimeError, match="^write: batch: expected the batch of the last extend"):
         cache.write(0, nothing, nothing, batch)
     assert again is not batch
     check_contents(cache, [sequence])
@@ -314,9 +314,9 @@ def test_a_batch_ends_when_one_of_its_sequences_changes(any_device):
         sequence, other = cache.new([1, 2]), cache.new([3])
         batch = cache.extend([sequence, other])
         getattr(cache, change)(*{"free": (sequence,), "truncate": (sequence, 1), "offload": ([sequence],)}[change])
-        with pytest.raises(RuntimeError, match="^write: batch: expected that of the last extend"):
+        with pytest.raises(RuntimeError, match="^write: batch: expected the batch of the last extend"):
             cache.write(0, row, row, batch)
-        with pytest.raises(RuntimeError, match="^commit: batch: expected that of the last extend"):
+        with pytest.raises(RuntimeError, match="^commit: batch: expected the batch of the last extend"):
             cache.commit(batch)
         step(cache, [other])
         check_contents(cache, [other])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
+import sys
 
 import pytest
 
@@ -61,3 +63,13 @@ def test_serve(device_type):
     assert "all tokens are right" in text
     found, out, back = re.search(r"\((\d+)%\)\. ([\d,]+) blocks went to the host, ([\d,]+) came back", text).groups()
     assert int(found) > 50 and int(out) > 0 and int(back) > 0
+
+
+def test_serve_without_matplotlib(monkeypatch, capsys, tmp_path):
+    """A picture that cannot be drawn is refused before anything is served."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(sys, "argv", ["serve.py", "--device", "cpu", "--out", str(tmp_path / "serve.png")])
+    with pytest.raises(SystemExit, match="^2$"):
+        runpy.run_path(str(ROOT / "examples" / "serve.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    assert "--out: matplotlib is not installed: pip install matplotlib" in printed.err and not printed.out

@@ -61,8 +61,8 @@ void zero_block(const BlockLayout& layout, char* block, int64_t begin, Stores st
   }
 }
 
-// Hashes messages whose rows are not whole words of 8 bytes. Their bytes are collected in a buffer, because words do
-// not end where rows end.
+// Hashes a block whose rows are not whole words of 8 bytes. The bytes are collected in a buffer, because words do not
+// end where rows end.
 void hash_short_rows(WordHash& hash, const StridedRows& rows, const char* block, int64_t num_bytes) {
   constexpr int64_t kMost = 4096;
   alignas(64) char buffer[kMost];

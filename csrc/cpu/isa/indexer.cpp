@@ -48,9 +48,9 @@ class TileWriter {
     num_tiles_ = 0;
   }
 
-  // Prefetches a tile of the next kMaxTiles, if tokens are contiguous. The computation of a tile's amax is short.
-  // Without prefetches it would wait for memory at every tile. With AVX-512, prefetches make the op slower
-  // (docs/performance_cpu.md).
+  // Prefetches what lies kMaxTiles tiles further on: if tokens are contiguous, a tile of the next flush(). The
+  // computation of a tile's amax is short. Without prefetches it would wait for memory at every tile. With AVX-512,
+  // prefetches make the op slower (docs/performance_cpu.md).
   static constexpr bool kPrefetches = kIsa == Isa::kAvx2;
   [[gnu::always_inline]] void prefetch_tile(const Input* from) const {
     const int64_t num_bytes = size() * static_cast<int64_t>(sizeof(Input));

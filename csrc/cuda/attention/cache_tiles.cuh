@@ -149,7 +149,7 @@ class TileLoader {
     id_ = PrefetchedIndex(p_.sequences.block_table, segment_.sequence_index * p_.sequences.block_table.stride + block);
   }
 
-  // Writes the offsets of the step at key_, and looks up those of the next.
+  // Writes the offsets of the step at key_, and loads the block ids of the next step.
   __device__ void write_offsets() {
     const int thread = threadIdx.x, step = key_ / kStep;
     if (thread < 2 * kStep) {

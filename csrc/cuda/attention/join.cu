@@ -78,7 +78,7 @@ class RowJoin {
     __syncthreads();
   }
 
-  // Returns the largest score of the threads and batches before, and adds this batch to m_.
+  // Returns the largest score of the threads and batches before, and raises m_ to the largest score of this batch.
   __device__ float largest_before(float largest) {
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {

@@ -9,9 +9,9 @@ namespace multikv::gpu {
 // How the warps of a thread block of the split kernel share a step of kStep keys. A warp multiplies the queries with
 // kWarpKeys keys, and the weights of all keys with a slice of the values: kSliceBytes of each value.
 //
-//   keys     lane i holds chunk i % 4 of every four chunks of keys i / 4 and i / 4 + 8 of every 16 keys
-//   values   lane i holds kLaneBytes of the slice, from byte i / 4 * kLaneBytes on, of keys pair, pair + 1, pair + 8
-//            and pair + 9 of every 16 keys, with pair = i % 4 * 2
+//   keys     of every 16 keys, lane i holds a part of keys i / 4 and i / 4 + 8: chunk i % 4 of every four chunks
+//   values   of every 16 values, lane i holds a part of the slices of values pair, pair + 1, pair + 8 and pair + 9:
+//            kLaneBytes from byte i / 4 * kLaneBytes on, with pair = i % 4 * 2
 template <class Store, int kHeadSize>
 struct SplitShape {
   static constexpr int kRowBytes = kHeadSize * Store::kBytes;

@@ -91,7 +91,7 @@ __device__ inline TileRow tile_row(const AttentionProblem& p, const Segment& seg
 }
 
 // Turns one row's products with the keys of a step into the x of RowSums: the elements 2 * high and 2 * high + 1 of
-// each block.
+// every scores[n].
 __device__ inline void score_row(StepScores& scores, int high, const Scoring& scoring, const TileRow& row, int key) {
   if (scoring.is_plain) return;
   const int first = key + static_cast<int>(threadIdx.x) % 4 * 2 - row.visible.position;

@@ -113,7 +113,7 @@ class WarpgroupAttention {
   __device__ void attend_steps(int key, int end) {
     Joins joins;  // of the granule that ended before the step
     joins[0].is_first = joins[1].is_first = true;
-    bool adds = false;  // o_ already holds products of an earlier step of the granule
+    bool adds = false;  // whether o_ already holds products of an earlier step of the granule
     start_scores_of_step();
     wait_for_products<0>();
     pin(scores_);

@@ -8,7 +8,8 @@ namespace multikv::gpu {
 inline constexpr int kWarpKeys = kStep / 4;  // keys that a loading warp copies of each step
 
 // Copies the warp's keys or values to tiles. A lane copies the same kPieceBytes of several keys or values: 8 bytes of
-// 16-bit keys, 16 bytes of 16-bit values, or 16 fp8 codes, which are converted to float16.
+// 16-bit keys, 16 bytes of 16-bit values, or 16 fp8 codes, which are converted to float16. Such a piece has kElements
+// elements, and so one, two or four of the pieces of place_of_piece().
 template <class Store, int kHeadSize, bool kIsKey>
 class EntryCopier {
   using Tile = SwizzledTile<kHeadSize>;
@@ -59,8 +60,8 @@ class EntryCopier {
 
   // Starts an asynchronous copy of a piece of entry i + first().
   __device__ void copy(uint32_t tile, int i, const Source& source) const {
-    // In a row that is i further on, the number of the stored chunk is XORed with i % 8 (SwizzledTile), because i is a
-    // multiple of kEntriesAtOnce and first() is less. A tile is aligned, so that the XOR changes no other bits.
+    // SwizzledTile XORs the number of a chunk with the row. i is a multiple of kEntriesAtOnce, a power of two above
+    // first(), so row first() + i is first() ^ i. A tile is aligned, so that the XOR with i % 8 changes no other bits.
     const uint32_t to = ((tile + to_) ^ i % 8 * kChunkBytes) + i * Tile::kRowBytes;
     if constexpr (kPieceBytes == 8) copy_async_8(to, source.from, source.is_valid);
     else copy_async(to, source.from, source.is_valid);

@@ -46,14 +46,14 @@ __device__ __forceinline__ SequenceStart search_from(const SequenceBounds& bound
 }
 
 // The tokens that the lanes of a warp look up: first, first + 1, ..., first + count - 1. There is at least one.
-// Each lane looks up the token first + index. Lanes may have equal or different indices, also of count or above.
+// Each lane looks up the token first + index. Lanes may have equal indices. Lanes with an index >= count have no token.
 struct WarpTokens {
   int64_t first;
   int count, index;
 };
 
 // Finds, for each lane of a warp, the last sequence that begins at or before the lane's token. All lanes must call;
-// what lanes with an index of count or above get means nothing.
+// what lanes without a token get means nothing.
 __device__ inline SequenceStart sequence_of(const SequenceBounds& bounds, const WarpTokens& tokens, int lane) {
   const int64_t window = find_window(bounds, tokens.first, lane);
   const bool is_bound = window + lane < bounds.count;

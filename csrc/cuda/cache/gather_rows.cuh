@@ -220,8 +220,8 @@ cudaError_t launch_gather(const Entry& entry, const Context& context) {
   if (launch_few(entry, context)) return cudaGetLastError();
   const int64_t num_tokens = entry.sequences().num_tokens;
   const int64_t vectors = std::max<int64_t>(entry.vectors(), 1);
-  // `spread` tokens a chunk give each multiprocessor about 8 thread blocks for each part of the entries. `enough`
-  // tokens a chunk amortise the look-ups, which the thread blocks of each part repeat. The chunk is the smaller of the
+  // Chunks of `spread` tokens give each multiprocessor about 8 thread blocks for each part of the entries. Chunks of
+  // `enough` tokens amortise the look-ups, which the thread blocks of each part repeat. The chunk is the smaller of the
   // two.
   const int64_t part_bytes = block_shape(vectors, 1, 1).threads.x * int64_t{Entry::kVectorBytes};
   const int64_t spread = ceil_div<int64_t>(num_tokens, 8 * context.num_multiprocessors);

@@ -10,7 +10,7 @@ template <Float kTable, int kPairs>
 struct AngleVectors {
   FloatPack<kTable, kPairs> cosines, sines;
 
-  // Reads those of the pairs i, i + 1, ... from a row of the table, which has `half` of each.
+  // Reads those of the pairs i, i + 1, ... from a row of the table: `half` cosines, and then as many sines.
   __device__ static __forceinline__ AngleVectors read(const char* row, int64_t half, int64_t i) {
     constexpr int64_t kTableBytes = num_bytes(kTable);
     using Table = FloatPack<kTable, kPairs>;

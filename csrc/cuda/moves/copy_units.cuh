@@ -124,11 +124,11 @@ __device__ LinkPiece link_piece(const Launch& launch, int64_t i) {
           reinterpret_cast<int64_t>(plane.dst) + slot.dst + in_unit.dst + begin, left < most ? left : most};
 }
 
-// Copies over a link, to or from the memory of the host, with few threads. In each step a warp copies the next 128 >>
-// lanes_log2 pieces, and neighbouring warps make neighbouring steps:
+// Copies over a link, to or from the memory of the host, with few threads. A step is 128 >> lanes_log2 pieces. Warp w
+// copies the steps w, w + warps, w + 2 * warps, and so on:
 //
 //   piece   | 0   1   2   3  | 4   5   6   7  | ...                  lanes_log2 = 5: a piece is 32 vectors
-//           | warp 0, step 0 | warp 1, step 0 | ... | warp 0, step 1 | ...
+//           | step 0: warp 0 | step 1: warp 1 | ... | step `warps`: warp 0 | ...
 //
 // Each lane finds one of the next 32 pieces of its warp, while vectors of the present step are in flight, and the other
 // lanes get the addresses from it. docs/swap.md says what looking ahead gains.
@@ -176,7 +176,7 @@ template <class Head>
 void divide_into_chunks(Head& head, int width, int64_t num_items, const Context& context) {
   constexpr int64_t kChunkBytes = 32 << 10;
   const int64_t unit_bytes = static_cast<int64_t>(head.unit.num_vectors) * width;
-  // `spread` units a chunk give each multiprocessor about 8 thread blocks.
+  // Chunks of `spread` units give each multiprocessor about 8 thread blocks.
   const int64_t spread = ceil_div<int64_t>(head.num_units * num_items, 8 * context.num_multiprocessors);
   head.chunk_units = static_cast<int32_t>(
       std::clamp<int64_t>(std::min(kChunkBytes / std::max<int64_t>(unit_bytes, 1), spread), 1, kMaxChunkUnits));

@@ -19,7 +19,7 @@ constexpr int kCopyUnroll = 4, kMaxLinkThreads = 1024;
 // A link, and how units lie in the memory of the host at its end: in planes, in each plane in blocks, and in each block
 // units_per_block units.
 struct Link {
-  int threads;  // that saturate the link
+  int threads;  // the number of threads that saturate the link
   bool is_dst_on_host;
   int64_t stride_plane, stride_block, stride_unit;  // in bytes
   int64_t units_per_block;

@@ -18,7 +18,7 @@ struct HeadLanes {
   int rotated;               // lanes
   int offset;                // the first rotated vector
   int vectors;               // of a head
-  int lane_step, half_step;  // the distances between rotated vectors of neighbouring lanes, and of a lane
+  int lane_step, half_step;  // the distances of rotated vectors: of neighbouring lanes, and of the two of one lane
   bool is_neox;
 
   static HeadLanes of(const Rope& rope, int64_t head_size, int elements) {

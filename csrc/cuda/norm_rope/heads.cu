@@ -9,8 +9,8 @@ namespace {
 constexpr int kRowHeads = 2;   // the heads of a group of lanes, if all heads of a token are normed together
 constexpr int kFewHeads = 32;  // the heads per multiprocessor up to which a group of lanes has one head
 
-// The minimum number of resident thread blocks per multiprocessor: loads are hidden by many threads. With few tokens,
-// few thread blocks are resident in any case.
+// The minimum number of resident thread blocks per multiprocessor. Many threads hide the latency of loads. With few
+// tokens, few thread blocks are resident in any case.
 template <HeadNorm kNorm, int kHeads>
 constexpr int kHeadBlocks = kHeads == 1 ? 4 : (kNorm == HeadNorm::kNone ? 6 : 5);
 

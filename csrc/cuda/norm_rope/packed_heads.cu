@@ -7,8 +7,8 @@
 namespace multikv::gpu {
 namespace {
 
-constexpr int kFewTokens = 16;    // up to which values are written element by element
-constexpr int kValueTokens = 64;  // whose values a thread block transposes
+constexpr int kFewTokens = 16;    // the number of tokens up to which values are written element by element
+constexpr int kValueTokens = 64;  // the number of tokens whose values a thread block transposes
 constexpr int kRunBits = 4;       // 16 neighbouring tokens write the same part of their keys side by side
 
 // The slot of a token whose position is in the table, else -1.

@@ -6,7 +6,7 @@
 
 namespace multikv::gpu {
 
-// Returns the sum of kCount values, a power of two: level by level, neighbours are added.
+// Returns the sum of kCount values, with kCount a power of two: level by level, neighbours are added.
 template <int kCount>
 __device__ __forceinline__ float sum_in_tree(float (&values)[kCount]) {
 #pragma unroll
@@ -17,7 +17,7 @@ __device__ __forceinline__ float sum_in_tree(float (&values)[kCount]) {
   return values[0];
 }
 
-// Returns the sum of the squares of kCount elements, a power of two.
+// Returns the sum of the squares of kCount elements, with kCount a power of two.
 template <Float kDtype, int kCount>
 __device__ __forceinline__ float sum_of_squares(const uint32_t* words) {
   float squares[kCount];
@@ -29,7 +29,7 @@ __device__ __forceinline__ float sum_of_squares(const uint32_t* words) {
   return sum_in_tree(squares);
 }
 
-// Replaces each value by the sum of this value of `count` neighbouring lanes, a power of two. All lanes of the warp
+// Replaces each value by its sum over `count` neighbouring lanes, with `count` a power of two. All lanes of the warp
 // must call.
 template <int kValues>
 __device__ __forceinline__ void sum_of_lanes(float (&values)[kValues], int count) {

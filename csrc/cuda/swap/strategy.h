@@ -37,9 +37,9 @@ struct Crossover {
   }
 };
 
-// The crossovers of all devices. multikv.calibrate_swaps() measures those of a device. The values before that suit all
-// hosts that were measured: the copy engines move runs of these sizes at over 90% of the link's rate, and the threads
-// saturate the link of most hosts.
+// The crossovers of all devices. multikv.calibrate_swaps() measures those of a device. Until then they are the values
+// below, which suit all hosts that were measured: the copy engines move runs of these sizes at over 90% of the link's
+// rate, and the threads saturate the link of most hosts.
 class Crossovers {
  public:
   Crossovers() {

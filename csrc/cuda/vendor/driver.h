@@ -39,7 +39,7 @@ inline bool has_large_parameters() { return false; }
 inline constexpr unsigned kPinnedFlags = cudaHostAllocPortable;
 
 // A function of the driver. The driver is not linked, so that this library can be loaded on hosts without a driver.
-// The process may load the driver after the first call of get(), so that only the answer of a loaded driver is kept.
+// The process may load the driver after the first call of get(). So get() keeps an answer only if the driver is loaded.
 template <class Function>
 class DriverFunction {
  public:

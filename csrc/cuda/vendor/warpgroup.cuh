@@ -90,7 +90,8 @@ __device__ inline void sync_warpgroup([[maybe_unused]] int id) {
 #endif
 }
 
-// Makes this thread's writes to shared memory visible to matrix instructions. Other threads must be synchronised after.
+// Makes this thread's writes to shared memory visible to matrix instructions. Afterwards, the threads that start these
+// instructions must be synchronised with this thread.
 __device__ inline void publish_to_matrix_instructions() {
 #if MULTIKV_WARPGROUP_PASS
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -58,8 +58,8 @@ void check_bounds(const Call& call, const AttentionSequences& sequences, const H
   }
 }
 
-// Returns which of the last q_len <= 64 keys of a sequence some query token sees: bit b stands for key
-// length - q_len + b.
+// Returns a bit set of the last q_len keys of a sequence, which are at most 64: bit b is set if some query token sees
+// key length - q_len + b.
 uint64_t masked_keys(const HostSequences& host, const AttentionOptions& options, int64_t sequence, int64_t q_len) {
   const int64_t first_position = host.lengths[sequence] - q_len;
   uint64_t keys = 0;

@@ -62,13 +62,13 @@ void check_plane_shape(const Call& call, std::string_view argument, int64_t inde
 IndexList IndexLists::add(std::string_view argument, const Tensor& tensor, int64_t dim) {
   if (tensor.is_none()) call_.fail(argument, "a tensor", "None");
   const bool is_cpu_call = call_.backend().device_type() == aoti_torch_device_type_cpu();
-  if (first_.empty()) {
+  if (previous_.empty()) {
     are_on_host_ = is_on_cpu(tensor);
   } else if (is_on_cpu(tensor) != are_on_host_ && !is_cpu_call) {
-    call_.fail(argument, join({are_on_host_ ? "a CPU tensor like " : "a CUDA tensor like ", first_}),
+    call_.fail(argument, join({are_on_host_ ? "a CPU tensor like " : "a CUDA tensor like ", previous_}),
                device_text(tensor.device()));
   }
-  first_ = argument;
+  previous_ = argument;
   if (!are_on_host_ || is_cpu_call) call_.check_device(argument, tensor);
   return {indices_on_any_device(call_, argument, tensor, dim), tensor.size(0)};
 }

@@ -54,7 +54,7 @@ inline char* plane_data(const Call& call, std::string_view argument, int64_t ind
 template <class Layout, class Item = Plane>
 class PlaneCollector {
  public:
-  // Forgets all planes. The result of groups() is valid until then.
+  // Forgets all planes. The result of groups() is no longer valid.
   void clear() { num_groups_ = 0; }
 
   void add(const Layout& layout, const Item& plane) {
@@ -109,12 +109,12 @@ class IndexLists {
 
  private:
   Call& call_;
-  std::string_view first_;  // the argument that was added last; empty before the first one
+  std::string_view previous_;  // the argument that was added last; empty if there is none
   bool are_on_host_ = false;
 };
 
 // Fails unless an entry of a list is below `count`. Negative entries are padding, and pass. `noun` is "block" or
-// "slot". The subscript of the entry is `i`, or `i`, `column` if column is not negative.
+// "slot". The message names the entry argument[i] or, if `column` is not negative, argument[i, column].
 void check_entry(const Call& call, std::string_view argument, int64_t i, int64_t column, std::string_view noun,
                  int64_t entry, int64_t count);
 // Calls check_entry() for all entries of a list [size].

@@ -20,7 +20,7 @@ struct BoundsRule {
   std::string_view rows = "rows of the output";
 };
 
-// Fails unless the bounds are not negative, do not decrease, and are at most num_rows, unless they may exceed it.
+// Fails if a bound is negative or below the bound before it, or if it exceeds num_rows and the rule forbids that.
 void check_bounds(const Call& call, const HostIndices& bounds, int64_t num_bounds, int64_t num_rows,
                   const BoundsRule& rule);
 

@@ -31,7 +31,7 @@ StridedRows strided_rows(std::span<const StridedDim> dims, int64_t unit);
 // The order in which block_rows() arranges the dimensions of a block.
 enum class RowOrder : uint8_t {
   kMemory,      // by their strides, so that rows are as long as possible
-  kTokenMajor,  // all bytes of token 0, then those of token 1, and so on; each token's by their strides
+  kTokenMajor,  // tokens in order; within a token, the other dimensions by their strides
   kLogical,     // in the order of the tensor's dimensions
 };
 

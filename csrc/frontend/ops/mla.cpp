@@ -73,7 +73,7 @@ void check_no_overlap(const Call& call, int64_t entry_size, int64_t block_size, 
   if ((larger - entry_size) / steps >= smaller) return;
   call.fail(is_block_major ? "block_stride" : "entry_stride",
             join({"at least ", text(steps), " * ", text(smaller), " + ", text(entry_size),
-                  is_block_major ? " (elements of a block" : " (elements of a slot of all blocks",
+                  is_block_major ? " (elements of a block" : " (elements at one offset of all blocks",
                   "; entries must not overlap)"}),
             text(larger));
 }

@@ -122,9 +122,11 @@ void check_run(const Call& call, const ComputeSlotMappingParams& p, const HostTa
 
 // Fails because a sequence has tokens, but the block tables have no row for them.
 [[noreturn]] void fail_row(const Call& call, const ComputeSlotMappingParams& p, int64_t sequence, int64_t row) {
-  const std::string expected = range_text("row", p.num_rows, " in block_tables");
-  if (p.table_rows.is_given()) call.fail_index("table_rows", text(sequence), expected, row);
-  call.fail_index("cu_query_lens", text(sequence), expected + " as number of a sequence with tokens", row);
+  if (p.table_rows.is_given()) {
+    call.fail_index("table_rows", text(sequence), range_text("row", p.num_rows, " in block_tables"), row);
+  }
+  call.fail_index("cu_query_lens", text(sequence),
+                  join({"tokens only in sequences below ", text(p.num_rows), " (rows of block_tables)"}), sequence);
 }
 
 // Returns the largest of the indices begin .. end - 1; -1 if there is none.

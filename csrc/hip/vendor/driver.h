@@ -47,8 +47,8 @@ inline bool has_large_parameters() { return false; }
 inline constexpr unsigned kPinnedFlags = hipHostMallocDefault;
 
 // Whether the process has initialised AMD's runtime. Any call of HIP initialises it, and children that the process
-// forks later cannot use a GPU. hsa_system_get_info() fails until then. If the function is not found, the runtime
-// counts as initialised.
+// forks later cannot use a GPU. hsa_system_get_info() fails until the runtime is initialised. If this function is not
+// found, the runtime counts as initialised.
 inline bool has_runtime() {
   using Getter = int(int attribute, void* value);
   static const auto get = reinterpret_cast<Getter*>(dlsym(RTLD_DEFAULT, "hsa_system_get_info"));

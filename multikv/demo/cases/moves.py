@@ -9,7 +9,8 @@ from .workload import Workload
 
 __all__ = ["compact_cache", "move_tokens", "pack_layers", "unpack_layers"]
 
-# The dimensions of staging [rows, tokens of a row, planes, heads, head_size] in memory.
+# Each tuple lists the dimensions of staging, [rows, tokens of a row, planes, heads, head_size], in the order that they
+# have in memory.
 _LAYOUTS = {
     "tokens": (0, 1, 2, 3, 4),  # all planes of a token are neighbours, as in SGLang's page_first
     "planes": (0, 2, 1, 3, 4),  # the tokens of a row are neighbours, plane by plane

@@ -42,7 +42,10 @@ def normal(shape: Sequence[int], device: torch.device) -> Tensor:
 
 
 def _num_random(size: int, device: torch.device) -> int:
-    """Returns how many of `size` values are random. On a CPU a random number takes longer than any op takes for it."""
+    """Returns how many of `size` values are random.
+
+    On a CPU it takes longer to draw a random number than any op takes to process one, so only some of them are random.
+    """
     return min(size, _DISTINCT) if device.type == "cpu" else size
 
 

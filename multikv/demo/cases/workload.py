@@ -47,7 +47,10 @@ class Workload:
 
     @property
     def graph(self) -> bool:
-        """Whether the op may be timed in a CUDA graph. A swap may not: it submits its copies differently in a graph."""
+        """Whether the op may be timed in a CUDA graph.
+
+        A workload with a route may not: a swap submits its copies differently in a graph.
+        """
         return self.route is None
 
     def bind(self, namespace: Any = multikv) -> Callable[[], None]:
@@ -112,7 +115,7 @@ def copy_calls(workload: Workload, device: torch.device) -> list[Callable[[], ob
 def copy_description(device: torch.device) -> str:
     """Describes, in one line for a report, the copies that copy_calls makes on a device."""
     if device.type == "cuda":
-        return "torch copy_ within the device; for a swap, torch copy_ between the memories of the swap"
+        return "torch copy_ within the device; for an op from or to the host, torch copy_ between the same memories"
     threads = torch.get_num_threads()
     return "memmove, 1 thread" if threads == 1 else f"torch copy_, {threads} threads"
 

@@ -14,6 +14,13 @@ import multikv
 from .cache import ATTENTION, Written
 from .masks import CausalMask, make_causal_mask
 
+# Arguments of Transformers that must be None or False, and what paged_attention lacks for them.
+_REFUSED = {
+    "output_attentions": "returns no weights",
+    "position_bias": "adds no such bias",
+    "head_mask": "masks no heads",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
@@ -130,9 +137,10 @@ def _check_inference(
         raise RuntimeError("multikv: expected inference, got tensors that require grad: use torch.no_grad()")
     if dropout:
         raise RuntimeError(f"multikv: dropout: expected 0, got {dropout}: call model.eval()")
-    for name in ("output_attentions", "position_bias", "head_mask"):
+    for name, reason in _REFUSED.items():
         if kwargs.get(name) is not None and kwargs[name] is not False:
-            raise RuntimeError(f"multikv: {name}: expected none, because {type(module).__name__} needs the weights")
+            caller = type(module).__name__
+            raise RuntimeError(f"multikv: {name}: expected none from {caller}, because paged_attention {reason}")
 
 
 def _window_of(module: torch.nn.Module, kwargs: dict[str, Any]) -> int | None:

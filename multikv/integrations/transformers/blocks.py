@@ -62,7 +62,10 @@ class BlockTables:
         return copies
 
     def select(self, indices: Sequence[int]) -> None:
-        """Makes sequence i continue what was sequence indices[i]."""
+        """Replaces the sequences: the new sequence i has the tokens of the old sequence indices[i].
+
+        The two share blocks.
+        """
         before, self.rows = self.rows, [list(self.rows[i]) for i in indices]
         for row in self.rows:
             for block in row[self.num_released :]:
@@ -124,7 +127,7 @@ class Step:
     slots: Tensor  # [batch_size * count], int64
 
     def __post_init__(self) -> None:
-        """Begins without any table of padded sequences."""
+        """Computes the bounds. Tables without padding are computed when they are asked for."""
         self._unpadded: dict[tuple[int, ...], tuple[Tensor, Tensor, int]] = {}
         self.bounds = self.count * torch.arange(len(self.table) + 1, dtype=torch.int32, device=self.table.device)
 

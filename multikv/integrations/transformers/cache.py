@@ -272,15 +272,18 @@ class MultikvCache(Cache):
         )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Makes sequence i continue what was sequence beam_idx[i]; no key or value is copied yet."""
+        """Replaces the sequences: the new sequence i has the tokens of the old sequence beam_idx[i].
+
+        The two share blocks: no key or value is copied yet.
+        """
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps the sequences `indices`, each as often as it is listed."""
+        """Replaces the sequences by those that `indices` lists, each as often as it is listed. Copies share blocks."""
         self._select(torch.arange(self.layers[0].batch_size)[indices.cpu()].tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Continues each sequence `repeats` times."""
+        """Replaces each sequence by `repeats` copies of it, which are neighbours and share its blocks."""
         self._select([i for i in range(self.layers[0].batch_size) for _ in range(repeats)])
 
     def _select(self, indices: list[int]) -> None:
@@ -289,9 +292,9 @@ class MultikvCache(Cache):
             group.forget_steps()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last -tokens_to_remove tokens; a positive number is the number of tokens to keep.
+        """Forgets the last n tokens if tokens_to_remove is -n, and keeps the first n tokens if it is a positive n.
 
-        Transformers 5.0 to 5.17 crop to a length, and later versions by a negative number.
+        0 changes nothing. Transformers 5.0 to 5.17 pass a length, and later versions a negative number.
         """
         before = self.get_seq_length()
         length = max(before + tokens_to_remove, 0) if tokens_to_remove <= 0 else min(tokens_to_remove, before)
@@ -308,7 +311,10 @@ class MultikvCache(Cache):
             group.tables.rows = []
 
     def activate_past_recording(self) -> None:
-        """From now on, layers with a sliding window keep the tokens that leave the window until the next crop."""
+        """Makes layers with a sliding window keep the tokens that leave the window.
+
+        Each crop gives back those of them that no token from the new length on sees.
+        """
         for group in self.groups.values():
             group.tables.keeps_past = True
 

@@ -76,7 +76,7 @@ def _define_cpu_ops() -> None:
 
 
 def _init_cpu_memory_env(nodes: list[int]) -> None:
-    """Leaves the placement of memory to the operating system, where vLLM's library binds it to NUMA nodes."""
+    """Does nothing: the operating system places the memory. The same op of vLLM's library binds it to NUMA nodes."""
 
 
 def _greedy_argmax(logits: torch.Tensor) -> torch.Tensor:

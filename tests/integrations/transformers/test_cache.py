@@ -239,8 +239,8 @@ def test_refused_calls(llama, any_device):
     tensors = torch.randn(3, 1, 2, 4, 16)
     attend = (multikv_attention, torch.nn.Linear(1, 1), *tensors, None)
     refused("multikv: dropout: expected 0, got 0.5: call model.eval()", *attend, dropout=0.5)
-    for name in ("output_attentions", "position_bias"):
-        expected = f"multikv: {name}: expected none, because Linear needs the weights"
+    for name, reason in (("output_attentions", "returns no weights"), ("position_bias", "adds no such bias")):
+        expected = f"multikv: {name}: expected none from Linear, because paged_attention {reason}"
         refused(expected, *attend, **{name: torch.ones(1)})
 
 

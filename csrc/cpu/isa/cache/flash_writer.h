@@ -76,7 +76,7 @@ class FlashWriter {
       return;
     }
     for (int64_t i = 0; i < rows.num_rows; ++i, to += rows.to_stride, from += rows.from_stride) {
-      // If rows.ahead is 0, the row itself is prefetched: no slower than what copy() prefetches for nullptr.
+      // If rows.ahead is 0, the row itself is prefetched. copy() would not be faster with nullptr.
       copy(to, from, rows.count * source_element_bytes_, stores_, from + rows.ahead);
     }
   }

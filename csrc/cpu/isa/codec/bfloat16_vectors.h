@@ -41,9 +41,9 @@ struct AnyRounding {
   }
 };
 
-// Does the same with floats, in fewer steps. The last bit of t = RN(x * (2^16 + 1)) = RN(x * 2^16 + x) is worth as much
-// as the last bit of a bfloat16 near x, and the last bit of x * 2^16 is worth less only if x has more than 16
-// significant bits:
+// Does the same with floats, in fewer steps. Let t = RN(x * 2^16 + x), where RN rounds to float32. The last bit of t is
+// worth as much as the last bit of a bfloat16 near x. If x has at most 16 significant bits, x * 2^16 ends above the
+// first bit of x, so that the addition rounds x alone:
 //
 //   x * 2^16    1 . . . . . . . . . . . . . . .
 //   x                                           1 x x x x x x x y y ..   the x are kept, the y are rounded away

@@ -13,8 +13,8 @@ namespace {
 struct TameRopeTable {
   RopeTable scaled, split;
   // Whether TameRounding can be used for tame elements, multiplied by tame weights or not, that are rotated by this
-  // table. The magnitudes of the cosines and sines must be zero or from 2^-30 to 2^10, and not both of a pair may be
-  // zero, because the sign of a sum of two zeros depends on theirs.
+  // table. The magnitudes of the cosines and sines must be zero or from 2^-30 to 2^10. The two of a pair must not both
+  // be zero: TameRounding may turn a product of -0 into +0, which would change the sign of a sum of two zeros.
   bool is_tame = true;
 
   // If the table is not tame, its NaNs are replaced by one whose lower 16 bits are zeros, as AnyRounding requires.

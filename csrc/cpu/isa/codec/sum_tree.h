@@ -18,7 +18,7 @@ concept VectorSource = requires(const VectorOf& vector_of, int64_t i, Floats x) 
 
 // Returns the sums of 2^kLevel vectors from vector `first` on. Element i of the result is the sum of vector first + i
 // if kLevel is kVectorLevels. On lower levels, the result holds 2^(kVectorLevels - kLevel) partial sums for each
-// vector. With AVX2, where a0 .. a7 is a vector and a01 is a0 + a1:
+// vector. With AVX2, where a0 .. a7 is a vector and a03 is the sum of a0 to a3:
 //
 //   level 1   a01 a23 b01 b23 | a45 a67 b45 b67
 //   level 2   a03 b03 c03 d03 | a47 b47 c47 d47

@@ -65,7 +65,7 @@ class TableEncoder {
 
  private:
   static constexpr int kWidthBelow = 1 << kShift, kWidth = kCycle / EncoderTables::kEntries;  // magnitudes of a bucket
-  static constexpr int kLastBelow = kBelow / kWidthBelow - 1;                                 // the largest u below
+  static constexpr int kLastBelow = kBelow / kWidthBelow - 1;  // of magnitudes below kBelow, the largest u
 
   // The number of magnitudes of a bucket that have the code past the step of the bucket.
   static int num_past_step(const uint8_t* codes, int width) {

@@ -71,7 +71,7 @@ struct HeadsOut {
 template <FloatElement T, FloatElement Table>
 class HeadProcessor {
  public:
-  static constexpr int64_t kMaxHeads = 64;  // that are processed at a time
+  static constexpr int64_t kMaxHeads = 64;  // the number of heads that are processed at a time
 
   explicit HeadProcessor(const QkNormRopeCacheParams& p)
       : p_(p), table_(p.rope, has_vectors_), query_weights_(p.query.weight, p.norm.weight_bias),
