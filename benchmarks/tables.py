@@ -24,7 +24,8 @@ H100_NORM_ROPE = "nvidia-h100_norm-rope_torch-2.11.0_2026-11-26"
 H200 = "nvidia-h200_torch-2.11.0_2026-11-21"
 H200_SWAPS = "nvidia-h200_swaps_torch-2.11.0_2026-11-21"
 AVX2 = "amd-epyc-avx2_1-thread_torch-2.13.0_2026-11-26"
-TRANSFER = "nvidia-h200-x2_transfer_torch-2.11.0_2026-11-26"
+TRANSFER = "nvidia-h100-x2_transfer_torch-2.11.0_2026-11-26"
+TRANSFER_BY_GLOO = "nvidia-h200-x2_transfer_torch-2.11.0_2026-11-26"
 EPYC_1, EPYC_2 = (f"amd-epyc-avx512_{n}_torch-2.13.0_2026-11-21" for n in ("1-thread", "2-threads"))
 
 Row = dict[str, Any]
@@ -282,13 +283,16 @@ def swaps() -> str:
 
 def transfers() -> str:
     """Returns the table of hand-overs between two processes."""
-    measured = json.loads((ROOT / "benchmarks" / "results" / f"{TRANSFER}.json").read_text())
+    files = {
+        "nccl": (TRANSFER, "nccl, two H100s"),
+        "cpu:gloo,cuda:nccl": (TRANSFER, "nccl, and gloo for messages, two H100s"),
+        "gloo": (TRANSFER_BY_GLOO, "gloo, CPU processes"),
+    }
     rows = []
-    for backend, between in (("nccl", "two H200s"), ("gloo", "CPU processes")):
+    for backend, (file, name) in files.items():
+        measured = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text())
         rates = measured[f"transfer by {backend}, GB/s"]
-        rows.append(
-            (f"{backend}, {between}", f"{rates['plain']:.1f}", f"{rates['transfer']:.1f}", percent(rates["share"]))
-        )
+        rows.append((name, f"{rates['plain']:.1f}", f"{rates['transfer']:.1f}", percent(rates["share"])))
     return markdown("by | plain send, GB/s: | `multikv.transfer`, GB/s: | %:", rows)
 
 
