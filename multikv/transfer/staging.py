@@ -1,9 +1,10 @@
 """The pipeline: chunks are packed and unpacked while others are on their way.
 
 On GPUs everything is queued in the caller's stream and in nccl's, and the host waits once, at the end. With gloo three
-threads of each process work at the same time. On the sender the caller's thread packs a chunk, a second one hashes the
-chunk before it and hands it to gloo, and gloo's own thread sends. On the receiver the caller's thread unpacks a chunk,
-a second one hashes the same chunk, and gloo's own thread receives the next ones.
+threads of each process work at the same time. On the sender the caller's thread packs a chunk. A second thread hashes
+the chunk before it, hands it to gloo, and thereby writes what fits into the socket. gloo's own thread sends the rest.
+On the receiver the caller's thread unpacks a chunk, a second one hashes the same chunk, and gloo's own thread receives
+the next ones.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ class Outgoing:
         pending: list[Future[Pending]] = []
 
         def start_and_hash(rows: Tensor) -> Pending:
-            sent = self._channel.start_sending(_bytes(rows))  # gloo fills the socket in the thread that calls it
+            sent = self._channel.start_sending(_bytes(rows))
             self._staging.hash(rows)
             return sent
 

@@ -109,7 +109,7 @@ struct HeadVectors {
   }
 };
 
-// Reads the weights of a lane's vectors of a head. The first element of the head has weight `begin`.
+// Reads the weights of a lane's vectors of a head. That of the head's first element is element `begin` of `weight`.
 template <Float kDtype, int kElements>
 __device__ __forceinline__ void read_weights(Weights<kDtype, kElements> (&weights)[2], const NormWeight& weight,
                                              float bias, const LaneVectors& lane, int64_t begin) {
