@@ -5,8 +5,9 @@
 Needs vLLM with its compiled library. Each case runs in several modes: `vllm` leaves vLLM alone, `multikv` serves the
 cache ops, and `attention` serves them and attends by paged_attention. Each mode of each case has a process of its own.
 The processes of several cases start at once. Then one process at a time generates, while the others are stopped, and
-the modes of a case take turns. Models are small and have random weights. Most cases have 16 prompts of 1 to 900 tokens,
-which are prefilled in chunks of 512 tokens, and each generates 64 tokens greedily.
+the modes of a case take many short turns on the same cores; `benchmarks.vllm_timing` says what becomes of the times.
+Models are small and have random weights. Most cases have 16 prompts of 1 to 900 tokens, which are prefilled in chunks
+of 512 tokens, and each generates 64 tokens greedily.
 
 The report says for each case whether tokens and log-probabilities are those of vLLM, bit for bit, and whether they
 differ once the ops that write do nothing (`control_differs`). `digest` names the tokens and log-probabilities of a
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.vllm_cases import CASES, MODES, Case, save_models
+from benchmarks.vllm_timing import Generations, relative_time, typical_ms
 
 WORKER = "benchmarks.vllm_worker"
 CHILD_ENVIRONMENT = {
@@ -157,13 +159,18 @@ def differences(got: list[Any], wanted: list[Any]) -> dict[str, Any]:
 
 
 def time_case(workers: list[Worker], results: dict[str, dict[str, Any]], rounds: int, until: float) -> None:
-    """Lets the modes generate in turns. All results of a mode must be the same."""
-    for _ in range(rounds):
-        for worker in workers:
+    """Lets the modes generate in turns, in every second round in the opposite order.
+
+    All results of a mode must be the same.
+    """
+    steps: dict[str, list[Generations]] = {worker.mode: [] for worker in workers}
+    for i in range(rounds):
+        for worker in workers if i % 2 == 0 else workers[::-1]:
             answer = worker.ask("time", until)
             if not answer:
                 continue
             result = results[worker.mode]
+            steps[worker.mode].append(answer["steps"])
             result.setdefault("runs", []).extend(round(x, 1) for x in answer["runs"])
             result["tokens_per_second"] = {
                 "best": max(result["runs"]),
@@ -173,11 +180,17 @@ def time_case(workers: list[Worker], results: dict[str, dict[str, Any]], rounds:
             result["repeats_itself"] = (
                 result.get("repeats_itself", True) and answer["repeats_itself"] and answer["outputs"] == first
             )
+    for mode, times in steps.items():
+        if times:
+            results[mode]["typical_ms"] = round(typical_ms(times), 3)
+        if times and mode != "vllm" and steps.get("vllm"):
+            results[mode]["time_relative_to_vllm"] = relative_time(times, steps["vllm"])
 
 
 def run(folder: Path, names: list[str], options: argparse.Namespace, report: dict[str, Any], until: float) -> None:
     """Runs cases whose processes live at the same time."""
-    workers = {name: [Worker(folder, name, mode) for mode in CASES[name].modes] for name in names}
+    modes = options.modes.split(",")
+    workers = {name: [Worker(folder, name, mode) for mode in CASES[name].modes if mode in modes] for name in names}
     try:
         with ThreadPoolExecutor(len(names)) as pool:
             started = dict(
@@ -191,10 +204,13 @@ def run(folder: Path, names: list[str], options: argparse.Namespace, report: dic
                 for key in ("device", "torch"):
                     report[key] = answer.pop(key, report.get(key))
             time_case(workers[name], cases[name], options.rounds, until)
-            print(name, {mode: result.get("tokens_per_second") for mode, result in cases[name].items()}, flush=True)
+            shown = ("typical_ms", "time_relative_to_vllm", "tokens_per_second")
+            for mode, result in cases[name].items():
+                print(name, mode, *(result.get(key) for key in shown), flush=True)
 
         def finish(worker: Worker) -> None:
-            cases[worker.name][worker.mode].update(worker.ask("finish", until))
+            if not options.time_only:
+                cases[worker.name][worker.mode].update(worker.ask("finish", until))
             if worker.error:
                 cases[worker.name][worker.mode]["error"] = worker.error
 
@@ -225,7 +241,9 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(str(i) for i in range(len(CASES))), help="numbers of cases")
     parser.add_argument("--list", action="store_true", help="prints the cases and their numbers")
     parser.add_argument("--together", type=int, default=6, help="how many cases start at once")
-    parser.add_argument("--rounds", type=int, default=5, help="how many turns each mode gets")
+    parser.add_argument("--rounds", type=int, default=8, help="how many turns each mode gets")
+    parser.add_argument("--modes", default=",".join(MODES), help="modes to run")
+    parser.add_argument("--time-only", action="store_true", help="count no calls, and leave out the control")
     parser.add_argument("--seconds", type=float, default=3600, help="limit of all cases together")
     options = parser.parse_args()
     if options.list:

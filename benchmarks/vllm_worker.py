@@ -3,7 +3,7 @@
 The process reads the names of steps from its standard input, and answers each by a JSON file in the folder:
 
     start   makes the engine and generates twice
-    time    generates several times, and returns the speeds
+    time    generates several times, and returns the speeds and the times of all steps
     finish  counts kernels and calls of ops. Then mode `attention` generates prompts alone and in a batch; the other
             modes generate the control, in which the ops of mode `multikv` that write do nothing
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.vllm_cases import CASES, ENGINE, LENGTHS, prompts_of
+from benchmarks.vllm_timing import StepTimer, pin_threads
 
 NAMESPACES = ("_C_cache_ops::", "multikv::")
 KERNELS = re.compile("cache|multikv|swap_blocks|concat_mla|Memcpy (HtoD|DtoH)")
@@ -45,6 +46,7 @@ class Engine:
         from vllm.compilation.counter import compilation_counter  # noqa: PLC0415
 
         self.llm = LLM(str(self.folder / self.case.model), **(ENGINE | self.case.options))
+        self.timer = self.llm.llm_engine.step = StepTimer(self.llm.llm_engine.step)
         self.generate(self.prompts)
         self.generate(self.prompts)
         return {
@@ -58,15 +60,20 @@ class Engine:
         """Generates several times. `generate` returns when the results are on the host."""
         prompt_tokens = sum(self.case.lengths) if self.case.counts_prompts else 0
         num_tokens = len(self.prompts) * self.case.num_tokens + prompt_tokens
-        runs, outputs = [], []
+        runs, outputs, steps = [], [], []
+        pin_threads()
         gc.collect()
         gc.disable()  # a collection takes as long as several steps
+        self.generate(self.prompts, 4)  # after a process was stopped its first steps are slow
         for _ in range(self.case.repeats):
+            self.timer.seconds.clear()
             begun = time.perf_counter()
             outputs.append(self.generate(self.prompts))
             runs.append(num_tokens / (time.perf_counter() - begun))
+            steps.append(self.timer.seconds[:])
         gc.enable()
-        return {"runs": runs, "outputs": outputs[0], "repeats_itself": all(x == outputs[0] for x in outputs)}
+        equal = all(x == outputs[0] for x in outputs)
+        return {"runs": runs, "steps": steps, "outputs": outputs[0], "repeats_itself": equal}
 
     def finish(self) -> dict[str, Any]:
         """Counts kernels and calls of ops. Then generates the control, or prompts alone and in a batch."""

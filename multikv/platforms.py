@@ -134,6 +134,9 @@ def set_check_indices(enabled: bool) -> None:
     Args:
         enabled: True: GPU ops check their indices. False, the default of a process: they skip tokens with bad indices.
 
+    Raises:
+        TypeError: enabled is not a bool.
+
     Example:
         >>> platforms.set_check_indices(True)
     """

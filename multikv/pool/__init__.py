@@ -4,6 +4,7 @@ The classes are Python over the ops; they have no kernels of their own. docs/qui
 docs/concepts.md explains them. Each module imports only modules above it:
 
 - `errors` has the exception of a full cache.
+- `arguments` checks the types of arguments.
 - `names` hashes the tokens of blocks.
 - `blocks` counts the references of the blocks of one memory, and evicts.
 - `sequence` has the tokens and blocks of one conversation.

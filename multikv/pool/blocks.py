@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TypeAlias
 
-
-class Evicted(NamedTuple):
-    """A block that was given to a new user, and the name that its content had."""
-
-    block: int
-    name: bytes
+Evicted: TypeAlias = tuple[int, bytes]  # a block that was given to a new user, and the name that its content had
 
 
 class BlockPool:
@@ -63,18 +59,24 @@ class BlockPool:
         kept = max(len(self._unused) - count, 0)
         blocks = self._unused[kept:][::-1]
         del self._unused[kept:]
-        evicted = []
-        while len(blocks) < count:
-            block, _ = self._cached.popitem(last=False)
-            name = self._names[block]
-            assert name is not None
-            self.forget_name(block)
-            evicted.append(Evicted(block, name))
-            blocks.append(block)
-        self.num_evicted += len(evicted)
+        evicted = self._evict(count - len(blocks))
+        blocks += [block for block, _ in evicted]
         for block in blocks:
             self.references[block] = 1
         return blocks, evicted
+
+    def _evict(self, count: int) -> list[Evicted]:
+        """Removes the cached blocks that were released first."""
+        cached, names, by_name = self._cached, self._names, self._by_name
+        evicted = []
+        for block in list(itertools.islice(cached, count)):
+            name = names[block]
+            assert name is not None
+            del cached[block], by_name[name]
+            names[block] = None
+            evicted.append((block, name))
+        self.num_evicted += len(evicted)
+        return evicted
 
     def share(self, blocks: Iterable[int]) -> None:
         """Adds a reference to each block, all of which are in use or cached."""
@@ -101,8 +103,14 @@ class BlockPool:
 
     def give_name(self, block: int, name: bytes) -> None:
         """Names a block in use, unless another block has this name or the block has one already."""
-        if self._names[block] is None and self._by_name.setdefault(name, block) == block:
-            self._names[block] = name
+        self.give_names((block,), (name,))
+
+    def give_names(self, blocks: Iterable[int], names: Iterable[bytes]) -> None:
+        """Names several blocks, as give_name does."""
+        own, by_name = self._names, self._by_name
+        for block, name in zip(blocks, names, strict=True):
+            if own[block] is None and by_name.setdefault(name, block) == block:
+                own[block] = name
 
     def forget_name(self, block: int) -> None:
         """Removes the name of a block, because its content is about to change."""

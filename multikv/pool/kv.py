@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops import gather_kv_cache, paged_attention, paged_attention_workspace_bytes, reshape_and_cache_flash
+from .arguments import check_type
 from .batch import Batch, gather_bounds, power_of_two
 from .memory import as_device, as_scale, check_sizes, storage_dtype
 from .paged import PagedCache
@@ -50,6 +51,7 @@ class PagedKVCache(PagedCache):
 
     Raises:
         RuntimeError: the memory does not suffice.
+        TypeError: a size is not an integer, or dtype or a scale is of another type.
         ValueError: a size is less than 1, kv_cache_dtype or layout is unknown, kv_cache_dtype does not fit dtype, or a
             scale has a wrong number of elements.
 
@@ -84,10 +86,12 @@ class PagedKVCache(PagedCache):
         if layout not in _LAYOUTS:
             raise ValueError(f"PagedKVCache: layout: expected one of {', '.join(_LAYOUTS)}, got {layout!r}")
         sizes = {"num_layers": num_layers, "num_kv_heads": num_kv_heads, "head_size": head_size}
-        check_sizes("PagedKVCache", **sizes, num_blocks=num_blocks, block_size=block_size)
+        check_sizes("PagedKVCache", 1, **sizes, num_blocks=num_blocks, block_size=block_size)
+        check_sizes("PagedKVCache", 0, num_host_blocks=num_host_blocks)
         self.num_layers, self.num_kv_heads, self.head_size = num_layers, num_kv_heads, head_size
         self.block_size, self.kv_cache_dtype, self.device = block_size, kv_cache_dtype, as_device(device)
-        self.dtype = dtype or torch.get_default_dtype()
+        self.dtype = torch.get_default_dtype() if dtype is None else dtype
+        check_type("PagedKVCache", "dtype", self.dtype, torch.dtype)
         stored = storage_dtype("PagedKVCache", kv_cache_dtype, self.dtype)
         scales = {"k_scale": k_scale, "v_scale": v_scale}
         tensors = [as_scale(f"PagedKVCache: {name}", x, num_kv_heads, self.device) for name, x in scales.items()]
@@ -148,7 +152,9 @@ class PagedKVCache(PagedCache):
 
         Raises:
             RuntimeError: a tensor has a wrong size, dtype or device.
+            IndexError: there is no such layer.
         """
+        self._begin_read("attend", layer, batch)
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         paged_attention(
             query,
@@ -193,6 +199,7 @@ class PagedKVCache(PagedCache):
             >>> torch.equal(cache.read(0, batch)[0], key)
             True
         """
+        self._begin_read("read", layer, batch)
         shape = sum(batch._ends), self.num_kv_heads, self.head_size
         key, value = torch.empty(2, *shape, dtype=self.dtype, device=self.device)
         key_cache, value_cache = self.planes[2 * layer], self.planes[2 * layer + 1]

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from ..ops import copy_blocks_layers
 from . import names
+from .arguments import as_integer, check_type
 from .batch import Batch, Buffers, Plan
 from .blocks import BlockPool, Evicted
 from .errors import OutOfBlocks
 from .host import HostTier
 from .moves import Move
 from .sequence import Sequence
+
+# `new` computes this number of names, and looks whether the cache has the last of them. If it has, the number grows.
+_FEW_NAMES = 8
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Ledger:
         starts = [s.num_written for s in sequences]
         ends = list(map(len, tokens))
         if max_query_len is not None:
+            max_query_len = as_integer("extend", "max_query_len", max_query_len)
             if max_query_len < 1:
                 raise ValueError(f"extend: max_query_len: expected at least 1, got {max_query_len}")
             ends = [min(start + max_query_len, end) for start, end in zip(starts, ends, strict=True)]
@@ -139,18 +144,24 @@ class Ledger:
 
     def _name_blocks(self, sequence: Sequence, begin: int) -> None:
         """Names the full blocks of a sequence that are written, from block `begin` on."""
+        end = sequence.num_written // self.block_size
+        self._know_names(sequence, end)
+        self._pool.give_names(sequence.blocks[begin:end], sequence._names[begin:end])
+
+    def _know_names(self, sequence: Sequence, end: int) -> None:
+        """Computes the names of the first `end` blocks of a sequence, as far as they are not known."""
         known, size = sequence._names, self.block_size
-        num_known, end = len(known), sequence.num_written // size
-        if num_known < end:
+        if len(known) < end:
             parent = known[-1] if known else sequence._root
-            known += names.chain(parent, sequence.tokens[num_known * size : end * size], size)
-        for block, name in zip(sequence.blocks[begin:end], known[begin:end], strict=True):
-            self._pool.give_name(block, name)
+            known += names.chain(parent, sequence.tokens[len(known) * size : end * size], size)
 
     def _share_prefix(self, sequence: Sequence) -> None:
         """Gives a new sequence the blocks of its longest prefix on the device and the host."""
         count = max(len(sequence) - 1, 0) // self.block_size
-        sequence._names = names.chain(sequence._root, sequence.tokens[: count * self.block_size], self.block_size)
+        end = 0
+        while end < count and (end == 0 or self._holds(sequence._names[-1])):
+            end = min(max(_FEW_NAMES, 4 * end), count)
+            self._know_names(sequence, end)
         blocks = self._pool.find_all(sequence._names)
         self._pool.share(blocks)
         if self._host is not None:
@@ -159,6 +170,11 @@ class Ledger:
             sequence._ready = self._host.incoming()
         sequence._hold(blocks, self.block_size)
         sequence.num_written = sequence.num_cached_tokens = len(blocks) * self.block_size
+
+    def _holds(self, name: bytes) -> bool:
+        """Returns whether a block of the device or the host has a name."""
+        host = self._host.blocks if self._host is not None else None
+        return self._pool.find(name) is not None or (host is not None and host.find(name) is not None)
 
     def _fetch_prefix(self, host: HostTier, wanted: list[bytes]) -> list[int]:
         """Returns the blocks of names, some of which are on the host, up to the first that is nowhere or has no room.
@@ -226,6 +242,11 @@ class Ledger:
                 self._host.wait_outgoing()
             return drafts
 
+    def _foresee_names(self, sequences: list[Sequence], written: list[int]) -> None:
+        """Computes the names that _finish_adoption gives, before it is called."""
+        for sequence, end in zip(sequences, written, strict=True):
+            self._know_names(sequence, end // self.block_size)
+
     def _finish_adoption(self, sequences: list[Sequence], written: list[int]) -> None:
         """Declares that the blocks of adopted sequences are filled: num_written becomes `written`."""
         with self._lock:
@@ -258,6 +279,7 @@ class Ledger:
             self._batch = None
 
     def _check_current(self, call: str, batch: Batch) -> None:
+        check_type(call, "batch", batch, Batch)
         if batch is not self._batch:
             expected = "none of whose sequences has been freed, truncated or offloaded since"
             raise RuntimeError(f"{call}: batch: expected the batch of the last extend, {expected}")
@@ -269,6 +291,7 @@ class Ledger:
 
     def _pool_of(self, call: str, sequence: Sequence) -> BlockPool:
         """Returns the pool that holds the blocks of a sequence of this cache."""
+        check_type(call, "sequence", sequence, Sequence)
         pool = sequence._pool
         if pool is None or (pool is not self._pool and (self._host is None or pool is not self._host.blocks)):
             raise ValueError(f"{call}: sequence: {_fault(sequence)}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import formats
+from .arguments import as_integer, shortened
 
 
 def as_device(device: torch.device | str | None) -> torch.device:
@@ -16,11 +17,11 @@ def as_device(device: torch.device | str | None) -> torch.device:
     return chosen
 
 
-def check_sizes(owner: str, **sizes: int) -> None:
-    """Raises ValueError if a size of a cache is less than 1."""
+def check_sizes(owner: str, least: int, **sizes: int) -> None:
+    """Raises TypeError if a size of a cache is not an integer, and ValueError if it is less than `least`."""
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{owner}: {name}: expected at least 1, got {size}")
+        if as_integer(owner, name, size) < least:
+            raise ValueError(f"{owner}: {name}: expected at least {least}, got {size}")
 
 
 def storage_dtype(
@@ -42,7 +43,10 @@ def storage_dtype(
 
 def as_scale(argument: str, scale: Tensor | float | None, num_heads: int, device: torch.device) -> Tensor:
     """Returns a scale as a float32 tensor of one element, or one for each head."""
-    tensor = torch.as_tensor(1.0 if scale is None else scale, dtype=torch.float32, device=device).reshape(-1)
+    try:
+        tensor = torch.as_tensor(1.0 if scale is None else scale, dtype=torch.float32, device=device).reshape(-1)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument}: expected a number or a tensor, got {shortened(scale)}") from None
     if tensor.numel() not in (1, num_heads):
         raise ValueError(f"{argument}: expected 1 or {num_heads} elements, got {tensor.numel()}")
     return tensor

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..formats import DS_MLA_ENTRY, Family
 from ..ops import concat_and_cache_mla, cp_gather_and_upconvert_fp8_kv_cache, gather_and_maybe_dequant_cache
+from .arguments import check_type
 from .batch import Batch, gather_bounds
 from .memory import as_device, as_scale, check_sizes, storage_dtype
 from .paged import PagedCache
@@ -67,10 +68,12 @@ class PagedMLACache(PagedCache):
     ) -> None:
         """Allocates the cache."""
         sizes = {"num_layers": num_layers, "num_blocks": num_blocks, "block_size": block_size}
-        check_sizes("PagedMLACache", **sizes, latent_size=latent_size, rope_size=rope_size)
+        check_sizes("PagedMLACache", 1, **sizes, latent_size=latent_size, rope_size=rope_size)
+        check_sizes("PagedMLACache", 0, num_host_blocks=num_host_blocks)
         self.num_layers, self.latent_size, self.rope_size = num_layers, latent_size, rope_size
         self.block_size, self.kv_cache_dtype, self.device = block_size, kv_cache_dtype, as_device(device)
-        self.dtype = dtype or torch.get_default_dtype()
+        self.dtype = torch.get_default_dtype() if dtype is None else dtype
+        check_type("PagedMLACache", "dtype", self.dtype, torch.dtype)
         stored = storage_dtype("PagedMLACache", kv_cache_dtype, self.dtype, Family.MLA)
         entry_size = latent_size + rope_size
         if kv_cache_dtype == _DS_MLA:
@@ -113,6 +116,7 @@ class PagedMLACache(PagedCache):
             [sum of seq_lens, latent_size + rope_size] of the dtype of the cache (fp8_ds_mla: bfloat16), sequence by
             sequence.
         """
+        self._begin_read("read", layer, batch)
         size, cache = self.latent_size + self.rope_size, self._memory[layer]
         bounds, table = gather_bounds(batch._ends, self.device), batch.block_table
         is_ds_mla = self.kv_cache_dtype == _DS_MLA

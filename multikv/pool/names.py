@@ -12,13 +12,17 @@ from __future__ import annotations
 import array
 import hashlib
 
+from .arguments import shortened
+
 _NAME_BYTES = 32
 _TOKEN_BYTES = 8
 
 
 def root(cache_salt: str | bytes) -> bytes:
     """Returns the name that precedes the first block of sequences with this salt."""
-    salt = cache_salt.encode() if isinstance(cache_salt, str) else bytes(cache_salt)
+    if not isinstance(cache_salt, (str, bytes, bytearray)):
+        raise TypeError(f"new: cache_salt: expected str or bytes, got {shortened(cache_salt)}")
+    salt = cache_salt.encode() if isinstance(cache_salt, str) else cache_salt
     return hashlib.blake2b(salt, digest_size=_NAME_BYTES, person=b"multikv salt").digest()
 
 

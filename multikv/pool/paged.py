@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import names
+from .arguments import as_integer, as_list, as_tokens, check_type
 from .batch import Batch
 from .blocks import BlockPool
 from .ledger import Ledger
@@ -84,6 +84,10 @@ class PagedCache(Ledger):
             cache_salt: sequences share blocks only if their salts are equal. Give each tenant its own salt, so that no
                 tenant can find out what another has asked by measuring how long a prefill takes.
 
+        Raises:
+            TypeError: a token is not an integer, or cache_salt is neither str nor bytes.
+            ValueError: a token does not fit 64 bits.
+
         Example:
             >>> cache = multikv.PagedKVCache(num_layers=1, num_kv_heads=8, head_size=64, num_blocks=64)
             >>> batch = cache.extend([cache.new(range(40))])
@@ -95,7 +99,7 @@ class PagedCache(Ledger):
             0
         """
         with self._lock:
-            sequence = Sequence(array.array("q", tokens), names.root(cache_salt), self._pool)
+            sequence = Sequence(as_tokens("new", tokens), names.root(cache_salt), self._pool)
             self._share_prefix(sequence)
             self._counts.new_tokens += len(sequence)
             self._counts.found_tokens += sequence.num_cached_tokens
@@ -124,7 +128,7 @@ class PagedCache(Ledger):
             64
         """
         with self._lock:
-            plan, query_lens = self._plan(list(sequences), max_query_len)
+            plan, query_lens = self._plan(as_list("extend", "sequences", sequences, Sequence), max_query_len)
             self._take_slots(plan)
             batch = self._buffers.fill(plan, query_lens, self._version)
             batch._missing = (1 << self.num_layers) - 1
@@ -177,7 +181,7 @@ class PagedCache(Ledger):
             ValueError: num_tokens is negative or above the length, or the sequence was freed or is of another cache.
         """
         with self._lock:
-            pool = self._pool_of("truncate", sequence)
+            pool, num_tokens = self._pool_of("truncate", sequence), as_integer("truncate", "num_tokens", num_tokens)
             if not 0 <= num_tokens <= len(sequence):
                 raise ValueError(f"truncate: num_tokens: expected 0 to {len(sequence)}, got {num_tokens}")
             self._give_up_batch_of(sequence)
@@ -217,7 +221,7 @@ class PagedCache(Ledger):
                 cache has no host tier.
         """
         with self._lock:
-            host, chosen = self._host_tier("offload"), list(sequences)
+            host, chosen = self._host_tier("offload"), as_list("offload", "sequences", sequences, Sequence)
             self._check("offload", chosen, self._pool)
             move = Move("offload", chosen, self._pool, host.blocks, self.block_size)
             for sequence in chosen:
@@ -246,7 +250,7 @@ class PagedCache(Ledger):
             >>> cache.restore([sequence])
         """
         with self._lock:
-            host, chosen = self._host_tier("restore"), list(sequences)
+            host, chosen = self._host_tier("restore"), as_list("restore", "sequences", sequences, Sequence)
             self._check("restore", chosen, host.blocks)
             move = Move("restore", chosen, host.blocks, self._pool, self.block_size)
             pairs, evicted = move.take()
@@ -285,10 +289,18 @@ class PagedCache(Ledger):
 
     def _begin_write(self, layer: int, batch: Batch) -> None:
         """Checks the arguments of `write`."""
-        if batch is not self._batch:
+        if batch is None or batch is not self._batch:
             self._check_current("write", batch)
-        if not 0 <= layer < self.num_layers:
-            raise IndexError(f"write: layer: expected 0 to {self.num_layers - 1}, got {layer}")
+        self._check_layer("write", layer)
+
+    def _check_layer(self, call: str, layer: int) -> None:
+        if not 0 <= as_integer(call, "layer", layer) < self.num_layers:
+            raise IndexError(f"{call}: layer: expected 0 to {self.num_layers - 1}, got {layer}")
+
+    def _begin_read(self, call: str, layer: int, batch: Batch) -> None:
+        """Checks the arguments of `attend` and `read`."""
+        check_type(call, "batch", batch, Batch)
+        self._check_layer(call, layer)
 
     def _end_write(self, layer: int, batch: Batch) -> None:
         """Notes that a layer was written, and commits the batch after the last one.

@@ -6,6 +6,7 @@ import array
 import typing
 from collections.abc import Iterable
 
+from .arguments import as_tokens
 from .blocks import BlockPool
 
 if typing.TYPE_CHECKING:
@@ -79,10 +80,13 @@ class Sequence:
 
     def append(self, *tokens: int) -> None:
         """Appends tokens, such as those that the model has chosen."""
-        if len(tokens) == 1:
-            self.tokens.append(tokens[0])
-        else:
-            self.tokens.extend(tokens)
+        try:
+            if len(tokens) == 1:
+                self.tokens.append(tokens[0])
+                return
+        except (TypeError, OverflowError):
+            pass  # as_tokens says what is wrong
+        self.tokens.extend(as_tokens("append", tokens))
 
     def _hold(self, blocks: Iterable[int], block_size: int) -> None:
         """Appends blocks."""

@@ -45,6 +45,8 @@ class Process:
 
     def set_check_indices(self, enabled: bool) -> None:
         """Turns the index checks of GPU ops on or off."""
+        if not isinstance(enabled, bool):
+            raise TypeError(f"set_check_indices: enabled: expected a bool, got {enabled!r}")
         if self.gpu is not None:
             self.gpu.set_check_indices(enabled)
 

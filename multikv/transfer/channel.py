@@ -6,7 +6,7 @@ import array
 import datetime
 import json
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,9 +14,34 @@ from torch import Tensor
 
 from .errors import TransferError
 
-Message = dict[str, Any]
-# A message is sent as a parcel of this size, which begins with the message's length; what does not fit in comes after.
-_PARCEL_BYTES, _LENGTH = 4096, struct.Struct("<q")
+# The size of the parcel that a message is sent in, which both sides know. What does not fit in comes after.
+OFFER_BYTES, ANSWER_BYTES = 64 << 10, 1 << 10
+_SIZES = struct.Struct("<qq")  # the bytes of the JSON text and of the numbers, at the beginning of a parcel
+
+
+class Message(NamedTuple):
+    """What JSON can hold, and 64-bit integers."""
+
+    content: dict[str, Any]
+    numbers: array.array[int] = array.array("q")
+
+    def to_bytes(self) -> bytes:
+        """Returns what from_bytes reads."""
+        text, numbers = json.dumps(self.content).encode(), self.numbers.tobytes()
+        return b"".join((_SIZES.pack(len(text), len(numbers)), text, numbers))
+
+    @classmethod
+    def from_bytes(cls, parcel: bytearray) -> Message:
+        """Reads a message, which other bytes may follow."""
+        text, numbers = _SIZES.unpack_from(parcel)
+        middle = _SIZES.size + text
+        return cls(json.loads(parcel[_SIZES.size : middle]), array.array("q", parcel[middle : middle + numbers]))
+
+    @staticmethod
+    def num_bytes(parcel: bytearray) -> int:
+        """Returns the size of a message that begins with these bytes."""
+        text, numbers = _SIZES.unpack_from(parcel)
+        return _SIZES.size + int(text) + int(numbers)
 
 
 class Pending:
@@ -38,6 +63,7 @@ class Pending:
                     self._work.wait()
                 else:
                     self._work.wait(self._channel.timeout)
+                self._work = None  # gloo's work would wait for a second tensor
         return self.tensor
 
 
@@ -59,67 +85,79 @@ class Explained:
 
 
 class Channel:
-    """The way to one peer. All tensors are on `device`: that of the cache for nccl, else the host."""
+    """The way to one peer.
+
+    Chunks are on `device`: that of the cache for nccl, else the host. Messages are on the host if the group has a
+    backend for it, because a message that goes through a GPU waits for the chunks before it.
+    """
 
     def __init__(
         self, call: str, peer: int, group: dist.ProcessGroup | None, device: torch.device, timeout: float | None
     ) -> None:
-        """Names the peer by its global rank; timeout is in seconds, None: that of the group."""
-        self.call, self.peer, self._group, self.device = call, peer, group, device
+        """Names the peer by its global rank. `device` is that of the cache.
+
+        timeout is in seconds, None: that of the group.
+        """
+        self.call, self.peer, self._group = call, peer, group
         self.timeout = None if timeout is None else datetime.timedelta(seconds=timeout)
+        backends = str(dist.get_backend_config(group))
+        host = torch.device("cpu")
+        self.device = device if device.type == "cuda" and "cuda:nccl" in backends else host
+        self._device_of_messages = host if "cpu:" in backends else self.device
+        self._sent: list[Pending] = []  # messages that may be on their way
 
     def explained(self) -> Explained:
         """Explains errors of the body of a `with` statement."""
         return Explained(self.call, self.peer)
 
-    def start_sending(self, tensor: Tensor) -> Pending:
-        """Sends a tensor, which must not change before wait()."""
-        with self.explained():
-            return Pending(self, dist.isend(tensor, self.peer, self._group), tensor)
+    def start_sending(self, chunk: Tensor) -> Pending:
+        """Sends a chunk, which must not change before wait()."""
+        return self._start_sending(chunk)
 
-    def start_receiving(self, tensor: Tensor) -> Pending:
-        """Receives into a tensor."""
-        with self.explained():
-            return Pending(self, dist.irecv(tensor, self.peer, self._group), tensor)
+    def start_receiving(self, chunk: Tensor) -> Pending:
+        """Receives a chunk."""
+        return self._start_receiving(chunk)
 
-    def send_numbers(self, numbers: array.array[int]) -> None:
-        """Sends 64-bit integers, whose number the peer knows."""
-        self._send_bytes(bytearray(numbers.tobytes()))
+    def send(self, message: Message, parcel_bytes: int = ANSWER_BYTES) -> None:
+        """Begins to send a message."""
+        self.send_parts(self.parts(message, parcel_bytes))
 
-    def receive_numbers(self, count: int) -> array.array[int]:
-        """Receives 64-bit integers."""
-        return array.array("q", bytes(self._receive_bytes(8 * count)))
+    def parts(self, message: Message, parcel_bytes: int = ANSWER_BYTES) -> list[Tensor]:
+        """Returns what send_parts sends."""
+        content = torch.frombuffer(bytearray(message.to_bytes().ljust(parcel_bytes, b"\0")), dtype=torch.uint8)
+        content = content.to(self._device_of_messages)
+        return [part for part in (content[:parcel_bytes], content[parcel_bytes:]) if len(part)]
 
-    def send(self, message: Message) -> None:
-        """Sends a message that JSON can hold."""
-        content = json.dumps(message).encode()
-        parcel = bytearray(_LENGTH.pack(len(content)) + content).ljust(_PARCEL_BYTES, b"\0")
-        self._send_bytes(parcel[:_PARCEL_BYTES])
-        self._send_bytes(parcel[_PARCEL_BYTES:])
+    def send_parts(self, parts: list[Tensor]) -> None:
+        """Begins to send a message that was prepared."""
+        self._sent += map(self._start_sending, parts)
 
-    def receive(self) -> Message:
+    def flush(self) -> None:
+        """Waits until all messages are sent."""
+        while self._sent:
+            self._sent.pop().wait()
+
+    def receive(self, parcel_bytes: int = ANSWER_BYTES) -> Message:
         """Receives a message. Raises a TransferError if it says that the peer has failed."""
-        parcel = self._receive_bytes(_PARCEL_BYTES)
-        end = _LENGTH.size + _LENGTH.unpack_from(parcel)[0]
-        parcel += self._receive_bytes(max(end - _PARCEL_BYTES, 0))
-        message: Message = json.loads(parcel[_LENGTH.size : end])
-        if "error" in message:
-            raise TransferError(f"{self.call}: rank {self.peer} refused: {message['error']}")
+        parcel = self._receive_bytes(parcel_bytes)
+        parcel += self._receive_bytes(max(Message.num_bytes(parcel) - parcel_bytes, 0))
+        message = Message.from_bytes(parcel)
+        if "error" in message.content:
+            raise TransferError(f"{self.call}: rank {self.peer} refused: {message.content['error']}")
         return message
-
-    def _send_bytes(self, content: bytearray) -> None:
-        if content:
-            self.start_sending(torch.frombuffer(content, dtype=torch.uint8).to(self.device)).wait()
 
     def _receive_bytes(self, count: int) -> bytearray:
         content = bytearray(count)
         if content:
-            received = self.start_receiving(torch.empty(count, dtype=torch.uint8, device=self.device)).wait()
-            torch.frombuffer(content, dtype=torch.uint8).copy_(received)
+            memory = torch.frombuffer(content, dtype=torch.uint8)
+            received = torch.empty_like(memory, device=self._device_of_messages)
+            memory.copy_(self._start_receiving(received).wait())
         return content
 
+    def _start_sending(self, tensor: Tensor) -> Pending:
+        with self.explained():
+            return Pending(self, dist.isend(tensor, self.peer, self._group), tensor)
 
-def carrier(group: dist.ProcessGroup | None, device: torch.device) -> torch.device:
-    """Returns the device whose tensors a group sends: the GPU for nccl, else the host."""
-    is_direct = device.type == "cuda" and "cuda:nccl" in str(dist.get_backend_config(group))
-    return device if is_direct else torch.device("cpu")
+    def _start_receiving(self, tensor: Tensor) -> Pending:
+        with self.explained():
+            return Pending(self, dist.irecv(tensor, self.peer, self._group), tensor)

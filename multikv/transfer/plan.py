@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from ..pool.paged import PagedCache
 from .errors import TransferError
+
+_MANY_CHUNKS = 3
+_EARLY_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,12 @@ class Geometry:
 
     def to_json(self) -> dict[str, Any]:
         """Returns what a message can hold."""
-        return asdict(self)
+        return dict(vars(self))
+
+    @property
+    def token_bytes(self) -> int:
+        """The bytes of a token in all planes."""
+        return self.num_planes * self.num_heads * self.head_size * self.element_bytes
 
     @property
     def heads(self) -> range:
@@ -85,6 +93,11 @@ class Chunk(NamedTuple):
     begin: int
     end: int
 
+    @property
+    def num_tokens(self) -> int:
+        """The number of positions."""
+        return self.end - self.begin
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -92,14 +105,24 @@ class Chunks:
 
     starts: list[int]  # of each sequence, the first position that is sent
     ends: list[int]
-    size: int  # the most tokens of a chunk
+    unit: int  # chunks begin at multiples of this number of tokens
+    size: int  # the most tokens of a chunk that is not early
+    early: Chunk | None  # the end of a sequence, which is sent before the receiver has answered
 
     @classmethod
-    def of(cls, starts: list[int], ends: list[int], alignment: int, token_bytes: int, chunk_bytes: int) -> Chunks:
+    def of(
+        cls,
+        starts: list[int],
+        ends: list[int],
+        unit: int,
+        token_bytes: int,
+        chunk_bytes: int,
+        early: Chunk | None = None,
+    ) -> Chunks:
         """Plans chunks of about chunk_bytes; both sides get the same."""
-        size = max(chunk_bytes // max(token_bytes, 1) // alignment, 1) * alignment
+        size = max(chunk_bytes // max(token_bytes, 1) // unit, 1) * unit
         longest = max((end - start for start, end in zip(starts, ends, strict=True)), default=0)
-        return cls(starts, ends, min(size, -(-longest // alignment) * alignment))
+        return cls(starts, ends, unit, min(size, -(-longest // unit) * unit), early)
 
     @property
     def num_tokens(self) -> int:
@@ -107,10 +130,31 @@ class Chunks:
         return sum(self.ends) - sum(self.starts)
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Yields the chunks in the order in which they are sent."""
+        """Yields the chunks in the order in which they are sent.
+
+        The last quarter of the last of many chunks is a chunk of its own, so that little has to be unpacked after all
+        bytes have arrived.
+        """
+        chunks = [] if self.early is None else [self.early]
         for i, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
-            for begin in range(start, end, max(self.size, 1)):
-                yield Chunk(i, begin, min(begin + self.size, end))
+            stop = self.early.begin if self.early and self.early.sequence == i else end
+            chunks += [Chunk(i, begin, min(begin + self.size, stop)) for begin in range(start, stop, max(self.size, 1))]
+        if len(chunks) > _MANY_CHUNKS:
+            i, begin, end = chunks.pop()
+            middle = begin + 3 * (end - begin) // 4 // self.unit * self.unit
+            chunks += [Chunk(i, begin, middle)] * (begin < middle) + [Chunk(i, middle, end)]
+        return iter(chunks)
+
+
+def early_chunk(written: list[int], unit: int, token_bytes: int, chunk_bytes: int) -> Chunk | None:
+    """Returns what a sender sends before it knows what the receiver has: the end of the longest sequence.
+
+    It has at most chunk_bytes, and at most a quarter of all tokens.
+    """
+    longest = max(written, default=0)
+    most = min(sum(written) // _EARLY_SHARE, chunk_bytes // max(token_bytes, 1))
+    begin = -(-(longest - most) // unit) * unit
+    return Chunk(written.index(longest), begin, longest) if begin < longest else None
 
 
 def alignment(one: Geometry, other: Geometry) -> int:

@@ -8,7 +8,7 @@ import hashlib
 import pytest
 
 from multikv.pool import names
-from multikv.pool.blocks import BlockPool, Evicted
+from multikv.pool.blocks import BlockPool
 
 
 def test_names():
@@ -35,7 +35,7 @@ def test_blocks_are_taken_unused_first_and_cached_by_age():
     blocks.release([0, 1])
     assert blocks.num_free == 4 and blocks.num_cached == 2
     taken, evicted = blocks.take(3)
-    assert taken == [3, 4, 1] and evicted == [Evicted(1, b"1")]  # the end of a released sequence goes first
+    assert taken == [3, 4, 1] and evicted == [(1, b"1")]  # the end of a released sequence goes first
     assert blocks.find(b"0") == 0 and blocks.find(b"1") is None and blocks.num_evicted == 1
 
 

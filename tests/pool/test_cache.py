@@ -307,69 +307,6 @@ def test_mla(any_device, format):
     assert sequence.num_cached_tokens == 16
 
 
-BAD_CALLS = {
-    "freed": ("extend", "expected a sequence in use, got <Sequence: 3 tokens, 0 written, 0 blocks, freed>"),
-    "another": ("extend", "expected a sequence of this cache, got <Sequence: 3 tokens, 0 written, 0 blocks, on the"),
-    "twice": ("extend", r"sequences\[1\] is sequences\[0\]; list each once"),
-    "nothing pending": ("extend", r"sequences\[0\]: expected a pending token; append one to <Sequence: 3 tokens"),
-    "none": ("extend", "sequences: expected at least one"),
-    "chunk": ("extend", "max_query_len: expected at least 1, got 0"),
-    "free twice": ("free", "expected a sequence in use"),
-    "truncate": ("truncate", "num_tokens: expected 0 to 3, got 4"),
-    "host": ("offload", "the cache has no host tier; make it with num_host_blocks"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_CALLS)
-def test_bad_calls(any_device, name):
-    cache, other = make_cache(any_device), make_cache(any_device)
-    sequence, freed = cache.new([1, 2, 3]), cache.new([1, 2, 3])
-    cache.free(freed)
-    if name == "nothing pending":
-        step(cache, [sequence])
-    calls = {
-        "freed": lambda: cache.extend([freed]),
-        "another": lambda: cache.extend([other.new([1, 2, 3])]),
-        "twice": lambda: cache.extend([sequence, sequence]),
-        "nothing pending": lambda: cache.extend([sequence]),
-        "none": lambda: cache.extend([]),
-        "chunk": lambda: cache.extend([sequence], max_query_len=0),
-        "free twice": lambda: cache.free(freed),
-        "truncate": lambda: cache.truncate(sequence, 4),
-        "host": lambda: cache.offload([sequence]),
-    }
-    call, message = BAD_CALLS[name]
-    with pytest.raises(ValueError, match=f"^{call}: .*{message}"):
-        calls[name]()
-
-
-def test_bad_arguments(any_device):
-    make = multikv.PagedKVCache
-    for name in ("num_layers", "num_kv_heads", "head_size", "num_blocks", "block_size"):
-        sizes = {"num_layers": 1, "num_kv_heads": 1, "head_size": 8, "num_blocks": 2, name: 0}
-        with pytest.raises(ValueError, match=f"^PagedKVCache: {name}: expected at least 1, got 0$"):
-            multikv.PagedKVCache(**sizes)
-    with pytest.raises(ValueError, match="^PagedKVCache: layout: expected one of NHD, HND, got 'DNH'$"):
-        make(1, 1, 8, 4, layout="DNH")
-    with pytest.raises(ValueError, match="^PagedKVCache: kv_cache_dtype: expected one of auto, .*got 'int4'$"):
-        make(1, 1, 8, 4, kv_cache_dtype="int4")
-    with pytest.raises(ValueError, match="^PagedKVCache: kv_cache_dtype: expected 'auto' or the dtype of the cache"):
-        make(1, 1, 8, 4, dtype=torch.float32, kv_cache_dtype="bfloat16")
-    with pytest.raises(ValueError, match="^PagedKVCache: k_scale: expected 1 or 2 elements, got 3$"):
-        make(1, 2, 8, 4, k_scale=torch.ones(3))
-    with pytest.raises(ValueError, match="^PagedMLACache: fp8_ds_mla: expected sizes 512 and 64, got 256, 64$"):
-        multikv.PagedMLACache(1, 4, latent_size=256, kv_cache_dtype="fp8_ds_mla")
-
-
-def test_layers_that_do_not_exist(any_device):
-    cache = make_cache(any_device)
-    batch = cache.extend([cache.new([1])])
-    row = torch.zeros(1, 1, pool.HEAD_SIZE, device=any_device)
-    for layer in (-1, 2):
-        with pytest.raises(IndexError, match=f"^write: layer: expected 0 to 1, got {layer}$"):
-            cache.write(layer, row, row, batch)
-
-
 def test_a_batch_ends_when_one_of_its_sequences_changes(any_device):
     row = torch.zeros(3, 1, pool.HEAD_SIZE, device=any_device)
     for change in ("free", "truncate", "offload"):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 
 import pytest
 import torch
 
-from multikv.transfer import TransferError
-from multikv.transfer.plan import Chunks, Geometry, assign_heads
+import multikv
+from multikv.transfer import TransferError, receive, send
+from multikv.transfer.plan import Chunk, Chunks, Geometry, assign_heads, early_chunk
+from tests.support.pool import check_blocks
 from tests.support.processes import run_program
 
 GOOD = ("one_to_one", "no_sequences", "fewer_ranks", "more_ranks", "head_of_two_sources", "mla")
@@ -79,6 +82,37 @@ def test_a_damaged_chunk(outcome):
     assert sent == f"TransferError: send: rank 1 refused: {reason}"
 
 
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        ("taken", [13, 9, 9, 30, 4, 44]),
+        ("same_blocks", [13, 9, 16, 14, 4, 16, 16, 8, 4]),
+        ("not_taken", [13, 9, 9, 20, 10, 4, 20, 20, 17]),
+        ("known", [9, 12, 1]),
+    ],
+)
+def test_a_chunk_before_the_answer(outcome, name, packed):
+    """The first chunk is early, and the second is packed ahead. A receiver of other blocks wants other chunks."""
+    assert outcome(f"early_{name}") == [packed, [], [], []]
+
+
+def test_a_refusal_after_the_early_chunk(outcome):
+    sent, full, *_ = outcome("early_full")
+    assert full == f"OutOfBlocks: {FULL}"
+    assert sent == f"TransferError: send: rank 1 refused: {FULL}"
+
+
+def test_a_damaged_chunk_after_the_early_one(outcome):
+    sent, received, *_ = outcome("early_damaged")
+    assert received == "TransferError: receive: rank 0: the checksums of 1 of 100 tokens differ"
+    assert sent == "TransferError: send: rank 1 refused: the checksums of 1 of 100 tokens differ"
+
+
+@pytest.mark.parametrize("name", ["one_to_one", "fewer_ranks", "mla"])
+def test_sequences_arrive_after_an_early_chunk(outcome, name):
+    assert all(isinstance(packed, list) for packed in outcome(f"early_{name}"))
+
+
 def test_a_peer_that_does_not_answer(outcome):
     sent, *_ = outcome("nobody_answers")
     assert sent.startswith("TransferError: send: rank 1 died or did not answer in time: ")
@@ -96,6 +130,27 @@ def test_nccl(gpu):
     names = GOOD if torch.cuda.device_count() >= 4 else ("one_to_one", "no_sequences", "mla")
     ranks = results("cuda", "nccl", *names)
     assert {name: [rank.get(name, "ended") for rank in ranks] for name in names} == dict.fromkeys(names, [None] * 4)
+
+
+def test_arguments_of_wrong_types():
+    cache = multikv.PagedKVCache(1, 1, 8, 4, dtype=torch.float32, device="cpu")
+    sequence, unused = cache.new([1]), object()
+    bad_calls = {
+        "send: cache: expected a PagedCache, got 'cache'": lambda: send("cache", [sequence], 1),
+        "send: sequences[0]: expected a Sequence, got 3": lambda: send(cache, [3], 1),
+        "send: sequences: expected an iterable of Sequence, got <Sequence": lambda: send(cache, sequence, 1),
+        "send: dst: expected an integer, got 'x'": lambda: send(cache, [sequence], "x"),
+        "send: dst: expected an integer, got 1.5": lambda: send(cache, [sequence], 1.5),
+        "receive: cache: expected a PagedCache, got <object": lambda: receive(unused, 0),
+        "receive: src: expected an integer, got None": lambda: receive(cache, None),
+        "receive: first_head: expected an integer, got 'x'": lambda: receive(cache, 0, first_head="x"),
+    }
+    for message, call in bad_calls.items():
+        with pytest.raises(TypeError, match="^" + re.escape(message)):
+            call()
+    with pytest.raises(ValueError, match="^receive: src: expected at least one rank$"):
+        receive(cache, [])
+    check_blocks(cache, [sequence])
 
 
 def geometry(first_head, num_heads, **options):
@@ -116,7 +171,22 @@ def test_heads():
 
 
 def test_chunks():
-    chunks = Chunks.of([0, 8, 4], [20, 8, 9], alignment=4, token_bytes=100, chunk_bytes=900)
+    chunks = Chunks.of([0, 8, 4], [20, 8, 9], unit=4, token_bytes=100, chunk_bytes=900)
     assert [tuple(chunk) for chunk in chunks] == [(0, 0, 8), (0, 8, 16), (0, 16, 20), (2, 4, 9)]
     assert chunks.num_tokens == 25
     assert Chunks.of([0], [3], 4, 100, 1).size == 4 and Chunks.of([], [], 4, 100, 1).num_tokens == 0
+
+
+def test_the_end_of_many_chunks_is_a_short_one():
+    chunks = Chunks.of([0], [40], unit=2, token_bytes=100, chunk_bytes=800)
+    assert [tuple(chunk)[1:] for chunk in chunks] == [(0, 8), (8, 16), (16, 24), (24, 32), (32, 38), (38, 40)]
+
+
+def test_early_chunk():
+    assert early_chunk([20, 160, 140], unit=8, token_bytes=10, chunk_bytes=1000) == (1, 80, 160)
+    assert early_chunk([20, 160, 140], unit=8, token_bytes=10, chunk_bytes=250) == (1, 136, 160)
+    assert early_chunk([8], unit=8, token_bytes=10, chunk_bytes=1000) is None
+    assert early_chunk([], unit=8, token_bytes=10, chunk_bytes=1000) is None
+    early = Chunk(1, 8, 13)
+    chunks = Chunks.of([0, 4], [4, 13], 4, 100, 900, early)
+    assert [tuple(chunk) for chunk in chunks] == [early, (0, 0, 4), (1, 4, 8)] and chunks.num_tokens == 13

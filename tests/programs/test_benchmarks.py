@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from functools import partial
 
 import torch
 
 import multikv
-from benchmarks import swap
+from benchmarks import swap, vllm_timing
 from multikv import platforms
 from multikv.demo import cases as workloads
 from multikv.demo import timing
@@ -109,3 +110,26 @@ def test_the_cache(tmp_path):
     content = json.loads((tmp_path / "pool.json").read_text())
     assert content.pop("machine")["device"] == "cpu"
     assert len(content) == 3 and all(0 < time < 1e6 for time in content.values())
+
+
+def test_relative_times_of_steps():
+    """A quarter of the steps take three times as long. This changes little, and the interval has the true factor."""
+    source = random.Random(0)
+
+    def rounds(factor):
+        def step():
+            return factor * source.uniform(1, 1.1) * source.choice([1, 1, 1, 3])
+
+        return [[[step() for _ in range(20)] for _ in range(4)] for _ in range(8)]
+
+    of_vllm = rounds(1e-3)
+    assert 20 <= vllm_timing.typical_ms(of_vllm) <= 21
+    for factor in (1, 1.2):
+        found = vllm_timing.relative_time(rounds(factor * 1e-3), of_vllm)
+        assert abs(found["typical"] / factor - 1) < 0.02 and abs(found["fastest_steps"] / factor - 1) < 0.02
+        low, high = found["interval"]
+        assert low <= factor <= high and high - low < 0.1
+
+
+def test_generations_of_different_numbers_of_steps():
+    assert vllm_timing.typical_ms([[[1, 2], [3]], [[4], [9, 1]]]) == 3000

@@ -21,61 +21,11 @@ import torch.distributed as dist
 import multikv
 from multikv import transfer
 from multikv.transfer import hand_over, staging
-from tests.support.pool import HEAD_SIZE, check_blocks, contents
+from tests.support.early_chunks import early, full, known, not_taken, same_blocks, taken
+from tests.support.pool import check_blocks
+from tests.support.rank import Rank, check, make_sequences, step
 
 WORLD = 4
-
-
-class Rank:
-    """What a scenario knows."""
-
-    def __init__(self, rank, device, group):
-        self.rank, self.device, self.group = rank, device, group
-
-    def cache(self, first_head=0, num_heads=2, **options):
-        options = {"num_blocks": 64, "block_size": 4, "dtype": torch.float32, "device": self.device} | options
-        cache = multikv.PagedKVCache(2, num_heads, HEAD_SIZE, **options)
-        cache.first_head = first_head
-        return cache
-
-    def send(self, cache, sequences, dst, **options):
-        transfer.send(cache, sequences, dst, self.group, getattr(cache, "first_head", 0), **options)
-
-    def receive(self, cache, src, **options):
-        return transfer.receive(cache, src, self.group, getattr(cache, "first_head", 0), **options)
-
-
-def rows_of(cache, sequence, begin, end, plane):
-    """The keys (even planes) or values of positions, [tokens, heads, head_size]: all tell where they belong."""
-    numbers = torch.tensor(contents(sequence.tokens[:end], begin), dtype=torch.float32, device=cache.device)
-    heads = torch.arange(cache.first_head, cache.first_head + cache.num_kv_heads, device=cache.device)
-    rows = numbers[:, None] + 16 * heads + plane
-    return rows.unsqueeze(2).expand(-1, -1, HEAD_SIZE)
-
-
-def step(cache, sequences):
-    batch = cache.extend(sequences)
-    parts = list(zip(sequences, batch._starts, batch._ends, strict=True))
-    for layer in range(cache.num_layers):
-        key, value = (torch.cat([rows_of(cache, *part, 2 * layer + i) for part in parts]) for i in (0, 1))
-        cache.write(layer, key, value, batch)
-
-
-def check(cache, sequences):
-    check_blocks(cache, sequences)
-    for sequence in sequences:
-        blocks = torch.tensor(list(sequence.blocks), device=cache.device)
-        for plane, memory in enumerate(cache.planes):
-            got = memory[blocks].flatten(0, 1)[: sequence.num_written]
-            assert torch.equal(got, rows_of(cache, sequence, 0, sequence.num_written, plane)), sequence
-
-
-def make_sequences(cache, lengths=(9, 30, 4, 57)):
-    sequences = [cache.new(range(100 * n, 100 * n + n)) for n in lengths]
-    step(cache, sequences)
-    if len(sequences) > 1:
-        sequences[1].append(5, 6)  # tokens that are pending
-    return sequences
 
 
 def one_to_one(r):
@@ -267,24 +217,23 @@ def different_sequences(r):
 
 
 def damaged(r):
-    """One bit of the third chunk changes on the way."""
+    """One bit of a token changes on the way."""
     if r.rank == 0:
-        inner, calls = staging._bytes, []
 
-        def damage(rows):
-            calls.append(1)
-            data = inner(rows)
-            if len(calls) == 3:
-                data = data.clone()
-                data[5] ^= 4
-            return data
+        def damage(channel, content):
+            sent.append(content)
+            if len(sent) == 3:
+                content = content.clone()
+                content[-5] ^= 4
+            return inner(channel, content)
 
-        staging._bytes = damage
+        inner, sent = hand_over.Channel.start_sending, []
+        hand_over.Channel.start_sending = damage
         cache = r.cache()
         try:
             r.send(cache, make_sequences(cache), 1, chunk_bytes=1024)
         finally:
-            staging._bytes = inner
+            hand_over.Channel.start_sending = inner
     elif r.rank == 1:
         cache = r.cache()
         try:
@@ -325,8 +274,8 @@ def sender_dies(r):
         inner, calls = hand_over.Channel.start_sending, []
 
         def dying(channel, tensor):
-            calls.append(tensor.numel())
-            if calls.count(1024) == 2:
+            calls.append(tensor)
+            if len(calls) == 2:
                 os._exit(0)
             return inner(channel, tensor)
 
@@ -347,6 +296,7 @@ ALL = {
         prefill_and_decode,
     )
     + (other_dtype, other_scale, missing_heads, too_few_blocks, different_sequences, damaged)
+    + tuple(map(early, (taken, same_blocks, not_taken, known, full, damaged, one_to_one, fewer_ranks, mla)))
     + (nobody_answers, sender_dies)  # the last, because they break their group or end a rank
 }
 

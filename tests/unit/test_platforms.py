@@ -131,6 +131,12 @@ def test_bad_platform_in_the_environment():
     )
 
 
+def test_set_check_indices_needs_a_bool():
+    for value in ("x", 1, None):
+        with pytest.raises(TypeError, match=f"^set_check_indices: enabled: expected a bool, got {value!r}$"):
+            platforms.set_check_indices(value)
+
+
 def test_bad_check_indices_in_the_environment():
     assert import_error(MULTIKV_CHECK_INDICES="yes") == "MULTIKV_CHECK_INDICES: expected 0 or 1, got 'yes'"
 
