@@ -30,10 +30,8 @@ enum class Element : uint8_t {
 inline constexpr Element kFp8Elements[] = {Element::kE4M3FN, Element::kE5M2, Element::kE4M3FNUZ, Element::kE5M2FNUZ};
 
 constexpr bool is_fp8(Element element) {
-  for (const Element fp8 : kFp8Elements) {
-    if (element == fp8) return true;
-  }
-  return false;
+  return element == Element::kE4M3FN || element == Element::kE5M2 || element == Element::kE4M3FNUZ ||
+         element == Element::kE5M2FNUZ;
 }
 
 constexpr bool is_float(Element element) {
