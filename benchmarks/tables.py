@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/speed.md")
 H100 = "nvidia-h100_attention-and-blocks_torch-2.11.0_2026-11-26"
+ATTENTION = "nvidia-h100_attention_torch-2.11.0_2026-11-26"
+H100_NORM_ROPE = "nvidia-h100_norm-rope_torch-2.11.0_2026-11-26"
 H200 = "nvidia-h200_torch-2.11.0_2026-11-21"
 H200_SWAPS = "nvidia-h200_swaps_torch-2.11.0_2026-11-21"
 AVX2 = "amd-epyc-avx2_1-thread_torch-2.13.0_2026-11-26"
@@ -62,6 +64,11 @@ def microseconds(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
 
 
+def three_digits(value: float) -> str:
+    """Formats a time in microseconds with three digits."""
+    return f"{value:.1f}" if 10 <= value < 100 else microseconds(value)
+
+
 def percent(share: float) -> str:
     """Formats a share in %."""
     return f"{100 * share:.0f}"
@@ -103,7 +110,7 @@ GPU_CASES = [
 ]
 
 
-NEWER_GPU_CASES = [
+ATTENTION_CASES = [
     Key(op, case)
     for op, cases in {
         "paged_attention": tuple(
@@ -113,6 +120,19 @@ NEWER_GPU_CASES = [
         )
         + ("llama-8b/bf16/4x2048/q=2048", "llama-8b/bf16/1x8192/q=8192"),
         "merge_attn_states": ("bf16/T=16384",),
+    }.items()
+    for case in cases
+]
+
+
+def attention() -> str:
+    """Returns the table of attention on a GPU."""
+    return gpu(ATTENTION_CASES, ATTENTION)
+
+
+NEWER_GPU_CASES = [
+    Key(op, case)
+    for op, cases in {
         "gather_kv_cache": ("NHD/bf16/256x512", "NHD/fp8_e4m3/256x512", "packed/bf16/256x512"),
         "rotate_cached_keys": ("bf16/T=131072", "fp8_e4m3/T=131072"),
         "compute_slot_mapping": ("1-groups/1x8192", "4-groups/32x256"),
@@ -128,8 +148,56 @@ NEWER_GPU_CASES = [
 
 
 def newer_gpu() -> str:
-    """Returns the table of attention and of the ops for blocks and tokens."""
+    """Returns the table of the ops for blocks and tokens."""
     return gpu(NEWER_GPU_CASES, H100)
+
+
+def norm_rope_gpu() -> str:
+    """Returns the table of qk_norm_rope_cache: times, and in brackets the times that the targets allow."""
+    rows = []
+    for model, name in (
+        ("llama-8b", "32 + 8 heads"),
+        ("qwen3-30b", "32 + 4 heads, norms"),
+        ("llama-70b-tp8", "8 + 1 heads"),
+    ):
+        for dtype in ("bf16", "fp8_e4m3"):
+            cells = []
+            for tokens in (1, 32, 256, 2048, 16384):
+                row = ours(H100_NORM_ROPE, Key("qk_norm_rope_cache", f"{model}/{dtype}/T={tokens}"))
+                allowed = allowed_us(row["copy_us"], tokens, model == "qwen3-30b", dtype == "bf16")
+                us = three_digits(row["device_us"])
+                us = us if row["device_us"] <= allowed else f"**{us}**"
+                cells.append(f"{us} ({three_digits(allowed)})")
+            rows.append((f"{name}, {dtype}", *cells))
+    return markdown("heads, cache | 1 token: | 32: | 256: | 2,048: | 16,384:", rows)
+
+
+def allowed_us(copy_us: float, tokens: int, has_norms: bool, is_float: bool) -> float:
+    """Returns the time that the target of qk_norm_rope_cache allows, from the time of a copy of as many bytes."""
+    if tokens <= 256:
+        return copy_us + (1.2 if has_norms else 1.0)
+    if tokens <= 2048:
+        return copy_us / 0.88
+    return copy_us / (0.90 if not is_float else 0.92 if has_norms else 0.93)
+
+
+NORM_ROPE_KINDS = [
+    Key(op, case)
+    for op, cases in {
+        "qk_norm_rope_cache": tuple(
+            f"{kind}/bf16/T=16384"
+            for kind in ("gptj", "float32-table", "half-rotated", "packed", "after-rope", "all-heads")
+        ),
+        "rms_norm": ("1x4096", "256x4096", "16384x4096", "131072x128"),
+        "rotary_embedding": tuple(f"32+8-heads/T={tokens}" for tokens in (1, 256, 2048, 16384)),
+    }.items()
+    for case in cases
+]
+
+
+def norm_rope_kinds() -> str:
+    """Returns the table of other calls of qk_norm_rope_cache, and of its unfused halves."""
+    return gpu(NORM_ROPE_KINDS, H100_NORM_ROPE)
 
 
 def gpu(cases: Sequence[Key] = GPU_CASES, file: str = H200) -> str:
@@ -235,13 +303,13 @@ def summary() -> str:
         ("the same as fp8", H200, Key("reshape_and_cache_flash", "NHD/fp8_e4m3/T=131072")),
         ("gather 256 x 512 MLA entries from fp8", H200, Key("gather_and_maybe_dequant_cache", "fp8_e4m3/256x512")),
         ("swap 2,045 blocks of 32 KiB to the host", H200_SWAPS, Key("swap_blocks", "d2h/32K")),
-        ("attend, 64 sequences of 2,048 keys, bfloat16", H100, Key("paged_attention", "llama-8b/bf16/64x2048")),
+        ("attend, 64 sequences of 2,048 keys, bfloat16", ATTENTION, Key("paged_attention", "llama-8b/bf16/64x2048")),
         ("write 16,384 tokens as fp8", EPYC_1, Key("reshape_and_cache_flash", "NHD/fp8_e4m3/T=16384")),
     ]
     rows = []
     for what, file, key in chosen:
         row, best = ours(file, key), best_of_torch(file, key)
-        where = {EPYC_1: "CPU, 1 thread", H100: "H100"}.get(file, "H200")
+        where = {EPYC_1: "CPU, 1 thread", ATTENTION: "H100"}.get(file, "H200")
         torch = f"{percent(best['copy_us'] / best['device_us'])} ({best['contender']})" if best else ""
         rows.append((where, what, microseconds(row["device_us"]), percent(row["share_of_copy"]), torch))
     return markdown("on | job | us: | % of a copy: | best of PyTorch, %:", rows)
@@ -250,7 +318,10 @@ def summary() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "gpu": gpu,
+    "attention": attention,
     "newer_gpu": newer_gpu,
+    "norm_rope_gpu": norm_rope_gpu,
+    "norm_rope_kinds": norm_rope_kinds,
     "cpu": cpu,
     "newer_cpu": newer_cpu,
     "swaps": swaps,

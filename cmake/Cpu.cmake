@@ -4,7 +4,7 @@
 set(MULTIKV_ISA_FLAGS_baseline -march=x86-64)
 set(MULTIKV_ISA_FLAGS_avx2 -march=x86-64 -mavx2 -mfma -mf16c)
 set(MULTIKV_ISA_FLAGS_avx512 -march=x86-64 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
-    -mprefer-vector-width=512)
+    -mprefer-vector-width=512 ${MULTIKV_AVX512_FLAGS})
 set(MULTIKV_ISAS baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
   list(APPEND MULTIKV_ISAS avx2 avx512)

@@ -11,6 +11,11 @@ set(MULTIKV_HIP_HOST_SOURCES
   "swap/addresses|swap/swap_blocks|swap/swap_blocks_batch")
 list(JOIN MULTIKV_HIP_HOST_SOURCES "|" MULTIKV_HIP_HOST_SOURCES)
 
+set(MULTIKV_HIP_FLAGS
+  -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra
+  -fno-slp-vectorize  # clang-22 would merge accesses to small arrays, and leave these in scratch memory
+  -Wno-bitwise-instead-of-logical)  # kernels evaluate both sides on purpose: it saves a branch
+
 # Sets HIPCC (the command and its options), MULTIKV_HIP_LAUNCHER (what stands before a compiler), MULTIKV_HIP_VERSION,
 # MULTIKV_HIP_INCLUDE, MULTIKV_HIP_LIBRARY and MULTIKV_HIP_ARCHS_BUILT in the caller.
 macro(multikv_find_hip)
@@ -53,8 +58,41 @@ function(multikv_clang_hip_options result)
   # Members that a designated initialiser leaves out are zero on purpose.
   set(${result} -Wno-pass-failed -Wno-missing-designated-field-initializers
     -x hip "--hip-path=${prefix}" "--rocm-device-lib-path=${CMAKE_BINARY_DIR}/hip/bitcode"
-    -D__HIP_PLATFORM_AMD__=1 -mcode-object-version=5 -include "${CMAKE_SOURCE_DIR}/csrc/hip/compat/hip5_clang22.h"
-    PARENT_SCOPE)
+    -D__HIP_PLATFORM_AMD__=1 -mcode-object-version=5 PARENT_SCOPE)
+endfunction()
+
+# Sets MULTIKV_HIP_FIRST_INCLUDE, the options that include what clang-22 needs before each source, and
+# MULTIKV_HIP_PRECOMPILED, files that they need. The header includes HIP's headers, which take a second to parse, for the
+# host and for each architecture of each source. So there is a folder of precompiled headers, in which clang finds the
+# one of its target. With ccache the header is parsed, because ccache cannot read such a folder.
+function(multikv_precompile_hip_headers)
+  if(NOT HIPCC MATCHES "--rocm-device-lib-path")
+    return()
+  endif()
+  set(header "${CMAKE_SOURCE_DIR}/csrc/hip/compat/hip5_clang22.h")
+  if(MULTIKV_CCACHE)
+    set(MULTIKV_HIP_FIRST_INCLUDE -include "${header}" PARENT_SCOPE)
+    return()
+  endif()
+  set(directory "${CMAKE_BINARY_DIR}/hip/precompiled")
+  file(MAKE_DIRECTORY "${directory}")
+  set(dependencies "${CMAKE_BINARY_DIR}/hip/precompiled.d")
+  foreach(target host ${MULTIKV_HIP_ARCHS_BUILT})
+    set(options --cuda-device-only "--offload-arch=${target}")
+    if(target STREQUAL "host")
+      set(options --cuda-host-only -MD -MT "${directory}/host" -MF "${dependencies}")
+    endif()
+    list(APPEND files "${directory}/${target}")
+    list(APPEND commands COMMAND ${HIPCC} ${MULTIKV_HIP_FLAGS} ${options} "${header}" -fsyntax-only
+      -Xclang -emit-pch -Xclang -o -Xclang "${directory}/${target}")
+  endforeach()
+  add_custom_command(OUTPUT ${files} ${commands}
+    DEPENDS "${header}"
+    DEPFILE "${dependencies}"
+    COMMENT "Precompiling HIP's headers"
+    VERBATIM)
+  set(MULTIKV_HIP_FIRST_INCLUDE -include-pch "${directory}" PARENT_SCOPE)
+  set(MULTIKV_HIP_PRECOMPILED ${files} PARENT_SCOPE)
 endfunction()
 
 # Sets `result` to the architectures of MULTIKV_HIP_ARCHS; if it is empty, to the default ones that the compiler and its
@@ -69,7 +107,7 @@ function(multikv_hip_architectures result)
     if(HIPCC MATCHES "--rocm-device-lib-path")
       multikv_complete_bitcode("${arch}")
     endif()
-    execute_process(COMMAND ${HIPCC} -x hip -E --cuda-device-only "--offload-arch=${arch}" /dev/null
+    execute_process(COMMAND ${HIPCC} -x hip -E -nogpuinc --cuda-device-only "--offload-arch=${arch}" /dev/null
       OUTPUT_QUIET ERROR_VARIABLE error RESULT_VARIABLE failed)
     if(NOT failed)
       list(APPEND known "${arch}")
@@ -151,12 +189,9 @@ function(multikv_add_hip_family name arithmetic)
     add_custom_command(
       OUTPUT "${object}"
       COMMAND ${HIPCC} -c "${directory}/${source}" -o "${object}" -MD -MT "${object}" -MF "${object}.d"
-              -std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra ${targets}
-              -fno-slp-vectorize  # clang-22 would merge accesses to small arrays, and leave these in scratch memory
-              -Wno-bitwise-instead-of-logical  # kernels evaluate both sides on purpose: it saves a branch
+              ${MULTIKV_HIP_FLAGS} ${targets} ${contraction} ${MULTIKV_HIP_FIRST_INCLUDE}
               "-I${directory}" "-I${CMAKE_SOURCE_DIR}/csrc/hip" "-I${CMAKE_SOURCE_DIR}/csrc"
-              ${contraction}
-      DEPENDS "${directory}/${source}"
+      DEPENDS "${directory}/${source}" ${MULTIKV_HIP_PRECOMPILED}
       DEPFILE "${object}.d"
       COMMENT "Building HIP object ${source}.o"
       VERBATIM)

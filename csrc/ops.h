@@ -385,16 +385,16 @@ void for_each_op(Visit visit) {
   visit(Op<compact_cache, make_compact_cache_params>{});
 }
 
-// Declares the schemas of all ops.
-inline void define_ops(Library& m) {
-  for_each_op([&] < const auto& schema, auto make_params > (Op<schema, make_params>) { m.def(schema); });
-}
+// Registers a kernel for every op (frontend/torch/register.h).
+void implement_ops(Library& m);
 
-// Registers a kernel of the backend for every op (frontend/torch/register.h).
+// The same for `Backend`, which becomes the backend of this library: a type with two static functions. traits() returns
+// the BackendTraits; run(params, call) runs an op.
 template <class Backend>
 void implement_ops(Library& m) {
-  for_each_op([&] < const auto& schema,
-              auto make_params > (Op<schema, make_params>) { implement<Backend, schema, make_params>(m); });
+  backend_traits = &Backend::traits();
+  for_each_op([] < const auto& schema, auto make_params > (Op<schema, make_params>) { set_run<Backend>(make_params); });
+  implement_ops(m);
 }
 
 }  // namespace multikv

@@ -2,4 +2,7 @@
 // schema is declared once per process.
 #include "ops.h"
 
-STABLE_TORCH_LIBRARY(multikv, m) { multikv::define_ops(m); }
+STABLE_TORCH_LIBRARY(multikv, m) {
+  multikv::for_each_op([&] < const auto& schema,
+                       auto make_params > (multikv::Op<schema, make_params>) { m.def(schema); });
+}

@@ -36,26 +36,7 @@ inline GatherAndMaybeDequantCacheParams make_gather_and_maybe_dequant_cache_para
       call, src_cache, dst, block_table, cu_seq_lens, std::nullopt, num_tokens, kv_cache_dtype, scale, seq_starts);
 }
 
-// Returns the kernels of a backend for all ops of this file.
-template <class Backend>
-const std::vector<BoxedKernel>& kernels() {
-  static const std::vector<BoxedKernel> kKernels = {
-      boxed_kernel<Backend, reshape_and_cache_flash, make_reshape_and_cache_flash_params>(),
-      boxed_kernel<Backend, reshape_and_cache, make_reshape_and_cache_params>(),
-      boxed_kernel<Backend, concat_and_cache_mla, make_concat_and_cache_mla_params>(),
-      boxed_kernel<Backend, concat_and_cache_mla_grouped, make_concat_and_cache_mla_grouped_params>(),
-      boxed_kernel<Backend, concat_mla_q, make_concat_mla_q_params>(),
-      boxed_kernel<Backend, concat_and_cache_mla_rope_fused, make_concat_and_cache_mla_rope_fused_params>(),
-      boxed_kernel<Backend, convert_fp8, make_convert_fp8_params>(),
-      boxed_kernel<Backend, cp_gather_cache, make_cp_gather_cache_params>(),
-      boxed_kernel<Backend, gather_and_maybe_dequant_cache, make_gather_and_maybe_dequant_cache_params>(),
-      boxed_kernel<Backend, cp_gather_and_upconvert_fp8_kv_cache, make_cp_gather_and_upconvert_fp8_kv_cache_params>(),
-      boxed_kernel<Backend, indexer_k_quant_and_cache, make_indexer_k_quant_and_cache_params>(),
-      boxed_kernel<Backend, cp_gather_indexer_k_quant_cache, make_cp_gather_indexer_k_quant_cache_params>(),
-      boxed_kernel<Backend, swap_blocks, make_swap_blocks_params>(),
-      boxed_kernel<Backend, swap_blocks_batch, make_swap_blocks_batch_params>(),
-  };
-  return kKernels;
-}
+// Returns the kernels for all ops of this file.
+const std::vector<BoxedKernel>& kernels();
 
 }  // namespace multikv::vllm

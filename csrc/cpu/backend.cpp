@@ -29,10 +29,10 @@ struct Backend {
 STABLE_TORCH_LIBRARY_IMPL(multikv, CPU, m) { multikv::implement_ops<multikv::cpu::Backend>(m); }
 
 const char* multikv_vllm_ops() {
-  static const std::string names = multikv::op_names(multikv::vllm::kernels<multikv::cpu::Backend>());
+  static const std::string names = multikv::op_names(multikv::vllm::kernels());
   return names.c_str();
 }
 
 const char* multikv_serve_vllm(const char* name, const char* schema) {
-  return multikv::take_over(multikv::vllm::kernels<multikv::cpu::Backend>(), "_C_cache_ops", "CPU", name, schema);
+  return multikv::take_over(multikv::vllm::kernels(), "_C_cache_ops", "CPU", name, schema);
 }

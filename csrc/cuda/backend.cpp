@@ -93,10 +93,10 @@ void set_check_indices(bool enabled) { check_indices.store(enabled); }
 STABLE_TORCH_LIBRARY_IMPL(multikv, CUDA, m) { multikv::implement_ops<multikv::gpu::Backend>(m); }
 
 const char* multikv_vllm_ops() {
-  static const std::string names = multikv::op_names(multikv::vllm::kernels<multikv::gpu::Backend>());
+  static const std::string names = multikv::op_names(multikv::vllm::kernels());
   return names.c_str();
 }
 
 const char* multikv_serve_vllm(const char* name, const char* schema) {
-  return multikv::take_over(multikv::vllm::kernels<multikv::gpu::Backend>(), "_C_cache_ops", "CUDA", name, schema);
+  return multikv::take_over(multikv::vllm::kernels(), "_C_cache_ops", "CUDA", name, schema);
 }

@@ -88,13 +88,9 @@ TRANSLATION_UNIT = """
 #include "frontend/torch/register.h"
 namespace multikv {{
 struct Params {{}};
-struct Backend {{
-  static const BackendTraits& traits();
-  template <class P> static void run(const P&, const Call&);
-}};
 inline constexpr char schema_text[] = "{schema}";
 Params make_params(Call&, {parameters});
-void implement_one(Library& m) {{ implement<Backend, schema_text, make_params>(m); }}
+void implement_one(Library& m) {{ implement<schema_text, make_params>(m); }}
 }}
 """
 PARAMETERS = (

@@ -67,49 +67,65 @@ void hash_short_rows(WordHash& hash, const StridedRows& rows, const char* block,
   constexpr int64_t kMost = 4096;
   alignas(64) char buffer[kMost];
   PieceWalker pieces(rows, 0);
-  while (num_bytes > 0) {
-    const int64_t count = num_bytes < kMost ? num_bytes : kMost;
+  for (int64_t first = 0; first < num_bytes; first += kMost) {
+    const int64_t left = num_bytes - first, count = left < kMost ? left : kMost;
     for (int64_t i = 0; i < count;) {
       const auto piece = pieces.next(count - i);
       std::memcpy(buffer + i, block + piece.src, piece.count);
       i += piece.count;
     }
-    hash.add(buffer, count, 0);
-    num_bytes -= count;
+    hash.add({buffer, count, first}, 0);
   }
 }
 
-// `next` is the block that is hashed after this one; nullptr: it is not known.
-uint64_t hash_block(const BlockLayout& layout, const char* block, int64_t num_bytes, const char* next) {
-  constexpr int64_t kAhead = 2048;  // distance of the prefetches in a contiguous block, in bytes
-  WordHash hash;
-  const StridedRows& rows = layout.rows;
-  if (num_bytes == 0) return hash.finish(0);
-  if (rows.num_dims == 0) {
-    hash.add(block, num_bytes, kAhead);
-  } else if (rows.row_size % 8 == 0) {
-    // The rows of the next block are prefetched, because the hardware does not recognise the pattern of short rows.
-    const int64_t ahead = next == nullptr ? 0 : next - block;
-    PieceWalker pieces(rows, 0);
-    for (int64_t left = num_bytes; left > 0;) {
-      const auto piece = pieces.next(left);
-      hash.add(block + piece.src, piece.count, ahead);
-      left -= piece.count;
+// Returns the rows of a block in the order in which they lie in memory. The dst strides are those of the offsets in the
+// message.
+StridedRows sorted_rows(const StridedRows& rows) {
+  StridedRows sorted = rows;
+  for (int64_t d = 0, message_stride = rows.row_size; d < rows.num_dims; message_stride *= rows.size[d++]) {
+    int64_t to = d;
+    for (; to > 0 && sorted.src_stride[to - 1] > rows.src_stride[d]; --to) {
+      sorted.size[to] = sorted.size[to - 1];
+      sorted.src_stride[to] = sorted.src_stride[to - 1];
+      sorted.dst_stride[to] = sorted.dst_stride[to - 1];
     }
-  } else {
+    sorted.size[to] = rows.size[d];
+    sorted.src_stride[to] = rows.src_stride[d];
+    sorted.dst_stride[to] = message_stride;
+  }
+  return sorted;
+}
+
+// Hashes the first num_bytes bytes of a block. `sorted` is sorted_rows(rows). `next` is the block that is hashed after
+// this one, or nullptr. It is prefetched meanwhile; parts of large blocks are prefetched shortly before they are
+// hashed.
+uint64_t hash_block(const StridedRows& rows, const StridedRows& sorted, const char* block, int64_t num_bytes,
+                    const char* next) {
+  WordHash hash;
+  if (num_bytes == 0) return hash.finish(0);
+  if (rows.row_size % 8 != 0) {
     hash_short_rows(hash, rows, block, num_bytes);
+    return hash.finish(num_bytes);
+  }
+  constexpr int64_t kMostAhead = 65536, kAhead = 2048;
+  const int64_t ahead = next == nullptr || num_bytes > kMostAhead ? kAhead : next - block;
+  RowWalker row(sorted, 0);
+  for (int64_t i = 0; i < sorted.num_rows; ++i, row.next()) {
+    const int64_t left = num_bytes - row.dst();
+    if (left > 0) hash.add({block + row.src(), left < sorted.row_size ? left : sorted.row_size, row.dst()}, ahead);
   }
   return hash.finish(num_bytes);
 }
 
 void hash_blocks(const ChecksumBlocksParams& p, const BlockLayout& layout, const Plane& plane, EntryRange entries) {
   const Indices& blocks = p.block_ids.indices;
+  const StridedRows sorted = sorted_rows(layout.rows);
   for (int64_t i = entries.begin; i < entries.end; ++i) {
     const int64_t block = blocks.at(i), next = i + 1 < entries.end ? blocks.at(i + 1) : -1;
     if (block < 0) continue;
     const int64_t num_bytes =
         p.num_tokens.is_given() ? p.num_tokens.at(i) * layout.token_bytes : layout.rows.num_elements();
-    const uint64_t hash = hash_block(layout, plane.data + block * layout.stride_block_bytes, num_bytes,
+    const uint64_t hash = hash_block(layout.rows, sorted, plane.data + block * layout.stride_block_bytes, num_bytes,
                                      next < 0 ? nullptr : plane.data + next * layout.stride_block_bytes);
     std::memcpy(p.out + i * p.out_stride_block_bytes + plane.index * 8, &hash, sizeof hash);
   }

@@ -4,29 +4,70 @@
 namespace multikv::cpu {
 namespace {
 
-// Copies the units [begin, end) of a plane. Each row is prefetched while an earlier row is copied: `found` holds the
-// rows that have been found and not yet copied.
+// Copies rows of one size, in order. Rows are collected until there are 2 * ahead_ of them. Then the first half of them
+// is copied, each while the row that was added ahead_ rows later is prefetched.
+class PrefetchedCopies {
+ public:
+  PrefetchedCopies(int64_t row_bytes, Stores stores)
+      : row_bytes_(row_bytes), ahead_(kBytesAhead / row_bytes < kMostAhead ? kBytesAhead / row_bytes + 1 : kMostAhead),
+        stores_(stores) {}
+  ~PrefetchedCopies() {
+    const int64_t with_next = count_ > ahead_ ? count_ - ahead_ : 0;
+    copy_rows(with_next);
+    for (int64_t i = with_next; i < count_; ++i) copy(rows_[i].dst, rows_[i].src, row_bytes_, stores_);
+  }
+  PrefetchedCopies(const PrefetchedCopies&) = delete;
+
+  void add(const PlanePair& row) {
+    rows_[count_] = row;
+    dst_bits_ |= reinterpret_cast<intptr_t>(row.dst);
+    if (++count_ < 2 * ahead_) return;
+    copy_rows(ahead_);
+    std::memcpy(rows_, rows_ + ahead_, ahead_ * sizeof(PlanePair));
+    count_ = ahead_;
+  }
+
+ private:
+  static constexpr int64_t kBytesAhead = 8192, kMostAhead = 64;
+
+  void copy_rows(int64_t count) const {
+    const bool are_lines = row_bytes_ <= kBytesAhead && are_whole_cache_lines(dst_bits_ | row_bytes_);
+    if (stores_ == Stores::kStreaming && are_lines) return stream_rows(count);
+    for (int64_t i = 0; i < count; ++i) {
+      copy(rows_[i].dst, rows_[i].src, row_bytes_, stores_, rows_[i + ahead_].src);
+    }
+  }
+
+  // Does the same as copy() in fewer instructions, so that more rows are in flight at a time: the TLB misses of rows at
+  // random addresses overlap.
+  void stream_rows(int64_t count) const {
+    const int64_t row_bytes = row_bytes_;
+    for (int64_t i = 0; i < count; ++i) {
+      const PlanePair row = rows_[i];
+      const char* next = rows_[i + ahead_].src;
+      for (int64_t k = 0; k < row_bytes; k += kCacheLine) {
+        prefetch(next + k);
+#pragma GCC unroll 4
+        for (int64_t j = k; j < k + kCacheLine; j += kWidth) stream(row.dst + j, load(row.src + j));
+      }
+    }
+  }
+
+  static constexpr int64_t kWidth = sizeof(Bytes);
+  const int64_t row_bytes_, ahead_;
+  const Stores stores_;
+  int64_t count_ = 0;
+  intptr_t dst_bits_ = 0;  // the bitwise or of the addresses that rows are written to
+  PlanePair rows_[2 * kMostAhead];
+};
+
+// Copies the units [begin, end) of a plane.
 template <std::invocable<int64_t> SlotsOf>
 void copy_units(const PlaneCopies& copies, const CopyLayout& layout, const StridedRows& rows, const PlanePair& plane,
                 const SlotsOf& slots_of, int64_t begin, int64_t end, Stores stores) {
-  constexpr int64_t kBytesAhead = 8192, kMostAhead = 64;
-  const int64_t size = rows.row_size, wanted = kBytesAhead / size + 1;
-  const int64_t ahead = wanted < kMostAhead ? wanted : kMostAhead;
-  PlanePair found[kMostAhead];
-  int64_t count = 0, oldest = 0;
+  PrefetchedCopies copy(rows.row_size, stores);
   for (UnitRows row(copies, layout, rows, plane, slots_of, begin, end); !row.is_done(); row.next()) {
-    const PlanePair present{row.src(), row.dst()};
-    if (count < ahead) {
-      found[count++] = present;
-      continue;
-    }
-    copy(found[oldest].dst, found[oldest].src, size, stores, present.src);
-    found[oldest] = present;
-    if (++oldest == ahead) oldest = 0;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    copy(found[oldest].dst, found[oldest].src, size, stores);
-    if (++oldest == count) oldest = 0;
+    copy.add({row.src(), row.dst()});
   }
 }
 
@@ -83,23 +124,33 @@ struct OverlappingCopy {
   }
 };
 
-// Moves what one sequence keeps in one head, or in all heads if they keep the same.
-void compact(const CompactCacheParams& p, const CompactLayout& layout, char* data, const Indices& keep, int64_t s,
-             int64_t num_heads) {
+// The heads of a plane that keep the same positions.
+struct KeptHeads {
+  char* data;    // the first head of slot 0
+  Indices keep;  // the kept positions
+  int64_t num_heads;
+};
+
+// Moves what one sequence keeps in some heads. Streaming stores are right although the op reads what it writes: a
+// position is read before anything is written to it.
+void compact(const CompactCacheParams& p, const CompactLayout& layout, const KeptHeads& heads, int64_t s,
+             Stores stores) {
   const KeptTokens& kept = p.kept;
   const auto slot = [&](int64_t position) {
     const BlockOffset at = split_slot(p.blocks, position);
-    return data + layout.slots.offset_of({kept.block_table.at(s, at.block), at.offset});
+    return heads.data + layout.slots.offset_of({kept.block_table.at(s, at.block), at.offset});
   };
+  const bool is_one_row = layout.stride_head_bytes == layout.head_bytes;
+  const int64_t num_rows = is_one_row ? 1 : heads.num_heads;
+  PrefetchedCopies copy(is_one_row ? heads.num_heads * layout.head_bytes : layout.head_bytes, stores);
   const int64_t begin = kept.keep_offsets.at(s), start = kept.dst_start.is_given() ? kept.dst_start.at(s) : 0;
   for (int64_t m = begin; m < kept.keep_offsets.at(s + 1); ++m) {
-    const int64_t from = keep.at(m), to = start + m - begin;
+    const int64_t from = heads.keep.at(m), to = start + m - begin;
     if (from == to) continue;
     const char* src = slot(from);
     char* dst = slot(to);
-    for (int64_t head = 0; head < num_heads; ++head) {
-      copy(dst + head * layout.stride_head_bytes, src + head * layout.stride_head_bytes, layout.head_bytes,
-           Stores::kOrdinary);
+    for (int64_t row = 0; row < num_rows; ++row) {
+      copy.add({src + row * layout.stride_head_bytes, dst + row * layout.stride_head_bytes});
     }
   }
 }
@@ -142,20 +193,20 @@ void run<kIsa>(const MoveTokensParams& p, int64_t begin, int64_t end, Stores sto
 }
 
 template <>
-void run<kIsa>(const CompactCacheParams& p, int64_t begin, int64_t end, Stores) {
+void run<kIsa>(const CompactCacheParams& p, int64_t begin, int64_t end, Stores stores) {
+  const int64_t num_rows = p.kept.is_per_head ? p.num_heads : 1;
   for_each_plane(p.planes.groups, p.kept.num_sequences, begin, end,
                  [&](const auto& group, const Plane& plane, int64_t i, int64_t j) {
                    for (int64_t s = i; s < j; ++s) {
-                     if (!p.kept.is_per_head) {
-                       compact(p, group.layout, plane.data, p.kept.keep_of(plane.index, 0), s, p.num_heads);
-                       continue;
-                     }
-                     for (int64_t head = 0; head < p.num_heads; ++head) {
-                       compact(p, group.layout, plane.data + head * group.layout.stride_head_bytes,
-                               p.kept.keep_of(plane.index, head), s, 1);
+                     for (int64_t row = 0; row < num_rows; ++row) {
+                       compact(p, group.layout,
+                               {plane.data + row * group.layout.stride_head_bytes, p.kept.keep_of(plane.index, row),
+                                p.num_heads / num_rows},
+                               s, stores);
                      }
                    }
                  });
+  finish(stores);
 }
 
 }  // namespace multikv::cpu

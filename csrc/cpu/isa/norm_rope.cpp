@@ -192,19 +192,25 @@ void run_tokens(const QkNormRopeCacheParams& p, int64_t begin, int64_t end, char
   finish(stores);
 }
 
-// Norms rows. Chunks of weights are loaded once for as many rows as kScratchBytes hold. If stores are streaming, the
-// rows are normed in scratch memory first, unless the norm is in place or a row is larger than kScratchBytes.
+// Norms rows. Chunks of weights are loaded once for as many rows as kMaxBytes hold. If stores are streaming but
+// normalise() cannot stream, the rows are normed in scratch memory first, unless the norm is in place or a row is
+// larger than kScratchBytes.
 template <FloatElement T>
 class RowNorm {
  public:
   RowNorm(const RmsNormParams& p, char* scratch, Stores stores)
       : p_(p), scratch_(scratch), stores_(stores), weights_(p.weight, p.norm.weight_bias),
-        is_direct_(stores == Stores::kOrdinary || p.input == p.out || p.rows.row_size > kScratchBytes),
+        streams_(stores == Stores::kStreaming && p.input != p.out && normalise_streams<T>(p.row_elements) &&
+                 (AlignmentBits(p.out) | p.rows.dst_alignment_bits()).widest(kCacheLine) == kCacheLine),
+        is_direct_(streams_ || stores == Stores::kOrdinary || p.input == p.out || p.rows.row_size > kScratchBytes),
         src_stride_(p.rows.num_dims == 1 ? p.rows.src_stride[0] : 0),
         dst_stride_(p.rows.num_dims == 1 ? p.rows.dst_stride[0] : 0) {}
 
   // Rows of several dimensions are normed one by one.
-  int64_t max_rows() const { return p_.rows.num_dims == 1 ? rows_of_scratch(p_.rows.row_size, kMaxRows) : 1; }
+  int64_t max_rows() const {
+    const int64_t bytes = is_direct_ ? kMaxBytes : kScratchBytes, rows = bytes / p_.rows.row_size;
+    return p_.rows.num_dims != 1 || rows < 1 ? 1 : rows < kMaxRows ? rows : kMaxRows;
+  }
 
   // Norms `count` <= max_rows() rows.
   void operator()(char* out, const char* input, int64_t count) {
@@ -217,8 +223,12 @@ class RowNorm {
       const int64_t left = p_.row_elements - first, size = left < weights_.kMaxElements ? left : weights_.kMaxElements;
       weights_.load(first, size);
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t offset = first * static_cast<int64_t>(sizeof(T));
-        normalise(to + i * to_stride + offset, input + i * src_stride_ + offset, size, factors[i], weights_);
+        const int64_t offset = first * kBytes;
+        const char* from = input + i * src_stride_ + offset;
+        // Prefetches the same part of the row `count` rows later, which the next call reads.
+        for (int64_t k = 0; k < size * kBytes; k += kCacheLine) prefetch(from + count * src_stride_ + k);
+        normalise(to + i * to_stride + offset, from, size, factors[i], weights_,
+                  streams_ ? Stores::kStreaming : Stores::kOrdinary);
       }
     }
     for (int64_t i = 0; i < count && !is_direct_; ++i) {
@@ -227,13 +237,15 @@ class RowNorm {
   }
 
  private:
-  static constexpr int64_t kMaxRows = 64;
+  static constexpr int64_t kMaxRows = 64, kBytes = sizeof(T);
+  static constexpr int64_t kMaxBytes = 65536;  // of the rows that are normed at a time, if they fit: a part of the L2
 
   const RmsNormParams& p_;
   char* const scratch_;
   const Stores stores_;
   SumsOfSquares<T> sums_of_squares_;
   NormWeights<T> weights_;
+  const bool streams_;  // normalise() writes to `out` with streaming stores
   const bool is_direct_;
   const int64_t src_stride_, dst_stride_;
 };

@@ -31,6 +31,9 @@ struct SharedMemory {
   int multiprocessor_bytes, block_bytes;
 };
 
+// Of a multiprocessor's shared memory, the device takes this much for each thread block.
+inline constexpr int kReservedSharedBytes = 1024;
+
 // Devices whose attributes are remembered.
 inline constexpr int kMaxDevices = 128;
 

@@ -1,6 +1,7 @@
-// Launches the kernels of split_kernel.cuh and prefill_kernel.cuh.
+// Launches the kernels of split_kernel.cuh, cluster_kernel.cuh and prefill_kernel.cuh.
 #pragma once
 
+#include "cuda/attention/cluster_kernel.cuh"
 #include "cuda/attention/launch_attention.h"
 #include "cuda/attention/prefill_kernel.cuh"
 #include "cuda/attention/split_kernel.cuh"
@@ -29,10 +30,69 @@ cudaError_t launch_split(AttentionProblem p, const Context& context) {
   return p.num_slots > 0 ? launch_join(p, blocks, context) : cudaSuccess;
 }
 
+// The most granules of a thread block of the cluster kernel. Sequences may be shorter than the call's bound says, and
+// then all thread blocks wait for that of the longest one. The split kernel, whose shares are equal, avoids this.
+inline constexpr int64_t kMostClusterGranules = 16;
+
+// What a call of few query rows asks of the cluster kernel, and what a device has for it.
+struct ClusterCall {
+  int64_t clusters, granules;  // one cluster for each tile; the granules of a tile
+  int64_t multiprocessors;
+  bool has_large_blocks;  // a multiprocessor holds one thread block
+  int64_t most_blocks;    // of a cluster
+
+  // Returns the number of thread blocks of a cluster, or 0 if the split kernel is faster. Measured on an H100.
+  int64_t blocks() const {
+    if (clusters > multiprocessors) {
+      const int64_t rounds = ceil_div(clusters, multiprocessors);
+      const bool fills_rounds = 10 * clusters >= 7 * rounds * multiprocessors;  // at least 70% of all rounds
+      return granules <= kMostClusterGranules && fills_rounds ? 1 : 0;
+    }
+    int64_t blocks = std::min(multiprocessors / clusters, std::min(granules, most_blocks));
+    // A cluster runs on neighbouring multiprocessors, and large ones leave some of these idle.
+    if (has_large_blocks && blocks > 2) {
+      blocks = std::max<int64_t>(2, std::min(blocks, multiprocessors * 3 / 4 / clusters));
+    }
+    const int64_t most = std::min(kMostClusterGranules, ceil_div(clusters * granules, multiprocessors) + 1);
+    return ceil_div(granules, blocks) <= most ? blocks : 0;
+  }
+};
+
+// Launches the cluster kernel. Returns cudaErrorNotSupported if the split kernel is to be used.
+template <class Store, int kHeadSize, int kRows>
+cudaError_t launch_clusters(AttentionProblem p, int64_t rows, const Context& context) {
+  using Memory = ClusterMemory<Store, kHeadSize, kRows>;
+  constexpr int64_t kMostGridSize = 65535;  // of y and z
+  const int64_t most_blocks = most_cluster_blocks(context.device_index);
+  if (most_blocks == 0) return cudaErrorNotSupported;
+  const SharedMemory memory = shared_memory(context.device_index);
+  const int64_t tiles = ceil_div<int64_t>(rows, kRows), heads = tiles * p.num_kv_heads;
+  const int64_t granules = ceil_div<int64_t>(std::max<int64_t>(p.sequences.max_seq_len, 1), kGranule);
+  const bool has_large_blocks = 2 * (Memory::bytes(0) + kReservedSharedBytes) > memory.multiprocessor_bytes;
+  const ClusterCall call{heads * p.sequences.num_sequences, granules, context.num_multiprocessors, has_large_blocks,
+                         most_blocks};
+  const int64_t blocks = call.blocks();
+  if (blocks == 0 || std::max(heads, p.sequences.num_sequences) > kMostGridSize) return cudaErrorNotSupported;
+  const int bytes = Memory::bytes(blocks == 1 ? 0 : static_cast<int>(ceil_div(granules, blocks)));
+  if (bytes > memory.block_bytes) return cudaErrorNotSupported;
+  MULTIKV_RETURN_IF_FAILED(
+      (allow_shared_memory<cluster_attention_kernel<Store, kHeadSize, kRows>>(context.device_index, bytes)));
+  p.tile_rows = kRows;
+  p.tiles_per_head = static_cast<int>(tiles);
+  p.tile_blocks = static_cast<int>(blocks);
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(heads),
+                  static_cast<unsigned>(p.sequences.num_sequences));
+  return launch_cluster_grid(cluster_attention_kernel<Store, kHeadSize, kRows>, grid,
+                             ClusterShape<Store, kHeadSize>::kThreads, bytes, context.stream, p);
+}
+
 template <class Store, int kHeadSize>
 cudaError_t launch_split(const AttentionProblem& p, const Context& context) {
   const int64_t rows = std::min(p.group.signed_value() * p.sequences.max_query_len, p.max_rows);
   if (p.key.has_vectors && p.value.has_vectors) {
+    const cudaError_t error = rows <= 8 ? launch_clusters<Store, kHeadSize, 8>(p, rows, context)
+                                        : launch_clusters<Store, kHeadSize, 16>(p, rows, context);
+    if (error != cudaErrorNotSupported) return error;
     return rows <= 8 ? launch_split<Store, kHeadSize, 8, true>(p, context)
                      : launch_split<Store, kHeadSize, 16, true>(p, context);
   }
@@ -58,14 +118,11 @@ cudaError_t launch_prefill(AttentionProblem p, const Context& context) {
   return cudaGetLastError();
 }
 
-// Launches one of the prefill kernels. The one of warpgroups is compiled for bfloat16 caches, with which it has been
-// tested on a GPU.
+// Launches one of the prefill kernels.
 template <class Store, int kHeadSize>
 cudaError_t launch_many_rows(const AttentionProblem& p, const Context& context) {
-  if constexpr (Store::kElement == Element::kBFloat16) {
-    const cudaError_t error = launch_warpgroup_attention<Store::kElement>(p, context);
-    if (error != cudaErrorNotSupported) return error;
-  }
+  const cudaError_t error = launch_warpgroup_attention<Store::kElement>(p, context);
+  if (error != cudaErrorNotSupported) return error;
   return launch_prefill<Store, kHeadSize>(p, context);
 }
 

@@ -60,6 +60,8 @@ struct AttentionProblem {
   int64_t min_rows, max_rows;
   int tile_rows;                 // rows of a tile (schedule.cuh)
   int64_t slot_rows, num_slots;  // of the workspace (partials.cuh)
+  int tiles_per_head;            // the most tiles of a kv head of a sequence
+  int tile_blocks;               // thread blocks of a tile (TilePart)
 };
 static_assert(LaunchParams<AttentionProblem>);
 

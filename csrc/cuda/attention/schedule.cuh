@@ -136,6 +136,51 @@ struct Segment {
   }
 };
 
+// Sets the fields of a segment that say which rows it has. `tile` is a number among those of the kv head.
+__device__ inline void set_rows(const AttentionProblem& p, Segment& segment, int kv_head, int tile) {
+  segment.kv_head = kv_head;
+  segment.first_row = tile * p.tile_rows;
+  segment.num_rows = min(p.tile_rows, segment.sequence.num_rows(p) - segment.first_row);
+  segment.visible = visible_to(p, segment.sequence, small_quotient(segment.first_row, p.group),
+                               small_quotient(segment.first_row + segment.num_rows - 1, p.group));
+}
+
+// Calls of few granules need no list of units: every tile has a cluster of p.tile_blocks thread blocks, each of which
+// attends over neighbouring granules. The grid has a cluster for every tile (y) of every sequence (z). This is the part
+// of the calling thread block.
+struct TilePart {
+  int number;  // the thread block's number among those of the tile
+  int64_t sequence;
+  int kv_head, tile;  // `tile` is a number among those of the sequence and the kv head
+
+  __device__ explicit TilePart(const AttentionProblem& p)
+      : number(static_cast<int>(blockIdx.x)), sequence(blockIdx.z), kv_head(static_cast<int>(blockIdx.y)), tile(0) {
+    if (p.tiles_per_head == 1) return;
+    kv_head = static_cast<int>(blockIdx.y / static_cast<unsigned>(p.tiles_per_head));
+    tile = static_cast<int>(blockIdx.y) - kv_head * p.tiles_per_head;
+  }
+};
+
+// The granules of thread block `number` of a cluster of num_blocks.
+__device__ inline Range granules_of_block(Range granules, int number, int num_blocks) {
+  const int most = (granules.size() + num_blocks - 1) / num_blocks, begin = granules.begin + number * most;
+  return {min(begin, granules.end), min(begin + most, granules.end)};
+}
+
+// Writes the segment of the thread block's part. Returns false if the tile has no rows. One thread calls it.
+__device__ inline bool take_part(const AttentionProblem& p, const TilePart& part, Segment& segment) {
+  segment.sequence_index = part.sequence;
+  segment.sequence = sequence_of(p, part.sequence);
+  const SequenceUnits<SplitTiles> units(p, segment.sequence);
+  if (part.tile >= units.num_tiles) return false;
+  set_rows(p, segment, part.kv_head, part.tile);
+  segment.tile_unit = 0;
+  segment.tile_granules = units.granules;
+  segment.granules = granules_of_block(units.granules, part.number, p.tile_blocks);
+  segment.is_whole = false;
+  return true;
+}
+
 // Enumerates the segments of a worker. One thread of the thread block uses it.
 template <class Shape>
 class Segments {
@@ -163,11 +208,7 @@ class Segments {
       kv_head = tile_ - tiles_later * static_cast<int>(p.num_kv_heads);
       tile = tiles_per_head_ - 1 - tiles_later;
     }
-    segment.kv_head = kv_head;
-    segment.first_row = tile * p.tile_rows;
-    segment.num_rows = min(p.tile_rows, sequence_info_.num_rows(p) - segment.first_row);
-    segment.visible = visible_to(p, sequence_info_, small_quotient(segment.first_row, p.group),
-                                 small_quotient(segment.first_row + segment.num_rows - 1, p.group));
+    set_rows(p, segment, kv_head, tile);
     segment.tile_unit = first_unit();
     segment.tile_granules = granules_;
     segment.granules = granules_;

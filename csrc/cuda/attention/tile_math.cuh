@@ -56,6 +56,30 @@ __device__ inline void value_operand(uint32_t (&a)[4], const uint32_t (&values)[
   }
 }
 
+// The elements of 32 values in 16 columns, transposed, as the operands of multiply_add: a[step] for the rows
+// 16 * step .. 16 * step + 15.
+template <class Store, int kRowBytes>
+__device__ inline void value_operands(uint32_t (&a)[2][4], uint32_t values, int first_column) {
+  using Tile = SharedTile<kRowBytes>;
+  const int lane = threadIdx.x % 32;
+  if constexpr (Store::kIsFp8) {
+    uint32_t words[4];
+    load_transposed(words, values + Tile::offset_bytes(lane, first_column / kChunkBytes));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t sorted = permute_bytes(words[i], 0, 0x3120);  // the even column of two values, then the odd one
+      a[i / 2][i % 2 * 2] = halves_from_fp8<Store::kElement>(sorted);
+      a[i / 2][i % 2 * 2 + 1] = halves_from_fp8<Store::kElement>(sorted >> 16);
+    }
+  } else {
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      const int row = 16 * step + lane % 8 + lane / 16 * 8;
+      load_transposed(a[step], values + Tile::offset_bytes(row, first_column / 8 + lane / 8 % 2));
+    }
+  }
+}
+
 // The elements of 32 values in 16 columns, as the operands of multiply_add: b[step][product] for the rows
 // 16 * step .. 16 * step + 15 and the 8 columns of each product.
 template <class Store, int kRowBytes>
@@ -91,29 +115,54 @@ __device__ inline int value_column(int product, int i) {
   else return 8 * product + 2 * pair + i;
 }
 
-// The sums of one row. A score is x * factor, with a factor of the row that is greater than 0.
+// The largest score of a row in one step; a score is x * factor, with a factor of the row that is greater than 0. x(i)
+// returns a reference to number i of this lane's kStep / 4 numbers x; the row's other numbers are in neighbouring
+// lanes.
+template <class X>
+__device__ inline float largest_score(X x, float factor) {
+  float largest = kNoScore;
+#pragma unroll
+  for (int i = 0; i < kStep / 4; ++i) largest = fmaxf(largest, x(i));
+  largest = fmaxf(largest, shuffle_xor(largest, 1));
+  largest = fmaxf(largest, shuffle_xor(largest, 2));
+  return __fmul_rn(largest, factor);
+}
+
+// What is subtracted from the scores of a row whose largest score so far is `largest`.
+template <class Store>
+__device__ inline float reference_of(float largest) {
+  return largest == kNoScore ? 0.0f : __fsub_rn(largest, Store::kShift);
+}
+
+// Turns this lane's numbers x of a step into weights, and returns their sum.
+template <class Store, class X>
+__device__ inline float weigh(X x, float factor, float largest) {
+  const float reference = reference_of<Store>(largest);
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kStep / 4; ++i) {
+    const float weight = exp2_approximate(__fmaf_rn(x(i), factor, -reference));
+    sum = __fadd_rn(sum, weight);
+    x(i) = weight;
+  }
+  return sum;
+}
+
+// What o and l of the steps before are multiplied by when the largest score grows from `before` to `largest`. Before
+// the first score, o and l are 0, and need no correction.
+__device__ inline float correction_of(float before, float largest) {
+  return largest == before || before == kNoScore ? 1.0f : exp2_approximate(__fsub_rn(before, largest));
+}
+
+// The sums of one row.
 struct RowSums {
   float m = kNoScore, l = 0.0f;  // the largest score; this lane's part of the sum of weights
 
-  // Turns this lane's kStep / 4 numbers x of one step into weights. Returns what to multiply the former o by. x(i)
-  // returns a reference to number i.
+  // Turns this lane's numbers x of one step into weights. Returns what to multiply the former o by.
   template <class Store, class X>
   __device__ float add(X x, float factor) {
-    float largest = kNoScore;
-#pragma unroll
-    for (int i = 0; i < kStep / 4; ++i) largest = fmaxf(largest, x(i));
-    largest = fmaxf(largest, shuffle_xor(largest, 1));
-    largest = fmaxf(largest, shuffle_xor(largest, 2));
-    largest = fmaxf(m, __fmul_rn(largest, factor));
-    const float reference = reference_of<Store>(largest);
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kStep / 4; ++i) {
-      const float weight = exp2_approximate(__fmaf_rn(x(i), factor, -reference));
-      sum = __fadd_rn(sum, weight);
-      x(i) = weight;
-    }
-    return take(largest, sum);
+    const float largest = fmaxf(m, largest_score(x, factor));
+    return take(largest, weigh<Store>(x, factor, largest));
   }
   // Does for two rows what add() does, with more independent operations at a time. x(row, i) returns a reference to
   // number i of a row.
@@ -170,16 +219,10 @@ struct RowSums {
  private:
   // Takes the largest score so far, and the sum of the weights of a step.
   __device__ float take(float largest, float sum) {
-    // Before the first score, o and l are 0, and need no correction.
-    const float correction = largest == m || m == kNoScore ? 1.0f : exp2_approximate(__fsub_rn(m, largest));
+    const float correction = correction_of(m, largest);
     m = largest;
     l = __fmaf_rn(l, correction, sum);
     return correction;
-  }
-
-  template <class Store>
-  __device__ static float reference_of(float largest) {
-    return largest == kNoScore ? 0.0f : __fsub_rn(largest, Store::kShift);
   }
 };
 

@@ -32,8 +32,8 @@ class WarpgroupAttention {
       if (segment.num_rows == 0) return;
       attend(segment);
       store_outputs(segment);
-      sync_warp();
-      if (lane_ == 0) shared_.is_segment_free[slot].arrive();
+      sync_warp();  // brings the lanes together again
+      shared_.is_segment_free[slot].arrive();
     }
   }
 
@@ -65,10 +65,7 @@ class WarpgroupAttention {
   }
   __device__ uint32_t stage() const { return step_ % kWarpgroupStages; }
   __device__ void wait_for_step() { shared_.is_loaded[stage()].wait(step_ / kWarpgroupStages % 2); }
-  __device__ void free_stage(uint32_t stage) {
-    sync_warp();
-    if (lane_ == 0) shared_.is_free[stage].arrive();
-  }
+  __device__ void free_stage(uint32_t stage) { shared_.is_free[stage].arrive(); }
   __device__ void free_step() {
     free_stage(stage());
     ++step_;

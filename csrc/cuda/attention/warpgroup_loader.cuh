@@ -142,8 +142,8 @@ class WarpgroupLoader {
         if (p_.blocks.block_size.value % kWarpKeys == 0) load_tile<true>(segment);
         else load_tile<false>(segment);
       }
-      sync_warp();
-      if (lane_ == 0) shared_.is_segment_free[slot].arrive();
+      sync_warp();  // brings the lanes together again
+      shared_.is_segment_free[slot].arrive();
     }
   }
 

@@ -94,7 +94,8 @@ class TileList {
     int64_t sequence = 0;
     while (true) {
       const uint32_t active = ballot(num_tiles_of(p, sequence + lane) > level);
-      const uint32_t found = ballot((active >> lane & 1) != 0 && __popc(active & ((1u << lane) - 1)) == index);
+      const auto before = static_cast<int>(__popc(active & ((1u << lane) - 1)));
+      const uint32_t found = ballot((active >> lane & 1) != 0 && before == index);
       if (found != 0) {
         sequence += 31 - __clz(found);
         break;
@@ -146,16 +147,18 @@ struct WarpgroupShared {
   Barrier is_loaded[kWarpgroupStages], is_free[kWarpgroupStages];
   Barrier has_segment[2], is_segment_free[2];
 
-  // One thread calls it.
+  // One thread calls it. Every thread that has read shared memory arrives at a barrier itself. One lane could arrive
+  // for its warp after a sync_warp(), but compute-sanitizer's racecheck would not see that it waits for the other
+  // lanes.
   __device__ void start() {
     tiles.start();
     for (int i = 0; i < kWarpgroupStages; ++i) {
       is_loaded[i].start(kWarpgroupThreads);
-      is_free[i].start(kAttendingWarps);
+      is_free[i].start(kAttendingWarpgroups * kWarpgroupThreads);
     }
     for (int i = 0; i < 2; ++i) {
       has_segment[i].start(1);
-      is_segment_free[i].start(kWarpgroupThreads / 32 + kAttendingWarps);
+      is_segment_free[i].start(kWarpgroupKernelThreads);
     }
   }
 };

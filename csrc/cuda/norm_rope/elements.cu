@@ -11,7 +11,7 @@ void launch_elements(const QkNormRopeCacheParams& p, const Context& context) {
   const TokenParts parts = TokenParts::of(p, heads_per_part, p.value.data != nullptr);
   const auto blocks = static_cast<unsigned>(parts.count(p.slots.num_tokens));
   with_dtypes(p, [&]<Float kDtype, Float kTable>() {
-    row_kernel<kDtype, kTable><<<blocks, kThreads, 0, context.stream>>>(parts, HeadTasks::of(p), p);
+    row_kernel<kDtype, kTable><<<blocks, kThreads, 0, context.stream>>>(parts, RowSides::of(p), HeadTasks::of(p), p);
   });
 }
 

@@ -1,8 +1,9 @@
 // Norms, rotates and caches heads. A few lanes share a head, which they hold in registers.
 #pragma once
 
-#include "cuda/norm_rope/head_output.cuh"
-#include "cuda/norm_rope/head_vectors.cuh"
+#include <type_traits>
+
+#include "cuda/norm_rope/flash_writer.cuh"
 
 namespace multikv::gpu {
 
@@ -13,61 +14,13 @@ enum class HeadNorm : uint8_t {
   kRows,   // of all queries of a token, and of all its keys; a thread block has all heads of a token
 };
 
-// The work of the groups of lanes: kHeads heads of a token for each.
-struct HeadGroups {
-  HeadLanes lanes;
-  int lane_bits;  // lanes.count is 2^lane_bits
-  int per_block;  // groups of a thread block
-  TokenParts parts;
-  uint32_t num_parts, num_tokens;
-  bool only_rotated;  // heads are rotated in place: vectors that are not rotated are not written
-
-  // The groups of thread blocks of kThreads threads, with `heads` heads each.
-  static HeadGroups of(const QkNormRopeCacheParams& p, int heads, bool has_values) {
-    HeadGroups groups{};
-    groups.lanes = HeadLanes::of(p.rope, p.head_size, 16 / static_cast<int>(num_bytes(p.dtype)));
-    while (1 << groups.lane_bits < groups.lanes.count) ++groups.lane_bits;
-    groups.per_block = kThreads >> groups.lane_bits;
-    groups.parts = TokenParts::of(p, heads, has_values);
-    groups.num_tokens = static_cast<uint32_t>(p.slots.num_tokens);
-    groups.num_parts = static_cast<uint32_t>(groups.parts.count(groups.num_tokens));
-    return groups;
-  }
-};
-
-// A thread's lane in its group, and the group's heads.
-struct HeadThread {
-  int lane;
-  bool is_active, is_rotated;  // whether the lane's vectors are written; whether they are pairs that are rotated
-  TokenPart part;
-  LaneVectors vectors;
-
-  __device__ static __forceinline__ HeadThread of(const HeadGroups& groups, uint32_t block, int elements) {
-    const int thread = static_cast<int>(threadIdx.x), lane = thread & (groups.lanes.count - 1);
-    const int group = thread >> groups.lane_bits;
-    const uint32_t number = block * groups.per_block + group;
-    const bool is_group = group < groups.per_block && number < groups.num_parts;
-    TokenPart part = groups.parts.at(is_group ? number : 0);
-    const bool is_token = part.token < groups.num_tokens;  // the last run may go past the last token
-    if (!is_token) part.token = 0;
-    return {lane, is_group && is_token, false, part, LaneVectors(groups.lanes, lane, elements)};
-  }
-  // Sets is_active and is_rotated from the position of the token and the kind of the heads.
-  __device__ __forceinline__ void check_position(const HeadGroups& groups, const Rope& rope, int64_t position) {
-    const bool is_in_pairs = lane < groups.lanes.rotated;
-    if (groups.only_rotated && !is_in_pairs) is_active = false;
-    is_active = is_active && has_positions(rope, part.token, position);
-    is_rotated = is_active && is_in_pairs && !part.is_value();
-  }
-};
-
 constexpr int kMaxRowHeads = 128;  // the queries, or the keys, of a token that HeadNorm::kRows can norm
 constexpr int kMaxRowThreads = 384;
 
 // Returns, for HeadNorm::kRows, the sum of the squares of all heads that are normed together with those of the caller.
 // `sums` are the sums of the caller's heads. All threads of the thread block call.
 template <int kHeads>
-__device__ __forceinline__ float sum_row(const TokenParts& parts, const HeadThread& thread,
+__device__ __forceinline__ float sum_row(const HeadGroups& groups, const HeadThread& thread,
                                          const float (&sums)[kHeads]) {
   __shared__ float shared[2][kMaxRowHeads];
   const TokenPart& part = thread.part;
@@ -76,13 +29,13 @@ __device__ __forceinline__ float sum_row(const TokenParts& parts, const HeadThre
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
     const uint32_t head = part.index * kHeads + h;
-    if (is_first_lane && !part.is_value() && head < parts.side(part).num_heads) shared[side][head] = sums[h];
+    if (is_first_lane && !part.is_value() && head < groups.side(part).num_heads) shared[side][head] = sums[h];
   }
   __syncthreads();
   float totals[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int64_t num_heads = parts.sides[i].num_heads;
+    const auto num_heads = static_cast<int>(groups.sides[i].num_heads);
     float four[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -96,98 +49,124 @@ __device__ __forceinline__ float sum_row(const TokenParts& parts, const HeadThre
 }
 
 // Norms the heads of a part, unless they are values. All lanes of the warp must call, and for HeadNorm::kRows all
-// threads of the thread block. For HeadNorm::kHeads and parts of one head, the caller has read `weights`; otherwise
-// they are read here, to save registers.
-template <HeadNorm kNorm, Float kDtype, int kHeads>
-__device__ __forceinline__ void norm_heads(const HeadGroups& groups, const QkNormRopeCacheParams& p,
-                                           const HeadThread& thread,
-                                           typename HeadVectors<kDtype>::VectorWeights& weights,
-                                           HeadVectors<kDtype> (&heads)[kHeads]) {
+// threads of the thread block. For HeadNorm::kHeads, the caller has read `weights`.
+template <HeadNorm kNorm, class VectorWeight, class Head, int kHeads>
+__device__ __forceinline__ void norm_heads(const HeadGroups& groups, const HeadThread& thread,
+                                           VectorWeight (&weights)[2], Head (&heads)[kHeads]) {
   constexpr bool kAreRows = kNorm == HeadNorm::kRows;
-  const NormRopeHeads& side = groups.parts.side(thread.part);
-  const float bias = p.norm.weight_bias;
+  const HeadSide& side = groups.side(thread.part);
   float sums[kHeads];
-  sum_heads<kDtype>(sums, heads, groups.lanes, thread.lane, thread.vectors.exists);
-  if constexpr (kAreRows) sums[0] = sum_row(groups.parts, thread, sums);
-  const auto size = static_cast<float>(kAreRows ? side.num_heads * p.head_size : p.head_size);
+  sum_heads(sums, heads, groups.lanes, thread.lane, thread.vectors.exists);
+  if constexpr (kAreRows) sums[0] = sum_row(groups, thread, sums);
+  const auto size = static_cast<float>(kAreRows ? side.num_heads * groups.head_size : groups.head_size);
   if (thread.part.is_value()) return;
-  if (!kAreRows && kHeads > 1) read_weights<kDtype>(weights, side.weight, bias, thread.vectors, 0);
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
     if (kAreRows && h > 0) sums[h] = sums[0];
     if constexpr (kAreRows) {  // every element of the row has a weight of its own
-      const int64_t head = thread.part.index * kHeads + h;
+      const uint32_t head = thread.part.index * kHeads + h;
       if (head >= side.num_heads) continue;
-      read_weights<kDtype>(weights, side.weight, bias, thread.vectors, head * p.head_size);
+      read_weights(weights, side.weight, groups.norm.weight_bias, thread.vectors, head * groups.head_size);
     }
-    heads[h].norm(reciprocal_root(p.norm, sums[h], size), weights);
+    heads[h].norm(reciprocal_root(groups.norm, sums[h], size), weights);
   }
 }
 
-template <Float kDtype, Float kTable, int kHeads>
-__device__ __forceinline__ void rotate_heads(bool is_neox,
-                                             const AngleVectors<kTable, HeadVectors<kDtype>::kElements>& angles,
-                                             HeadVectors<kDtype> (&heads)[kHeads]) {
+template <Float kTable, class Head, int kHeads>
+__device__ __forceinline__ void rotate_heads(bool is_neox, const AngleVectors<kTable, Head::kElements>& angles,
+                                             Head (&heads)[kHeads]) {
 #pragma unroll
   for (int h = 0; h < kHeads; ++h)
-    rotate<kDtype, kTable, HeadVectors<kDtype>::kElements>(is_neox, heads[h].vectors[0], heads[h].vectors[1], angles);
+    rotate<Head::kDtype, kTable, Head::kElements>(is_neox, heads[h].vectors[0], heads[h].vectors[1], angles);
 }
 
-// Norms and rotates heads in the order of p. If there is a norm, all lanes of the warp must call, and for
-// HeadNorm::kRows all threads of the thread block.
-template <HeadNorm kNorm, Float kDtype, Float kTable, int kHeads>
-__device__ __forceinline__ void norm_and_rotate(const HeadGroups& groups, const QkNormRopeCacheParams& p,
-                                                const HeadThread& thread, int64_t position,
-                                                typename HeadVectors<kDtype>::VectorWeights& weights,
-                                                HeadVectors<kDtype> (&heads)[kHeads]) {
-  constexpr int kElements = HeadVectors<kDtype>::kElements;
+// Norms and rotates heads of a token in the order of `groups`. If there is a norm, all lanes of the warp must call, and
+// for HeadNorm::kRows all threads of the thread block.
+template <HeadNorm kNorm, Float kTable, class VectorWeight, class Head, int kHeads>
+__device__ __forceinline__ void norm_and_rotate(const HeadGroups& groups, const Rope& rope, const HeadThread& thread,
+                                                int64_t position, VectorWeight (&weights)[2], Head (&heads)[kHeads]) {
+  constexpr int kElements = Head::kElements;
   AngleVectors<kTable, kElements> angles;
-  if (thread.is_rotated)
-    angles = read_angles<kTable, kElements>(p.rope, thread.part.token, position, thread.lane * kElements);
-  const bool is_normed = kNorm != HeadNorm::kNone && p.order != NormOrder::kNone;
-  const bool rotates_first = !is_normed || p.order == NormOrder::kAfterRope;
-  if (thread.is_rotated && rotates_first) rotate_heads<kDtype, kTable>(p.rope.is_neox, angles, heads);
+  if (thread.is_rotated) {
+    const char* row = groups.rope.table + position * groups.rope.stride_position_bytes;
+    const int pair = thread.lane * kElements;
+    angles = AngleVectors<kTable, kElements>::read(row, groups.rope.num_pairs, pair);
+    if (groups.rope.has_section) choose_angles<kTable, kElements>(rope, thread.part.token, pair, angles);
+  }
+  const bool is_normed = kNorm != HeadNorm::kNone && groups.order != NormOrder::kNone;
+  const bool rotates_first = !is_normed || groups.order == NormOrder::kAfterRope;
+  if (thread.is_rotated && rotates_first) rotate_heads<kTable>(groups.rope.is_neox, angles, heads);
   if constexpr (kNorm != HeadNorm::kNone) {
     // A warp whose lanes all have values needs no norm. Otherwise all its lanes take part in the sums.
     if (is_normed && (kNorm == HeadNorm::kRows || ballot(!thread.part.is_value()) != 0))
-      norm_heads<kNorm>(groups, p, thread, weights, heads);
-    if (thread.is_rotated && !rotates_first) rotate_heads<kDtype, kTable>(p.rope.is_neox, angles, heads);
+      norm_heads<kNorm>(groups, thread, weights, heads);
+    if (thread.is_rotated && !rotates_first) rotate_heads<kTable>(groups.rope.is_neox, angles, heads);
   }
 }
 
-// Processes the heads of a group of lanes.
-template <HeadNorm kNorm, Float kDtype, Float kTable, int kHeads, bool kAnyCache>
+// Whether groups of lanes have several tokens, which share the weights of the norm.
+template <HeadNorm kNorm, int kHeads>
+constexpr bool kHasSteps = kNorm == HeadNorm::kHeads && kHeads > 1;
+
+// The weights of a lane's vectors, as process_heads() holds them: for several tokens as floats, else as they are read.
+template <HeadNorm kNorm, class Head, int kHeads>
+using HeldWeights = std::conditional_t<kHasSteps<kNorm, kHeads>, BiasedWeights<Head::kDtype, Head::kElements>,
+                                       Weights<Head::kDtype, Head::kElements>>;
+
+template <Float kDtype, int kElements>
+__device__ __forceinline__ void read_weights(BiasedWeights<kDtype, kElements> (&weights)[2], const NormWeight& weight,
+                                             float bias, const LaneVectors& lane, int64_t begin) {
+  Weights<kDtype, kElements> read[2];
+  read_weights(read, weight, bias, lane, begin);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) weights[half] = BiasedWeights<kDtype, kElements>::of(read[half]);
+}
+
+// Processes the heads of a group of lanes, token by token. The caches have the flash layout.
+template <HeadNorm kNorm, class Head, Float kTable, int kHeads>
 __device__ __forceinline__ void process_heads(const HeadGroups& groups, const QkNormRopeCacheParams& p,
                                               uint32_t block) {
-  using Head = HeadVectors<kDtype>;
+  constexpr int kBytes = static_cast<int>(num_bytes(Head::kDtype));
   HeadThread thread = HeadThread::of(groups, block, Head::kElements);
   if (kNorm == HeadNorm::kNone && !thread.is_active) return;
   const TokenPart& part = thread.part;
-  const NormRopeHeads& side = groups.parts.side(part);
-  const uint32_t first_head = part.index * kHeads, num_heads = static_cast<uint32_t>(side.num_heads);
-  const PrefetchedIndex position_index = part.position(p), slot_index = part.slot(p);
-  Head heads[kHeads];
-  float scales[kHeads];
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    const uint32_t head = min(first_head + h, num_heads - 1);
-    heads[h].read(side.source.head(part.token, head), thread.vectors);
-    scales[h] = scale_of(p, part, head);
-  }
-  typename Head::VectorWeights weights;
-  if (kNorm == HeadNorm::kHeads && kHeads == 1 && !part.is_value())
-    read_weights<kDtype>(weights, side.weight, p.norm.weight_bias, thread.vectors, 0);
+  const HeadSide& side = groups.side(part);
+  const uint32_t first_head = part.index * kHeads;
+  const auto count = static_cast<int>(min(uint32_t{kHeads}, side.num_heads - first_head));
+  const char* source = side.source.head(part.token, first_head) + thread.vectors.dims[0] * kBytes;
+  const int half_bytes = (thread.vectors.dims[1] - thread.vectors.dims[0]) * kBytes;
+  FlashWriter<Head, kHeads> writer(groups, p.key.out, part, count, thread.vectors);
+  HeldWeights<kNorm, Head, kHeads> weights[2];
+  if (kNorm == HeadNorm::kHeads && !part.is_value())
+    read_weights(weights, side.weight, groups.norm.weight_bias, thread.vectors, 0);
+  // With one head, the load of the scale is issued early.
+  const float first_scale = kHeads == 1 ? side.scale_of(first_head) : 1.0f;
 
-  const int64_t position = position_index.value();
-  thread.check_position(groups, p.rope, position);
-  norm_and_rotate<kNorm, kDtype, kTable>(groups, p, thread, position, weights, heads);
-  if (!thread.is_active) return;
-  const HeadWriter<kAnyCache> writer(p, part, slot_index.value());
+  bool has_token = thread.is_active;
+  const uint32_t num_steps = kHasSteps<kNorm, kHeads> ? groups.num_steps : 1;
+  for (uint32_t step = 0;;) {
+    const PrefetchedIndex position_index = groups.position(part), slot_index = groups.slot(part);
+    Head heads[kHeads];
 #pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    if (first_head + h >= num_heads) continue;
-    writer.template write<kDtype, Head::kElements>(first_head + h, thread.vectors.dims, thread.vectors.exists,
-                                                   scales[h], heads[h].vectors);
+    for (int h = 0; h < kHeads; ++h) {
+      const char* head = source + (h < count ? h : 0) * side.source.stride_head_bytes;
+      heads[h].read(head, head + half_bytes);
+    }
+    const int64_t position = position_index.value();
+    thread.is_active = has_token;
+    thread.check_position(groups, p.rope, position);
+    norm_and_rotate<kNorm, kTable>(groups, p.rope, thread, position, weights, heads);
+    if (thread.is_active) {
+      writer.write(part, slot_index.value(), heads,
+                   [&](int h) { return kHeads == 1 ? first_scale : side.scale_of(first_head + (h < count ? h : 0)); });
+    }
+    if (++step == num_steps) return;
+    if (thread.advance(groups)) {
+      source += side.source.stride_token_bytes;
+      writer.advance();
+    } else {
+      has_token = false;
+    }
   }
 }
 

@@ -14,9 +14,7 @@ __device__ __forceinline__ float scale_of(const QkNormRopeCacheParams& p, const 
   return scale == nullptr ? 1.0f : scale[head * stride];
 }
 
-// Writes the heads of a part to query.out, or to key.out and a slot of a cache. Unless kAnyCache, caches have the flash
-// layout, in which the elements of a head are contiguous.
-template <bool kAnyCache>
+// Writes the heads of a part to query.out, or to key.out and a slot of a cache of any layout.
 struct HeadWriter {
   const QkNormRopeCacheParams& p;
   const TokenPart& part;
@@ -51,10 +49,7 @@ struct HeadWriter {
  private:
   __device__ __forceinline__ char* element(int64_t head, int dim, int64_t element_bytes) const {
     if (part.is_query()) return p.query.out.head(part.token, head) + dim * element_bytes;
-    const HeadCache& cache = part.cache(p);
-    if constexpr (kAnyCache) return cache.element(at, head, dim, element_bytes, divide_index);
-    return cache.block(at.block) + at.offset * cache.stride_row_bytes + head * cache.stride_head_bytes +
-           dim * element_bytes;
+    return part.cache(p).element(at, head, dim, element_bytes, divide_index);
   }
   template <int64_t kElementBytes, int kBytes, int kVectors>
   __device__ __forceinline__ void store(int64_t head, const int (&dims)[kVectors], const bool (&exists)[kVectors],
@@ -62,7 +57,7 @@ struct HeadWriter {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (!exists[i]) continue;
-      if (kAnyCache && !part.is_query() && part.cache(p).packs_slots) {
+      if (!part.is_query() && part.cache(p).packs_slots) {
         store_rows<kElementBytes>(head, dims[i], vectors[i]);
       } else {
         vectors[i].template write<true>(element(head, dims[i], kElementBytes));

@@ -86,46 +86,46 @@ struct LaneVectors {
   }
 };
 
-// A lane's two vectors of a head.
-template <Float kDtype>
+// A lane's two vectors of a head, of kBytes each.
+template <Float kHeadDtype, int kBytes>
 struct HeadVectors {
-  static constexpr int kElements = 16 / static_cast<int>(num_bytes(kDtype));
+  static constexpr Float kDtype = kHeadDtype;
+  static constexpr int kElements = kBytes / static_cast<int>(num_bytes(kDtype));
   using Vector = FloatPack<kDtype, kElements>;
   using VectorWeights = Weights<kDtype, kElements>[2];
 
   Vector vectors[2];
 
   // The loads have no condition. With one, the compiler would wait for each load where the branches join.
-  __device__ __forceinline__ void read(const char* head, const LaneVectors& lane) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      vectors[half] = Vector::template read<true>(head + lane.dims[half] * num_bytes(kDtype));
+  __device__ __forceinline__ void read(const char* first, const char* second) {
+    vectors[0] = Vector::template read<true>(first);
+    vectors[1] = Vector::template read<true>(second);
   }
-  __device__ __forceinline__ void norm(float factor, const VectorWeights& weights) {
+  // `weights` are Weights or BiasedWeights.
+  template <class VectorWeight>
+  __device__ __forceinline__ void norm(float factor, const VectorWeight (&weights)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) vectors[half] = weights[half].normed(vectors[half], factor);
   }
 };
 
 // Reads the weights of a lane's vectors of a head. The first element of the head has weight `begin`.
-template <Float kDtype>
-__device__ __forceinline__ void read_weights(typename HeadVectors<kDtype>::VectorWeights& weights,
-                                             const NormWeight& weight, float bias, const LaneVectors& lane,
-                                             int64_t begin) {
+template <Float kDtype, int kElements>
+__device__ __forceinline__ void read_weights(Weights<kDtype, kElements> (&weights)[2], const NormWeight& weight,
+                                             float bias, const LaneVectors& lane, int64_t begin) {
 #pragma unroll
   for (int half = 0; half < 2; ++half)
-    weights[half].template read<true>(weight, bias, begin + lane.dims[half], HeadVectors<kDtype>::kElements);
+    weights[half].template read<true>(weight, bias, begin + lane.dims[half], kElements);
 }
 
 // Computes the sums of the squares of kHeads heads, which `lanes` share. All lanes of the warp must call.
-template <Float kDtype, int kHeads>
-__device__ __forceinline__ void sum_heads(float (&sums)[kHeads], const HeadVectors<kDtype> (&heads)[kHeads],
-                                          const HeadLanes& lanes, int lane, const bool (&exists)[2]) {
-  constexpr int kElements = HeadVectors<kDtype>::kElements;
+template <class Head, int kHeads>
+__device__ __forceinline__ void sum_heads(float (&sums)[kHeads], const Head (&heads)[kHeads], const HeadLanes& lanes,
+                                          int lane, const bool (&exists)[2]) {
   float halves[2 * kHeads];
 #pragma unroll
   for (int i = 0; i < 2 * kHeads; ++i) {
-    const float sum = sum_of_squares<kDtype, kElements>(heads[i / 2].vectors[i % 2].words);
+    const float sum = sum_of_squares<Head::kDtype, Head::kElements>(heads[i / 2].vectors[i % 2].words);
     halves[i] = exists[i % 2] ? sum : 0.0f;
   }
   if (!lanes.are_halves()) {

@@ -35,6 +35,13 @@ struct HeadTasks {
   }
 };
 
+// The heads of all kinds, indexed by HeadKind. Values have only a source and a number of heads.
+struct RowSides {
+  NormRopeHeads of_kind[3];
+
+  static RowSides of(const QkNormRopeCacheParams& p) { return {{p.query, p.key, {p.value, {}, p.key.num_heads, {}}}}; }
+};
+
 template <Float kDtype>
 struct Pair {
   FloatPack<kDtype, 1> x, y;
@@ -104,10 +111,10 @@ __device__ __forceinline__ float factor_of(const HeadRow<kDtype, kTable>& row, i
 // values of a token.
 template <Float kDtype, Float kTable>
 __global__ void __launch_bounds__(kThreads)
-    row_kernel(const MULTIKV_GRID_CONSTANT TokenParts parts, const HeadTasks tasks,
-               const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
+    row_kernel(const MULTIKV_GRID_CONSTANT TokenParts parts, const MULTIKV_GRID_CONSTANT RowSides sides,
+               const HeadTasks tasks, const MULTIKV_GRID_CONSTANT QkNormRopeCacheParams p) {
   const TokenPart part = parts.at(blockIdx.x);
-  const NormRopeHeads& side = parts.side(part);
+  const NormRopeHeads& side = sides.of_kind[static_cast<int>(part.kind)];
   const int64_t num_heads = p.order == NormOrder::kAllHeads ? side.num_heads : 1;
   const PrefetchedIndex position_index = part.position(p), slot_index = part.slot(p);
   const int64_t position = position_index.value();
@@ -122,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
     factor = factor_of(row, num_heads * p.head_size, p.norm);
     __syncthreads();  // the row has been read; it may be written in place
   }
-  const HeadWriter<true> writer(p, part, slot_index.value());
+  const HeadWriter writer(p, part, slot_index.value());
   const int64_t tasks_per_head = tasks.per_head.signed_value();
   for (int64_t task = threadIdx.x; task < num_heads * tasks_per_head; task += kThreads) {
     const auto in_row = static_cast<int64_t>(quotient_of(task, tasks.per_head));

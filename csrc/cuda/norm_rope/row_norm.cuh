@@ -116,6 +116,11 @@ class Weights {
     return pack_floats<kDtype, kCount>(
         [&](int i) { return scaled(i) * (element<kDtype>(elements_.words, i) + bias_); });
   }
+  // Returns weight i plus the bias, or 1 if there are no weights.
+  __device__ __forceinline__ float biased(int i) const {
+    if (!is_given_) return 1.0f;
+    return (is_float32_ ? element<Float::kFloat32>(floats_.words, i) : element<kDtype>(elements_.words, i)) + bias_;
+  }
 
  private:
   bool is_given_ = false, is_float32_ = false;
@@ -124,6 +129,23 @@ class Weights {
     FloatPack<Float::kFloat32, kCount> floats_;
     FloatPack<kDtype, kCount> elements_;
   };
+};
+
+// The weights of kCount neighbouring elements, with the bias added. They are held for many rows.
+template <Float kDtype, int kCount>
+struct BiasedWeights {
+  float values[kCount];
+
+  __device__ static __forceinline__ BiasedWeights of(const Weights<kDtype, kCount>& weights) {
+    BiasedWeights biased;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) biased.values[i] = weights.biased(i);
+    return biased;
+  }
+  __device__ __forceinline__ FloatPack<kDtype, kCount> normed(const FloatPack<kDtype, kCount>& vector,
+                                                              float factor) const {
+    return pack_floats<kDtype, kCount>([&](int i) { return element<kDtype>(vector.words, i) * factor * values[i]; });
+  }
 };
 
 // Adds the sums of equal pieces of a row, in the order of the row. sums[k] is the sum of 2^k pieces, if bit k of the

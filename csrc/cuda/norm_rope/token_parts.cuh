@@ -37,16 +37,12 @@ struct TokenParts {
   Divisor32 per_token;
   uint32_t queries, keys;
   int run_bits;
-  NormRopeHeads sides[3];  // indexed by HeadKind; that of values has only a source and a number of heads
 
   static TokenParts of(const QkNormRopeCacheParams& p, int64_t heads_per_part, bool has_values) {
     const auto parts_of = [&](int64_t heads) { return (heads + heads_per_part - 1) / heads_per_part; };
     const int64_t queries = parts_of(p.query.num_heads), keys = parts_of(p.key.num_heads);
-    return {Divisor32::of(queries + (has_values ? 2 : 1) * keys),
-            static_cast<uint32_t>(queries),
-            static_cast<uint32_t>(keys),
-            0,
-            {p.query, p.key, {p.value, {}, p.key.num_heads, {}}}};
+    return {Divisor32::of(queries + (has_values ? 2 : 1) * keys), static_cast<uint32_t>(queries),
+            static_cast<uint32_t>(keys), 0};
   }
   // The number of parts, including those of tokens of the last run that do not exist.
   int64_t count(int64_t num_tokens) const {
@@ -61,48 +57,57 @@ struct TokenParts {
     if (i < queries + keys) return {token, i - queries, HeadKind::kKey};
     return {token, i - queries - keys, HeadKind::kValue};
   }
-  __device__ __forceinline__ const NormRopeHeads& side(const TokenPart& part) const {
-    return sides[static_cast<int>(part.kind)];
-  }
 };
 
 __device__ __forceinline__ bool is_position(const Rope& rope, int64_t position) {
   return static_cast<uint64_t>(position) < static_cast<uint64_t>(rope.num_positions);
 }
 
-// Whether all positions of a token are in the table. `position` is the first; multimodal rotary embedding has three.
-__device__ __forceinline__ bool has_positions(const Rope& rope, int64_t token, int64_t position) {
-  if (!rope.is_on) return true;
-  if (!rope.section.is_given) return is_position(rope, position);
-  return is_position(rope, position) && is_position(rope, rope.positions.at(1, token)) &&
-         is_position(rope, rope.positions.at(2, token));
+// Whether the positions of a token in rows 1 and 2 are in the table, for multimodal rotary embedding.
+__device__ __forceinline__ bool has_other_positions(const Rope& rope, int64_t token) {
+  return is_position(rope, rope.positions.at(1, token)) && is_position(rope, rope.positions.at(2, token));
 }
 
-// Reads the cosines and sines of a token's pairs i, i + 1, ...
+// Whether all positions of a token are in the table. `position` is the first.
+__device__ __forceinline__ bool has_positions(const Rope& rope, int64_t token, int64_t position) {
+  if (!rope.is_on) return true;
+  return is_position(rope, position) && (!rope.section.is_given || has_other_positions(rope, token));
+}
+
+// Replaces the angles of the pairs i, i + 1, ... that take their position from row 1 or 2, for multimodal rotary
+// embedding. The loops are not unrolled: in the middle of a kernel, much code that most calls skip makes them slower.
 template <Float kTable, int kPairs>
-__device__ __forceinline__ AngleVectors<kTable, kPairs> read_angles(const Rope& rope, int64_t token, int64_t position,
-                                                                    int i) {
+__device__ __forceinline__ void choose_angles(const Rope& rope, int64_t token, int i,
+                                              AngleVectors<kTable, kPairs>& angles) {
   using Vectors = AngleVectors<kTable, kPairs>;
   constexpr int kPerWord = kTable == Float::kFloat32 || kPairs == 1 ? 1 : 2;
-  Vectors angles = Vectors::read(rope.cos_sin_cache.row(position), rope.num_pairs(), i);
-  if (!rope.section.is_given) return angles;
-  // Pairs that take their position from another row take their angles from another vector.
 #pragma unroll 1
   for (int row = 1; row < 3; ++row) {
     const auto others = Vectors::read(rope.cos_sin_cache.row(rope.positions.at(row, token)), rope.num_pairs(), i);
+    uint32_t chosen = 0;  // bit k: pair i + k takes its position from this row
+#pragma unroll 1
+    for (int k = 0; k < kPairs; ++k) chosen |= static_cast<uint32_t>(rope.section.row_of(i + k) == row) << k;
 #pragma unroll
     for (int word = 0; word < kPairs / kPerWord; ++word) {
       uint32_t mask = 0;
 #pragma unroll
       for (int k = 0; k < kPerWord; ++k) {
         const uint32_t element = kPerWord == 1 ? 0xffffffffu : 0xffffu << (16 * k);
-        mask |= rope.section.row_of(i + word * kPerWord + k) == row ? element : 0;
+        mask |= (chosen >> (word * kPerWord + k) & 1) != 0 ? element : 0;
       }
       const auto choose = [mask](uint32_t& to, uint32_t other) { to = (to & ~mask) | (other & mask); };
       choose(angles.cosines.words[word], others.cosines.words[word]);
       choose(angles.sines.words[word], others.sines.words[word]);
     }
   }
+}
+
+// Reads the cosines and sines of a token's pairs i, i + 1, ...
+template <Float kTable, int kPairs>
+__device__ __forceinline__ AngleVectors<kTable, kPairs> read_angles(const Rope& rope, int64_t token, int64_t position,
+                                                                    int i) {
+  auto angles = AngleVectors<kTable, kPairs>::read(rope.cos_sin_cache.row(position), rope.num_pairs(), i);
+  if (rope.section.is_given) choose_angles<kTable, kPairs>(rope, token, i, angles);
   return angles;
 }
 

@@ -13,11 +13,16 @@ __device__ inline uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
-// Starts an asynchronous copy of 16 bytes to shared memory. Writes zeros, and reads nothing, unless is_valid.
+// Start an asynchronous copy of 16 bytes to shared memory, or, unless is_valid, write zeros and read nothing.
 __device__ inline void copy_async(uint32_t to, const void* from, bool is_valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_valid ? 16 : 0)
                : "memory");
 }
+__device__ inline void copy_async(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+// Makes the compiler keep an address in registers, instead of adding up its parts wherever it is used.
+__device__ inline void keep(const char*& address) { asm volatile("" : "+l"(address)); }
 // Starts an asynchronous copy of 16 bytes to shared memory if does_copy.
 __device__ inline void copy_async_if(bool does_copy, uint32_t to, const void* from) {
   asm volatile(

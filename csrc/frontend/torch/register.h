@@ -1,6 +1,6 @@
-// Makes a kernel for the dispatcher from an op's schema, its make_<op>_params, and a backend.
+// Makes a kernel for the dispatcher from an op's schema, its make_<op>_params, and the backend of the library.
 //
-// A backend is a type with two static functions. traits() returns the BackendTraits; run(params, call) runs the op.
+// The front end is compiled once for all libraries. So a kernel calls what its library sets when it is loaded.
 #pragma once
 
 #include <array>
@@ -16,20 +16,31 @@ namespace multikv {
 
 using Library = torch::stable::detail::StableLibrary;
 
-template <class Backend, const auto& schema, auto make_params>
+// The backend of this library: its traits, and for the params of each op the function that runs the op.
+inline const BackendTraits* backend_traits = nullptr;
+template <class Params>
+inline void (*run_on_backend)(const Params& params, const Call& call) = nullptr;
+
+// Makes Backend::run(params, call) run the op that has this make_<op>_params.
+template <class Backend, class Params, class... Args>
+void set_run(Params (*)(Call&, Args...)) {
+  run_on_backend<Params> = [](const Params& params, const Call& call) { Backend::run(params, call); };
+}
+
+template <const auto& schema, auto make_params>
 struct Kernel;
 
-template <class Backend, const auto& schema, class Params, class... Args, Params (*make_params)(Call&, Args...)>
-struct Kernel<Backend, schema, make_params> {
+template <const auto& schema, class Params, class... Args, Params (*make_params)(Call&, Args...)>
+struct Kernel<schema, make_params> {
   static_assert(schema_matches<Args...>(schema), "the schema and the parameters of its make_<op>_params differ");
 
   static void call(Args... args) {
     const ArgumentsOf<schema, std::remove_cvref_t<Args>...> arguments(args...);
-    Call call{op_name(schema), Backend::traits(), arguments};
+    Call call{op_name(schema), *backend_traits, arguments};
     check_not_recorded(call, arguments);
     const Params params = make_params(call, args...);
     bump_versions(arguments);
-    if (!call.nothing_to_do()) Backend::run(params, call);
+    if (!call.nothing_to_do()) run_on_backend<Params>(params, call);
   }
 };
 
@@ -40,21 +51,21 @@ struct BoxedKernel {
   void (*call)(StableIValue* stack, uint64_t num_arguments, uint64_t num_results);
 };
 
-template <class Backend, const auto& schema, auto make_params>
+template <const auto& schema, auto make_params>
 BoxedKernel boxed_kernel() {
   static constexpr auto name = [] {
     std::array<char, op_name(schema).size() + 1> text{};
     for (size_t i = 0; i + 1 < text.size(); ++i) text[i] = schema[i];
     return text;
   }();
-  constexpr auto* call = &Kernel<Backend, schema, make_params>::call;
+  constexpr auto* call = &Kernel<schema, make_params>::call;
   return {name.data(), schema, TORCH_BOX(call)};
 }
 
 // Registers the kernel under the op's name.
-template <class Backend, const auto& schema, auto make_params>
+template <const auto& schema, auto make_params>
 void implement(Library& m) {
-  const BoxedKernel kernel = boxed_kernel<Backend, schema, make_params>();
+  const BoxedKernel kernel = boxed_kernel<schema, make_params>();
   m.impl(kernel.name, kernel.call);
 }
 

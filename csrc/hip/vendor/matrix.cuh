@@ -10,6 +10,8 @@ inline constexpr bool kHasMatrixInstructions = false;
 
 __device__ uint32_t shared_address(const void* shared);
 __device__ void copy_async(uint32_t to, const void* from, bool is_valid);
+__device__ void copy_async(uint32_t to, const void* from);
+__device__ void keep(const char*& address);
 __device__ void copy_async_if(bool does_copy, uint32_t to, const void* from);
 __device__ void load_vector(uint32_t (&words)[2], const void* from);
 __device__ void load_vector(uint32_t (&words)[4], const void* from);

@@ -61,6 +61,21 @@ def test_alone_or_in_a_batch(device, dtype, format):
         assert_same_rows(alone, together, [0], [s])
 
 
+@pytest.mark.parametrize("copies", [1, 40])
+@pytest.mark.parametrize("query_len", [1, 5])
+@pytest.mark.parametrize("format", ["auto", "fp8_e4m3"])
+def test_small_and_large_bounds(gpu, format, query_len, copies):
+    """A Hopper GPU serves calls of few granules by clusters of thread blocks, and others by equal shares."""
+    lengths = LENGTHS * copies
+    sizes = SHAPES | {"lengths": lengths, "head_size": 128}
+    query_lens = [query_len] * len(lengths)
+    call = attention_arguments(gpu, **sizes, query_lens=query_lens, format=format, workspace_bytes=1 << 20, **OPTIONS)
+    small = attend(call)
+    wide_table = torch.nn.functional.pad(call["block_table"], (0, 1024), value=-1)
+    large = attend(call | {"block_table": wide_table})
+    assert_same_rows(small, large, all_rows(call), all_rows(call))
+
+
 def test_permuted_batch(device):
     query_lens = (5, 1, 64, 0, 17, 2)
     call = attention_arguments(device, **SHAPES, query_lens=query_lens)

@@ -260,6 +260,18 @@ def test_gpu_writes_what_the_cpu_writes_of_many_numbers(gpu):
                 assert_same_bytes(on_gpu, call, FUSED_OUTPUTS)
 
 
+@pytest.mark.parametrize("format", ["auto", "fp8_e4m3fn"])
+@pytest.mark.parametrize("norm", ["head", "after_rope"])
+def test_gpu_writes_what_the_cpu_writes_of_many_tokens(gpu, norm, format):
+    """Each group of lanes has several tokens. The last group has fewer, because the number of tokens is odd."""
+    sizes = {"tokens": 2001, "heads": 32, "kv_heads": 8, "head_size": 128}
+    call = fused_arguments(norm=norm, format=format, num_positions=500, share_of_padding=0.1, **sizes)
+    on_gpu = copy_of(call, gpu)
+    run(OP, on_gpu)
+    run(OP, call)
+    assert_same_bytes(on_gpu, call, FUSED_OUTPUTS if format == "auto" else FUSED_OUTPUTS[:2])
+
+
 @st.composite
 def calls(draw):
     x = draw(st.sampled_from([None, None, 1, 2, 4, 8]))

@@ -41,6 +41,13 @@ def test_very_long_rows(device):
         check_norm(device, shape=(6, size), dtype=torch.float32)
 
 
+@pytest.mark.parametrize("out_options", [{}, {"padding": (0, 64)}, {"offset": 8}], ids=str)
+@pytest.mark.parametrize("shape", [(300, 4096), (9001, 128), (5, 250_000)], ids=short)
+def test_more_than_the_cpu_cache_holds(device, shape, out_options):
+    """The output is written with streaming stores."""
+    check_norm(device, shape=shape, out_options=out_options)
+
+
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 4, 5, 2, 64), (2,) * 8 + (16,), (0, 64), (4, 0)], ids=short)
 def test_ranks(device, shape):
     check_norm(device, shape=shape)

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "cpu/isa/cache/gather_runs.h"
+#include "cpu/isa/cache/strip_reader.h"
 #include "cpu/isa/codec/dequantise.h"
 #include "cpu/isa/simd/copy.h"
-#include "cpu/isa/simd/transpose.h"
 #include "params/gather_params.h"
 
 namespace multikv::cpu {
@@ -18,13 +18,13 @@ class HeadGatherer {
         element_bytes_(cache_.codec.num_bytes(1)), dst_element_bytes_(num_bytes(dtype)), stores_(stores),
         is_dense_(p.num_heads == 1 && cache_.stride_row_bytes == p.head_size * element_bytes_ &&
                   p.dst.stride_token_bytes == p.head_size * dst_element_bytes_),
-        is_head_major_(cache_.stride_head_bytes > cache_.stride_row_bytes || cache_.scale_stride_head != 0) {}
+        is_head_major_(cache_.stride_head_bytes > cache_.stride_row_bytes || cache_.scale_stride_head != 0),
+        strips_(p.packs_slots ? strips_of_values(cache_) : strips_of_keys(cache_)), read_strips_(strips_) {}
 
   // `next` is the run that is gathered after this one, or nullptr.
   void gather(const GatherRun& run, const GatherRun* next) {
-    if (p_.packs_slots) gather_columns(run);
-    else if (cache_.vector_size.signed_value() == p_.head_size) gather_heads(run, next);
-    else gather_vectors(run);
+    if (p_.packs_slots || cache_.vector_size.signed_value() != p_.head_size) gather_strips(run, next);
+    else gather_heads(run, next);
   }
 
  private:
@@ -76,115 +76,51 @@ class HeadGatherer {
     }
   }
 
-  // Gathers heads that the layout of packed keys splits into vectors. Vectors are collected in the buffer, unless they
-  // are large.
-  void gather_vectors(const GatherRun& run) {
-    const int64_t vector_size = cache_.vector_size.signed_value(), vector_bytes = vector_size * element_bytes_;
-    const int64_t vectors = p_.head_size / vector_size, at_once = kRowBytes / vector_bytes;
-    for (int64_t i = 0; i < run.count; i += kTokens) {
-      const int64_t num_tokens = run.count - i < kTokens ? run.count - i : kTokens;
-      const char* row = cache_row({run.at.block, run.at.offset + i});
-      for (int64_t head = 0; head < p_.num_heads; ++head) {
-        const float scale = scale_of(head);
-        for (int64_t first = 0, count = 0; first < vectors; first += count) {
-          count = at_once > 1 ? (vectors - first < at_once ? vectors - first : at_once) : 1;
-          const char* from = row + head * cache_.stride_head_bytes + first * cache_.stride_vector_bytes;
-          Matrix rows = {.count = count * vector_size,
-                         .num_rows = num_tokens,
-                         .to_stride = p_.dst.stride_token_bytes,
-                         .from_stride = cache_.stride_row_bytes};
-          if (at_once > 1) {
-            from = collect(from, num_tokens, count, vector_bytes);
-            rows.from_stride = count * vector_bytes;
-          }
-          convert(p_.dst.head(run.row + i, head) + first * vector_size * dst_element_bytes_, from, rows, scale);
-        }
-      }
-    }
+  // Returns the first unit of head 0 of a slot of a packed cache.
+  const char* strips_at(BlockOffset at) const {
+    const int64_t group = at.offset / strips_.slots_per_strip, column = at.offset - group * strips_.slots_per_strip;
+    return cache_.block(at.block) + group * strips_.group_stride_bytes + column * strips_.slot_stride_bytes;
   }
 
-  // Copies `count` vectors of each token to the buffer, token by token, and returns the buffer.
-  const char* collect(const char* from, int64_t num_tokens, int64_t count, int64_t vector_bytes) {
-    if (vector_bytes == 16) collect_vectors(from, num_tokens, count, std::integral_constant<int64_t, 16>());
-    else collect_vectors(from, num_tokens, count, vector_bytes);
-    return buffer_;
-  }
-  template <class Bytes>
-  void collect_vectors(const char* from, int64_t num_tokens, int64_t count, Bytes vector_bytes) {
-    for (int64_t vector = 0; vector < count; ++vector, from += cache_.stride_vector_bytes) {
-      for (int64_t token = 0; token < num_tokens; ++token) {
-        std::memcpy(buffer_ + (token * count + vector) * vector_bytes, from + token * cache_.stride_row_bytes,
-                    vector_bytes);
-      }
-    }
-  }
-
-  // Gathers heads of the layout of packed values: neighbouring elements of the cache belong to neighbouring slots.
-  void gather_columns(const GatherRun& run) {
-    switch (element_bytes_) {
-      case 1: gather_columns_of<uint8_t>(run); break;
-      case 2: gather_columns_of<uint16_t>(run); break;
-      default: gather_columns_of<uint32_t>(run); break;
-    }
-  }
-
-  // Transposes pieces of a head of up to kTokens tokens into the buffer, and then converts them.
-  template <class Unit>
-  void gather_columns_of(const GatherRun& run) {
-    constexpr int64_t kDims = kRowBytes / static_cast<int64_t>(sizeof(Unit));
-    const int64_t vector_size = cache_.vector_size.signed_value();
+  // Gathers heads of a packed cache, up to kTokens tokens at a time.
+  void gather_strips(const GatherRun& run, const GatherRun* next) {
     for (int64_t i = 0, count = 0; i < run.count; i += count) {
-      const int64_t offset = run.at.offset + i, vector = offset / vector_size, first = offset - vector * vector_size;
-      count = vector_size - first < run.count - i ? vector_size - first : run.count - i;
+      const BlockOffset at = {run.at.block, run.at.offset + i};
+      const int64_t in_strip = strips_.slots_per_strip - at.offset % strips_.slots_per_strip, left = run.count - i;
+      count = in_strip < left ? in_strip : left;
       count = count < kTokens ? count : kTokens;
-      const char* from = cache_.block(run.at.block) + vector * cache_.stride_vector_bytes + first * element_bytes_;
+      const char* from = strips_at(at);
+      const char* after = from;
+      if (count < left) after = strips_at({at.block, at.offset + count});
+      else if (next != nullptr) after = strips_at(next->at);
       for (int64_t head = 0; head < p_.num_heads; ++head) {
-        const float scale = scale_of(head);
-        for (int64_t dim = 0; dim < p_.head_size; dim += kDims) {
-          const int64_t dims = p_.head_size - dim < kDims ? p_.head_size - dim : kDims;
-          transpose<Unit>(from + head * cache_.stride_head_bytes + dim * cache_.stride_row_bytes, count, dims);
-          convert(p_.dst.head(run.row + i, head) + dim * dst_element_bytes_, buffer_,
-                  {.count = dims,
-                   .num_rows = count,
-                   .to_stride = p_.dst.stride_token_bytes,
-                   .from_stride = dims * element_bytes_},
-                  scale);
-        }
+        gather_head(run.row + i, head, count,
+                    {from + head * cache_.stride_head_bytes,
+                     bytes_ahead(head, p_.num_heads, cache_.stride_head_bytes, after - from)});
       }
     }
   }
 
-  // Writes rows of `dims` elements to the buffer, one for each of `num_tokens` tokens: square by square, where the last
-  // squares overlap those before them.
-  template <class Unit>
-  void transpose(const char* from, int64_t num_tokens, int64_t dims) {
-    using Square = Segments<Unit, kSegmentBytes>;
-    constexpr int64_t kSide = Square::kPerSegment, kBytes = sizeof(Unit);
-    if (num_tokens < kSide || dims < kSide) {
-      transpose_unit_by_unit<Unit>(from, num_tokens, dims);
-      return;
-    }
-    for (int64_t i = 0; i < num_tokens; i += kSide) {
-      const int64_t token = i < num_tokens - kSide ? i : num_tokens - kSide;
-      for (int64_t j = 0; j < dims; j += kSide) {
-        const int64_t dim = j < dims - kSide ? j : dims - kSide;
-        const char* rows[kSide];
-        for (int64_t k = 0; k < kSide; ++k) rows[k] = from + (dim + k) * cache_.stride_row_bytes + token * kBytes;
-        typename Square::Vector columns[kSide];
-        Square::transpose(columns, rows);
-        for (int64_t k = 0; k < kSide; ++k)
-          std::memcpy(buffer_ + ((token + k) * dims + dim) * kBytes, &columns[k], kSegmentBytes);
+  // Transposes pieces of a head of a packed cache into the buffer, and then converts them. If a piece is a single unit,
+  // it needs no transposition.
+  void gather_head(int64_t row, int64_t head, int64_t num_tokens, const StripSource& from) {
+    const int64_t unit_bytes = strips_.unit_bytes, unit_elements = unit_bytes / element_bytes_;
+    const int64_t num_units = p_.head_size / unit_elements, most_units = kRowBytes / unit_bytes;
+    const float scale = scale_of(head);
+    for (int64_t first = 0, units = 0; first < num_units; first += units) {
+      units = num_units - first < most_units ? num_units - first : most_units;
+      units = units > 1 ? units : 1;
+      const char* source = from.data + first * strips_.strip_stride_bytes;
+      Matrix rows = {.count = units * unit_elements,
+                     .num_rows = num_tokens,
+                     .to_stride = p_.dst.stride_token_bytes,
+                     .from_stride = strips_.slot_stride_bytes};
+      if (units > 1) {
+        rows.from_stride = units * unit_bytes;
+        read_strips_({num_tokens, units, buffer_, rows.from_stride}, {source, from.ahead_bytes});
+        source = buffer_;
       }
-    }
-  }
-
-  template <class Unit>
-  void transpose_unit_by_unit(const char* from, int64_t num_tokens, int64_t dims) {
-    constexpr int64_t kBytes = sizeof(Unit);
-    for (int64_t dim = 0; dim < dims; ++dim, from += cache_.stride_row_bytes) {
-      for (int64_t token = 0; token < num_tokens; ++token) {
-        std::memcpy(buffer_ + (token * dims + dim) * kBytes, from + token * kBytes, kBytes);
-      }
+      convert(p_.dst.head(row, head) + first * unit_elements * dst_element_bytes_, source, rows, scale);
     }
   }
 
@@ -197,6 +133,8 @@ class HeadGatherer {
   // Heads are gathered one after the other, and not slots, because each head has its own scale, or because the slots of
   // a head are nearer to each other than the heads of a slot.
   const bool is_head_major_;
+  const PackedStrips strips_;
+  const StripReader read_strips_;
   alignas(64) char buffer_[kBufferBytes];
 };
 

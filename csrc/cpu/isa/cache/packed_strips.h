@@ -1,4 +1,4 @@
-// Describes a block and head of a packed cache (core/cache_view.h) as strips. The same code then writes keys and
+// Describes a block and head of a packed cache (core/cache_view.h) as strips. The same code then serves keys and
 // values.
 //
 // A strip holds one unit for each slot of a group of consecutive slots. The elements of one token are a column of
@@ -28,7 +28,7 @@ struct PackedStrips {
   int64_t group_stride_bytes;  // from strip 0 of a group to strip 0 of the next group; 0: a block has one group
 };
 
-inline PackedStrips strips_of(const PackedKeyCache& cache) {
+inline PackedStrips strips_of_keys(const PackedCache& cache) {
   return {
       .unit_bytes = cache.codec.num_bytes(cache.vector_size.signed_value()),
       .slots_per_strip = cache.blocks.block_size.signed_value(),
@@ -39,7 +39,7 @@ inline PackedStrips strips_of(const PackedKeyCache& cache) {
   };
 }
 
-inline PackedStrips strips_of(const PackedValueCache& cache) {
+inline PackedStrips strips_of_values(const PackedCache& cache) {
   const int64_t element_bytes = cache.codec.num_bytes(1);
   return {
       .unit_bytes = element_bytes,
@@ -50,6 +50,9 @@ inline PackedStrips strips_of(const PackedValueCache& cache) {
       .group_stride_bytes = cache.stride_vector_bytes,
   };
 }
+
+inline PackedStrips strips_of(const PackedKeyCache& cache) { return strips_of_keys(cache); }
+inline PackedStrips strips_of(const PackedValueCache& cache) { return strips_of_values(cache); }
 
 }  // namespace
 }  // namespace multikv::cpu

@@ -9,11 +9,6 @@
 namespace multikv::cpu {
 namespace {
 
-// A unit of 16 bytes.
-struct Bytes16 {
-  uint64_t words[2];
-};
-
 // Transposes the units of kStrips strips at a time, in vector registers.
 class StripWriter {
  public:
@@ -98,13 +93,14 @@ class StripWriter {
     using UnitSegments = Segments<Unit>;
     const int64_t token_groups = num_token_groups<Unit>(num_tokens);
     for (int64_t group = 0; group < token_groups; ++group) {
-      const char* from[kTokens<Unit>];
+      typename UnitSegments::Vector vectors[kTokens<Unit>];
+#pragma GCC unroll 16
       for (int64_t i = 0; i < kTokens<Unit>; ++i) {
         const int64_t token = group * kTokens<Unit> + i;
-        from[i] = source + (token < num_tokens ? token : num_tokens - 1) * source_stride;
+        const char* from = source + (token < num_tokens ? token : num_tokens - 1) * source_stride;
+        std::memcpy(&vectors[i], from, sizeof vectors[i]);
       }
-      typename UnitSegments::Vector vectors[kTokens<Unit>];
-      UnitSegments::transpose(vectors, from);
+      UnitSegments::transpose(vectors);
       for (int64_t j = 0; j < kTokens<Unit>; ++j)
         std::memcpy(&units_[j * token_groups + group], &vectors[j], sizeof(Bytes));
     }

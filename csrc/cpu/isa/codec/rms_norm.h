@@ -245,18 +245,33 @@ struct NormedVectors {
   }
 };
 
-inline void normalise_vectors(char* to, const char* from, int64_t count, float factor,
-                              const RopeTable::Values& weights) {
+inline void normalise_vectors(char* to, const char* from, int64_t count, float factor, const RopeTable::Values& weights,
+                              Stores stores) {
   const NormedVectors<AnyRounding> normed = {from, weights, all(factor)};
-  for (int64_t i = 0; i < count; i += kWords) store(to + 2 * i, narrow(normed(i)));
+  if (stores == Stores::kStreaming) {
+    for (int64_t i = 0; i < count; i += kWords) stream(to + 2 * i, narrow(normed(i)));
+  } else {
+    for (int64_t i = 0; i < count; i += kWords) store(to + 2 * i, narrow(normed(i)));
+  }
 }
 #endif
 
+// Whether normalise() takes kStreaming for rows of `size` elements. All rows must be whole cache lines.
 template <FloatElement T>
-void normalise(char* to, const char* from, int64_t count, float factor, const NormWeights<T>& weights) {
+bool normalise_streams([[maybe_unused]] int64_t size) {
+#ifdef MULTIKV_HAS_SIMD
+  return std::same_as<T, BFloat16> && size % kWords == 0;
+#else
+  return false;
+#endif
+}
+
+template <FloatElement T>
+void normalise(char* to, const char* from, int64_t count, float factor, const NormWeights<T>& weights,
+               [[maybe_unused]] Stores stores) {
 #ifdef MULTIKV_HAS_SIMD
   if constexpr (std::same_as<T, BFloat16>) {
-    if (count % kWords == 0) return normalise_vectors(to, from, count, factor, weights.values());
+    if (count % kWords == 0) return normalise_vectors(to, from, count, factor, weights.values(), stores);
   }
 #endif
   if (weights.are_given()) normalise<T, true>(to, from, count, factor, weights.values());

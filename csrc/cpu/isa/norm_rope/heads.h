@@ -167,7 +167,8 @@ class HeadProcessor {
       const int64_t left = p_.head_size - begin, count = left < weights.kMaxElements ? left : weights.kMaxElements;
       for (int64_t i = 0; i < rows.num_rows; ++i) {
         weights.load(weights_begin(heads, i) + begin, count);
-        normalise(out.head(i) + begin * kBytes, rows.row(i) + begin * kBytes, count, factors_[i], weights);
+        normalise(out.head(i) + begin * kBytes, rows.row(i) + begin * kBytes, count, factors_[i], weights,
+                  Stores::kOrdinary);
       }
     }
   }

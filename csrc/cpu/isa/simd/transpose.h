@@ -12,6 +12,28 @@ namespace {
 constexpr int kSegmentBytes = 16;
 constexpr int kNumSegments = sizeof(Bytes) / kSegmentBytes;
 
+// A unit of 16 bytes.
+struct Bytes16 {
+  uint64_t words[2];
+};
+
+// Loads the segments of a vector, which are `stride` bytes apart.
+inline Bytes load_segments(const char* from, int64_t stride) {
+#if defined(__AVX2__)
+  const auto load_two = [stride](const char* at) {
+    return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(at + stride), reinterpret_cast<const __m128i*>(at));
+  };
+#if defined(__AVX512BW__)
+  return _mm512_inserti64x4(_mm512_castsi256_si512(load_two(from)), load_two(from + 2 * stride), 1);
+#else
+  return load_two(from);
+#endif
+#else
+  (void)stride;
+  return load(from);
+#endif
+}
+
 // A segment holds kPerSegment units of 1 to 16 bytes. In kPerSegment vectors, the segments 0 form a square matrix of
 // units, the segments 1 form another one, and so on. transpose() transposes all these matrices at once. With units of
 // four bytes and the vectors a, b, c and d:
@@ -45,9 +67,7 @@ struct Segments {
     return interleave<kLast>(a, b, std::make_integer_sequence<int, kNumScalars>());
   }
 
-  [[gnu::always_inline]] static void transpose(Vector (&to)[kPerSegment], const char* const (&from)[kPerSegment]) {
-#pragma GCC unroll 16
-    for (int j = 0; j < kPerSegment; ++j) std::memcpy(&to[j], from[j], sizeof to[j]);
+  [[gnu::always_inline]] static void transpose(Vector (&vectors)[kPerSegment]) {
     // Each step interleaves vector j with vector j + kPerSegment / 2. For the vectors a, b, c and d:
     //
     //   step 1   a0 c0 a1 c1   a2 c2 a3 c3   b0 d0 b1 d1   b2 d2 b3 d3
@@ -57,11 +77,11 @@ struct Segments {
       Vector next[kPerSegment];
 #pragma GCC unroll 8
       for (int j = 0; j < kPerSegment / 2; ++j) {
-        next[2 * j] = interleave<false>(to[j], to[j + kPerSegment / 2]);
-        next[2 * j + 1] = interleave<true>(to[j], to[j + kPerSegment / 2]);
+        next[2 * j] = interleave<false>(vectors[j], vectors[j + kPerSegment / 2]);
+        next[2 * j + 1] = interleave<true>(vectors[j], vectors[j + kPerSegment / 2]);
       }
 #pragma GCC unroll 16
-      for (int j = 0; j < kPerSegment; ++j) to[j] = next[j];
+      for (int j = 0; j < kPerSegment; ++j) vectors[j] = next[j];
     }
   }
 };

@@ -27,7 +27,7 @@ inline __m512i mix(__m512i x) {
 inline __m512i add_words64(__m512i a, __m512i b) { return _mm512_add_epi64(a, b); }
 inline __m512i xor_words64(__m512i a, __m512i b) { return _mm512_xor_si512(a, b); }
 inline __m512i all_words64(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
-constexpr int kScalars = 0;  // words that scalar instructions hash beside each vector
+constexpr int kVectors = 2, kScalars = 0;  // that are hashed in a round: vectors, and words by scalar instructions
 #elif defined(__AVX2__)
 #define MULTIKV_HASHES_VECTORS
 // Returns the lower 64 bits of each product x * factor. AVX2 multiplies only 32-bit numbers, so that each product is
@@ -46,7 +46,7 @@ inline __m256i mix(__m256i x) {
 inline __m256i add_words64(__m256i a, __m256i b) { return _mm256_add_epi64(a, b); }
 inline __m256i xor_words64(__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }
 inline __m256i all_words64(uint64_t x) { return _mm256_set1_epi64x(static_cast<int64_t>(x)); }
-constexpr int kScalars = 2;
+constexpr int kVectors = 3, kScalars = 4;
 #endif
 
 inline uint64_t load_word64(const char* from) {
@@ -55,15 +55,26 @@ inline uint64_t load_word64(const char* from) {
   return word;
 }
 
-// Sums up the words of a message, which is given piece by piece.
+// A part of a message. It begins with a whole word: first_byte, its offset in the message, is a multiple of 8.
+struct MessagePart {
+  const char* data;
+  int64_t num_bytes, first_byte;
+};
+
+// Sums up the words of a message, whose parts are added in any order.
 class WordHash {
  public:
-  // Adds num_bytes bytes. Only the last piece may have an incomplete word. `ahead` is the distance in bytes from the
-  // loads to what is prefetched. A round is at most a cache line, so that one prefetch for each is enough.
-  void add(const char* from, int64_t num_bytes, [[maybe_unused]] int64_t ahead) {
+  // Only the last part of the message may end with an incomplete word. `ahead` is the distance in bytes from the loads
+  // to what is prefetched.
+  void add(const MessagePart& part, [[maybe_unused]] int64_t ahead) {
+    const char* const from = part.data;
+    const int64_t num_bytes = part.num_bytes;
+    number_ = static_cast<uint64_t>(part.first_byte / 8) * kStep;
     int64_t i = 0;
 #ifdef MULTIKV_HASHES_VECTORS
     for (; i + kRoundBytes <= num_bytes; i += kRoundBytes) add_round(from + i, ahead);
+    if (i < num_bytes) prefetch(from + i + ahead);
+    for (; i + kVectorBytes <= num_bytes; i += kVectorBytes) add_vector(from + i);
 #endif
     for (; i + 8 <= num_bytes; i += 8) sum_ += mix(load_word64(from + i) ^ (number_ += kStep));
     if (i == num_bytes) return;
@@ -83,18 +94,27 @@ class WordHash {
 
  private:
 #ifdef MULTIKV_HASHES_VECTORS
-  static constexpr int kLanes = sizeof(Bytes) / 8, kRound = kLanes + kScalars;
-  static constexpr int64_t kRoundBytes = kRound * 8;
+  static constexpr int kLanes = sizeof(Bytes) / 8;
+  static constexpr int64_t kVectorBytes = sizeof(Bytes), kRoundBytes = kVectors * kVectorBytes + kScalars * 8;
+  static_assert(kRoundBytes % kCacheLine == 0);  // a prefetch for each line
 
-  // Adds the words of a round: a vector hashes kLanes words, while scalar instructions, which use other units of the
-  // core, hash the next kScalars words.
-  [[gnu::always_inline]] void add_round(const char* from, int64_t ahead) {
-    prefetch(from + ahead);
+  [[gnu::always_inline]] void add_vector(const char* from) {
     const Bytes numbers = add_words64(all_words64(number_), lane_steps());
     sums_ = add_words64(sums_, mix(xor_words64(load(from), numbers)));
-#pragma GCC unroll 2
-    for (int k = kLanes; k < kRound; ++k) sum_ += mix(load_word64(from + k * 8) ^ (number_ + (k + 1) * kStep));
-    number_ += kRound * kStep;
+    number_ += kLanes * kStep;
+  }
+
+  // Adds the words of a round: vectors hash most of them, while scalar instructions, which use other units of the core,
+  // hash the last kScalars words.
+  [[gnu::always_inline]] void add_round(const char* from, int64_t ahead) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kRoundBytes; i += kCacheLine) prefetch(from + i + ahead);
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) add_vector(from + k * kVectorBytes);
+#pragma GCC unroll 4
+    for (int k = 0; k < kScalars; ++k) {
+      sum_ += mix(load_word64(from + kVectors * kVectorBytes + k * 8) ^ (number_ += kStep));
+    }
   }
 
   // Returns kStep, 2 * kStep, ...
@@ -107,7 +127,7 @@ class WordHash {
   Bytes sums_ = all_words64(0);
 #endif
   uint64_t sum_ = 0;
-  uint64_t number_ = 0;  // the number of the last word * kStep
+  uint64_t number_ = 0;  // the number of the last word that was added * kStep
 };
 
 }  // namespace
