@@ -108,7 +108,7 @@ def test_a_damaged_chunk_after_the_early_one(outcome):
     assert sent == "TransferError: send: rank 1 refused: the checksums of 1 of 100 tokens differ"
 
 
-@pytest.mark.parametrize("name", ["one_to_one", "fewer_ranks", "mla"])
+@pytest.mark.parametrize("name", ["one_to_one", "other_heads", "fewer_ranks", "mla"])
 def test_sequences_arrive_after_an_early_chunk(outcome, name):
     assert all(isinstance(packed, list) for packed in outcome(f"early_{name}"))
 

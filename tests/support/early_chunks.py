@@ -44,6 +44,16 @@ def not_taken(r):
     taken(r, block_size=5)
 
 
+def other_heads(r):
+    """The early chunk has four heads, of which the receiver holds two."""
+    if r.rank == 0:
+        cache = r.cache(num_heads=4)
+        r.send(cache, make_sequences(cache), 1)
+    elif r.rank == 1:
+        cache = r.cache(first_head=2)
+        check(cache, r.receive(cache, 0))
+
+
 def known(r):
     """The receiver has 56 of 57 tokens. It wants neither the early chunk nor what was packed ahead."""
     if r.rank == 0:
