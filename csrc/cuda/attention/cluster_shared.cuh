@@ -16,7 +16,7 @@ struct ClusterShape {
   static constexpr int kSliceColumns = kHeadSize / kWarps, kColumnTiles = kSliceColumns / 16;
 };
 
-// Where the keys and values of a step lie: multiples of 16 bytes from the start of the cache. kNowhere marks a key that
+// Offsets of the keys and values of a step, in units of 16 bytes from the start of the cache. kNowhere marks a key that
 // cannot be read.
 struct StepOffsets {
   static constexpr uint32_t kNowhere = ~uint32_t{0};

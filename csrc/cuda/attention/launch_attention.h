@@ -31,7 +31,7 @@ struct SharedMemory {
   int multiprocessor_bytes, block_bytes;
 };
 
-// Of a multiprocessor's shared memory, the device takes this much for each thread block.
+// The device takes this much of a multiprocessor's shared memory for each thread block.
 inline constexpr int kReservedSharedBytes = 1024;
 
 // Devices whose attributes are remembered.
