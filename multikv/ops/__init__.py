@@ -93,7 +93,7 @@ the largest magnitude of the tile. In amax, NaN is ignored and an infinity count
 
 import typing
 
-from ..runtime import explanations, exports
+from ..runtime import exports
 from .attention import *
 from .blocks import *
 from .convert import *
@@ -110,4 +110,3 @@ from .swap import *
 
 if not typing.TYPE_CHECKING:  # type checkers take the names from the star imports
     __all__ = list(exports.public_names(globals()))
-    globals().update({name: explanations.explaining(globals()[name]) for name in __all__})

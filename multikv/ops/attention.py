@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = [
     "merge_attn_states",
     "paged_attention",
@@ -11,10 +13,10 @@ __all__ = [
     "paged_attention_workspace_bytes",
 ]
 
-_paged_attention = torch.ops.multikv.paged_attention.default
-_merge_attn_states = torch.ops.multikv.merge_attn_states.default
-_paged_attention_v1 = torch.ops.multikv.paged_attention_v1.default
-_paged_attention_v2 = torch.ops.multikv.paged_attention_v2.default
+_paged_attention = explaining(torch.ops.multikv.paged_attention.default)
+_merge_attn_states = explaining(torch.ops.multikv.merge_attn_states.default)
+_paged_attention_v1 = explaining(torch.ops.multikv.paged_attention_v1.default)
+_paged_attention_v2 = explaining(torch.ops.multikv.paged_attention_v2.default)
 
 # Keys are cut into granules of this many positions, and each granule may be computed by another thread block.
 _GRANULE = 256

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["checksum_blocks", "copy_blocks_layers", "zero_blocks"]
 
-_copy_blocks_layers = torch.ops.multikv.copy_blocks_layers.default
-_zero_blocks = torch.ops.multikv.zero_blocks.default
-_checksum_blocks = torch.ops.multikv.checksum_blocks.default
+_copy_blocks_layers = explaining(torch.ops.multikv.copy_blocks_layers.default)
+_zero_blocks = explaining(torch.ops.multikv.zero_blocks.default)
+_checksum_blocks = explaining(torch.ops.multikv.checksum_blocks.default)
 
 
 def copy_blocks_layers(caches: Sequence[Tensor], block_mapping: Tensor, num_tokens: int = -1) -> None:

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["convert_fp8"]
 
-_convert_fp8 = torch.ops.multikv.convert_fp8.default
+_convert_fp8 = explaining(torch.ops.multikv.convert_fp8.default)
 
 
 def convert_fp8(dst_cache: Tensor, src_cache: Tensor, scale: float, kv_cache_dtype: str) -> None:

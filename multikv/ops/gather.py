@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = [
     "cp_gather_and_upconvert_fp8_kv_cache",
     "cp_gather_cache",
@@ -10,10 +12,10 @@ __all__ = [
     "gather_kv_cache",
 ]
 
-_cp_gather_cache = torch.ops.multikv.cp_gather_cache.default
-_gather_and_maybe_dequant_cache = torch.ops.multikv.gather_and_maybe_dequant_cache.default
-_gather_kv_cache = torch.ops.multikv.gather_kv_cache.default
-_cp_gather_and_upconvert_fp8_kv_cache = torch.ops.multikv.cp_gather_and_upconvert_fp8_kv_cache.default
+_cp_gather_cache = explaining(torch.ops.multikv.cp_gather_cache.default)
+_gather_and_maybe_dequant_cache = explaining(torch.ops.multikv.gather_and_maybe_dequant_cache.default)
+_gather_kv_cache = explaining(torch.ops.multikv.gather_kv_cache.default)
+_cp_gather_and_upconvert_fp8_kv_cache = explaining(torch.ops.multikv.cp_gather_and_upconvert_fp8_kv_cache.default)
 
 
 def cp_gather_cache(

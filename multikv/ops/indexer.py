@@ -13,10 +13,12 @@ Source of the layout: vLLM's `indexer_k_quant_and_cache`.
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["cp_gather_indexer_k_quant_cache", "indexer_k_quant_and_cache"]
 
-_indexer_k_quant_and_cache = torch.ops.multikv.indexer_k_quant_and_cache.default
-_cp_gather_indexer_k_quant_cache = torch.ops.multikv.cp_gather_indexer_k_quant_cache.default
+_indexer_k_quant_and_cache = explaining(torch.ops.multikv.indexer_k_quant_and_cache.default)
+_cp_gather_indexer_k_quant_cache = explaining(torch.ops.multikv.cp_gather_indexer_k_quant_cache.default)
 
 
 def indexer_k_quant_and_cache(

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["concat_and_cache_mla", "concat_and_cache_mla_grouped", "concat_mla_q"]
 
-_concat_and_cache_mla = torch.ops.multikv.concat_and_cache_mla.default
-_concat_and_cache_mla_grouped = torch.ops.multikv.concat_and_cache_mla_grouped.default
-_concat_mla_q = torch.ops.multikv.concat_mla_q.default
+_concat_and_cache_mla = explaining(torch.ops.multikv.concat_and_cache_mla.default)
+_concat_and_cache_mla_grouped = explaining(torch.ops.multikv.concat_and_cache_mla_grouped.default)
+_concat_mla_q = explaining(torch.ops.multikv.concat_mla_q.default)
 
 
 def concat_and_cache_mla(

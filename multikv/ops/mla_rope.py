@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["concat_and_cache_mla_rope_fused"]
 
-_concat_and_cache_mla_rope_fused = torch.ops.multikv.concat_and_cache_mla_rope_fused.default
+_concat_and_cache_mla_rope_fused = explaining(torch.ops.multikv.concat_and_cache_mla_rope_fused.default)
 
 
 def concat_and_cache_mla_rope_fused(

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["compact_cache", "move_tokens", "pack_layers", "unpack_layers"]
 
-_pack_layers = torch.ops.multikv.pack_layers.default
-_unpack_layers = torch.ops.multikv.unpack_layers.default
-_move_tokens = torch.ops.multikv.move_tokens.default
-_compact_cache = torch.ops.multikv.compact_cache.default
+_pack_layers = explaining(torch.ops.multikv.pack_layers.default)
+_unpack_layers = explaining(torch.ops.multikv.unpack_layers.default)
+_move_tokens = explaining(torch.ops.multikv.move_tokens.default)
+_compact_cache = explaining(torch.ops.multikv.compact_cache.default)
 
 
 def pack_layers(

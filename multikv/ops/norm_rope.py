@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["qk_norm_rope_cache", "rms_norm", "rotary_embedding"]
 
-_qk_norm_rope_cache = torch.ops.multikv.qk_norm_rope_cache.default
-_rms_norm = torch.ops.multikv.rms_norm.default
-_rotary_embedding = torch.ops.multikv.rotary_embedding.default
+_qk_norm_rope_cache = explaining(torch.ops.multikv.qk_norm_rope_cache.default)
+_rms_norm = explaining(torch.ops.multikv.rms_norm.default)
+_rotary_embedding = explaining(torch.ops.multikv.rotary_embedding.default)
 
 
 def qk_norm_rope_cache(

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["reshape_and_cache", "reshape_and_cache_flash"]
 
-_reshape_and_cache_flash = torch.ops.multikv.reshape_and_cache_flash.default
-_reshape_and_cache = torch.ops.multikv.reshape_and_cache.default
+_reshape_and_cache_flash = explaining(torch.ops.multikv.reshape_and_cache_flash.default)
+_reshape_and_cache = explaining(torch.ops.multikv.reshape_and_cache.default)
 
 
 def reshape_and_cache_flash(

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["rotate_cached_keys"]
 
-_rotate_cached_keys = torch.ops.multikv.rotate_cached_keys.default
+_rotate_cached_keys = explaining(torch.ops.multikv.rotate_cached_keys.default)
 
 
 def rotate_cached_keys(

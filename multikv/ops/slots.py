@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["compute_slot_mapping"]
 
-_compute_slot_mapping = torch.ops.multikv.compute_slot_mapping.default
+_compute_slot_mapping = explaining(torch.ops.multikv.compute_slot_mapping.default)
 
 
 def compute_slot_mapping(

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..runtime.explanations import explaining
+
 __all__ = ["swap_blocks", "swap_blocks_batch", "swap_blocks_layers"]
 
-_swap_blocks = torch.ops.multikv.swap_blocks.default
-_swap_blocks_layers = torch.ops.multikv.swap_blocks_layers.default
-_swap_blocks_batch = torch.ops.multikv.swap_blocks_batch.default
+_swap_blocks = explaining(torch.ops.multikv.swap_blocks.default)
+_swap_blocks_layers = explaining(torch.ops.multikv.swap_blocks_layers.default)
+_swap_blocks_batch = explaining(torch.ops.multikv.swap_blocks_batch.default)
 
 
 def swap_blocks(src: Tensor, dst: Tensor, block_size_in_bytes: int, block_mapping: Tensor) -> None:

@@ -6,19 +6,16 @@ any kernel of multikv runs. Its message fills several lines and speaks of PyTorc
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
-from types import FunctionType
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.compiler import is_dynamo_compiling
 
 from .process import PROCESS
-
-Function = typing.TypeVar("Function", bound=FunctionType)
 
 _KINDS = {
     "Tensor": "a tensor",
@@ -30,11 +27,12 @@ _KINDS = {
     "bool": "True or False",
 }
 
-# A plain wrapper would take *args and **kwargs, which costs 0.2 us a call. This one has the parameters of the function.
-_WRAPPER = """
+# OpOverload.__call__ and parameters *args and **kwargs would cost 0.3 us a call. So the function has the parameters of
+# the op and calls what OpOverload.__call__ calls, except under Dynamo, which can trace only the OpOverload.
+_CALLER = """
 def {name}({parameters}):
     try:
-        return function({arguments})
+        return overload({parameters}) if is_dynamo_compiling() else call({parameters})
     except RuntimeError as error:
         explanation = explain(error, {name!r}, dict({named}))
         if explanation is None:
@@ -43,25 +41,16 @@ def {name}({parameters}):
 """
 
 
-def explaining(function: Function) -> Function:
-    """Returns a function that does the same, and explains errors of the dispatcher.
-
-    If `function` calls an op, it has the name of this op.
-    """
-    parameters = inspect.signature(function).parameters.values()
-    names = [p.name for p in parameters]
-    source = _WRAPPER.format(
-        name=function.__name__,
-        parameters=", ".join(p.name if p.default is p.empty else f"{p.name}=None" for p in parameters),
-        arguments=", ".join(names),
-        named=", ".join(f"{name}={name}" for name in names),
-    )
+def explaining(overload: OpOverload[..., None]) -> Callable[..., None]:
+    """Returns a function that calls an op with all its arguments, and explains errors of the dispatcher."""
+    schema = overload._schema
+    name = schema.name.removeprefix("multikv::")
+    names = [argument.name for argument in schema.arguments]
+    source = _CALLER.format(name=name, parameters=", ".join(names), named=", ".join(f"{name}={name}" for name in names))
     namespace: dict[str, object] = {}
-    exec(source, {"function": function, "explain": explain}, namespace)
-    wrapper = typing.cast(Function, namespace[function.__name__])
-    functools.update_wrapper(wrapper, function)
-    typing.cast(FunctionType, wrapper).__defaults__ = function.__defaults__
-    return wrapper
+    known = {"overload": overload, "call": overload._op, "explain": explain, "is_dynamo_compiling": is_dynamo_compiling}
+    exec(source, known, namespace)
+    return typing.cast("Callable[..., None]", namespace[name])
 
 
 def explain(error: RuntimeError, op: str, arguments: dict[str, object]) -> Exception | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 
 import numpy
@@ -108,11 +107,6 @@ def test_complex_tensors(any_device, dtype):
 
 
 @pytest.mark.parametrize("op", ONE_OF_EACH)
-def test_wrapped_functions_look_like_their_own(op):
-    function = getattr(multikv, op)
-    family = inspect.unwrap(function)
-    assert function is not family
-    assert inspect.signature(function) == inspect.signature(family)
-    assert function.__doc__ == family.__doc__ and function.__module__ == family.__module__
+def test_missing_arguments(op):
     with pytest.raises(TypeError, match=rf"^{op}\(\) missing"):
-        function(*list(tensors_of(ONE_OF_EACH[op].arguments()).values())[:1])
+        getattr(multikv, op)(*list(tensors_of(ONE_OF_EACH[op].arguments()).values())[:1])

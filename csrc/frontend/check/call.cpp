@@ -25,13 +25,10 @@ void Call::set_device(std::string_view argument, const Tensor& tensor) {
   device_ = tensor.device();
 }
 
-void Call::check_device(std::string_view argument, const Tensor& tensor) {
+void Call::set_or_fail_device(std::string_view argument, const Tensor& tensor) {
   if (tensor.is_none()) fail(argument, "a tensor", "None");
-  if (device_of_.empty()) {
-    set_device(argument, tensor);
-  } else if (!(tensor.device() == device_)) {
-    fail(argument, join({"device ", device_text(device_), " like ", device_of_}), device_text(tensor.device()));
-  }
+  if (device_of_.empty()) return set_device(argument, tensor);
+  fail(argument, join({"device ", device_text(device_), " like ", device_of_}), device_text(tensor.device()));
 }
 
 void Call::check_peer_device(std::string_view argument, const Tensor& tensor) {

@@ -48,7 +48,9 @@ class Call {
   // reject it. Code that calls neither of them for a tensor rejects None itself.
 
   // Fails if the tensor is None, or is not on the device of the call. The first tensor checked determines the device.
-  void check_device(std::string_view argument, const Tensor& tensor);
+  void check_device(std::string_view argument, const Tensor& tensor) {
+    if (device_of_.empty() || tensor.is_none() || !(tensor.device() == device_)) set_or_fail_device(argument, tensor);
+  }
   // Fails unless the tensor is on a device of the same type as the call's. If it is the first tensor that is checked,
   // its device becomes that of the call. The caller has rejected None.
   void check_peer_device(std::string_view argument, const Tensor& tensor);
@@ -56,6 +58,7 @@ class Call {
   void check_on_cpu(std::string_view argument, const Tensor& tensor) const;
 
  private:
+  void set_or_fail_device(std::string_view argument, const Tensor& tensor);
   void set_device(std::string_view argument, const Tensor& tensor);
 
   std::string_view op_;

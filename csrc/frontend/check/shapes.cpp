@@ -17,7 +17,7 @@ void check_storage(const Call& call, std::string_view argument, const Tensor& te
 }
 
 char* checked_address(const Call& call, std::string_view argument, const Tensor& tensor, const void* address) {
-  const auto remainder = reinterpret_cast<uintptr_t>(address) % tensor.element_bytes();
+  const auto remainder = reinterpret_cast<uintptr_t>(address) & (tensor.element_bytes() - 1);  // a power of two
   if (remainder != 0) {
     call.fail(argument,
               join({"an address that is a multiple of ", text(tensor.element_bytes()), " (bytes per element)"}),
@@ -28,24 +28,17 @@ char* checked_address(const Call& call, std::string_view argument, const Tensor&
 
 }  // namespace
 
-void check_dim(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim) {
-  if (tensor.dim() != dim) call.fail(argument, count_text(dim, "dimension"), shape_text(tensor));
+void fail_dim(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim) {
+  call.fail(argument, count_text(dim, "dimension"), shape_text(tensor));
 }
 
-void check_device_and_dim(Call& call, std::string_view argument, const Tensor& tensor, int64_t dim) {
-  call.check_device(argument, tensor);
-  check_dim(call, argument, tensor, dim);
-}
-
-void check_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
-                std::string_view of) {
-  if (tensor.size(dim) == size) return;
+void fail_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
+               std::string_view of) {
   call.fail(argument, join({"size ", text(size), " (", of, ") in dimension ", text(dim)}), shape_text(tensor));
 }
 
-void check_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
-                    std::string_view of) {
-  if (tensor.size(dim) >= size) return;
+void fail_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
+                   std::string_view of) {
   if (dim == 0) {
     call.fail(argument, join({"at least ", count_text(size, "row"), " (", of, ")"}), shape_text(tensor));
   }

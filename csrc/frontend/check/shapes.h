@@ -23,15 +23,30 @@ inline int64_t stride_bytes(const Tensor& tensor, int64_t dim) {
   return wrapping_product(tensor.stride(dim), tensor.element_bytes());
 }
 
-void check_dim(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
+// The most frequent checks are an inline comparison and a function for calls that fail.
+[[noreturn]] void fail_dim(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
+inline void check_dim(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim) {
+  if (tensor.dim() != dim) fail_dim(call, argument, tensor, dim);
+}
 // Checks the device before the dimensions, because a None has no dimensions.
-void check_device_and_dim(Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
+inline void check_device_and_dim(Call& call, std::string_view argument, const Tensor& tensor, int64_t dim) {
+  call.check_device(argument, tensor);
+  check_dim(call, argument, tensor, dim);
+}
 // Fails unless a dimension has this size, or at least this size. `of` says what the size is, for the error message:
 // "size 8 (heads of key)".
-void check_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
-                std::string_view of);
-void check_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
-                    std::string_view of);
+[[noreturn]] void fail_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim,
+                            int64_t size, std::string_view of);
+inline void check_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
+                       std::string_view of) {
+  if (tensor.size(dim) != size) fail_size(call, argument, tensor, dim, size, of);
+}
+[[noreturn]] void fail_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim,
+                                int64_t size, std::string_view of);
+inline void check_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
+                           std::string_view of) {
+  if (tensor.size(dim) < size) fail_min_size(call, argument, tensor, dim, size, of);
+}
 // Fails if an argument that is a number is below `minimum`.
 void check_at_least(const Call& call, std::string_view argument, int64_t value, int64_t minimum);
 

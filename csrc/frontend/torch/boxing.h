@@ -1,4 +1,4 @@
-// Conversions with which TORCH_BOX reads arguments of multikv's types from the dispatcher's stack.
+// Conversions with which kernels (register.h) read arguments of multikv's types from the dispatcher's stack.
 //
 // The conversions never throw. The dispatcher passes the ownership of every argument, and an exception in one
 // conversion would leak the arguments after it. Invalid arguments are found later, by the checks of the op.

@@ -34,9 +34,19 @@ template <const auto& schema, class Params, class... Args, Params (*make_params)
 struct Kernel<schema, make_params> {
   static_assert(schema_matches<Args...>(schema), "the schema and the parameters of its make_<op>_params differ");
 
-  static void call(Args... args) {
+  // Has the dispatcher's calling convention. The dispatcher has checked the number of arguments against the schema.
+  // TORCH_BOX would move every argument into a tuple.
+  static void call_boxed(StableIValue* stack, uint64_t, uint64_t) {
+    [stack]<size_t... i>(std::index_sequence<i...>) {
+      call(torch::stable::detail::to<std::remove_cvref_t<Args>>(stack[i])...);
+    }(std::index_sequence_for<Args...>());
+  }
+
+ private:
+  static void call(const std::remove_cvref_t<Args>&... args) {
+    static constexpr std::string_view kName = op_name(schema);
     const ArgumentsOf<schema, std::remove_cvref_t<Args>...> arguments(args...);
-    Call call{op_name(schema), *backend_traits, arguments};
+    Call call{kName, *backend_traits, arguments};
     check_not_recorded(call, arguments);
     const Params params = make_params(call, args...);
     bump_versions(arguments);
@@ -58,8 +68,7 @@ BoxedKernel boxed_kernel() {
     for (size_t i = 0; i + 1 < text.size(); ++i) text[i] = schema[i];
     return text;
   }();
-  constexpr auto* call = &Kernel<schema, make_params>::call;
-  return {name.data(), schema, TORCH_BOX(call)};
+  return {name.data(), schema, &Kernel<schema, make_params>::call_boxed};
 }
 
 // Registers the kernel under the op's name.

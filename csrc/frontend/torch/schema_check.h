@@ -1,7 +1,6 @@
 // Compares a schema string with the C++ parameters that receive its arguments, at compile time.
 //
-// TORCH_BOX compares only the number of arguments. Without this check, an int64_t parameter would silently read a
-// Tensor argument as an integer.
+// Without this check, an int64_t parameter would silently read a Tensor argument as an integer.
 #pragma once
 
 #include <cstddef>
