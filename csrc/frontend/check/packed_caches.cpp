@@ -14,7 +14,7 @@ Divisor vector_size(const Call& call, std::string_view argument, const Tensor& c
   if (size == 0 || whole % size != 0) {
     call.fail(argument, join({"a size in dimension 4 that divides ", text(whole), " (", of, ")"}), shape_text(cache));
   }
-  check_size(call, argument, cache, 2, whole / size, join({of, " / size of dimension 4"}));
+  check_size(call, argument, cache, 2, whole / size, [&] { return join({of, " / size of dimension 4"}); });
   return Divisor::of(size);
 }
 

@@ -1,6 +1,8 @@
 // Checks of sizes and strides, and the views that are made from them.
 #pragma once
 
+#include <concepts>
+
 #include "core/cache_view.h"
 #include "core/rows.h"
 #include "frontend/check/call.h"
@@ -40,6 +42,11 @@ inline void check_device_and_dim(Call& call, std::string_view argument, const Te
 inline void check_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
                        std::string_view of) {
   if (tensor.size(dim) != size) fail_size(call, argument, tensor, dim, size, of);
+}
+// The same for a text that is composed only for a call that fails: `of` returns it.
+void check_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
+                std::invocable auto of) {
+  if (tensor.size(dim) != size) fail_size(call, argument, tensor, dim, size, of());
 }
 [[noreturn]] void fail_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim,
                                 int64_t size, std::string_view of);

@@ -151,9 +151,7 @@ void set_flash_heads(const Call& call, HeadGather& gather, std::string_view cach
                      std::string_view output_name, const Tensor& output) {
   const Heads heads{output.size(1), output.size(2)};
   check_size(call, cache_name, cache, 2, heads.num_heads, "heads of key");
-  if (cache.size(3) != heads.head_size) {  // composes the text only for a call that fails
-    check_size(call, cache_name, cache, 3, heads.head_size, join({"head size of ", output_name}));
-  }
+  check_size(call, cache_name, cache, 3, heads.head_size, [&] { return join({"head size of ", output_name}); });
   set_flash_cache(call, gather.cache, cache_name, cache, heads);
 }
 

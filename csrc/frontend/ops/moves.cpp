@@ -194,7 +194,9 @@ void check_same_tokens(const Call& call, int64_t index, const Tensor& src, const
   if (dst.dim() != src.dim()) {
     call.fail(name, join({count_text(src.dim(), "dimension"), " like ", other}), shape_text(dst));
   }
-  for (int64_t d = 2; d < dst.dim(); ++d) check_size(call, name, dst, d, src.size(d), "token size of " + other);
+  for (int64_t d = 2; d < dst.dim(); ++d) {
+    check_size(call, name, dst, d, src.size(d), [&] { return "token size of " + other; });
+  }
   check_element_bytes(call, name, dst, src, other);
 }
 

@@ -83,9 +83,7 @@ void set_addresses(Call& call, Params& p, const Tensor& key, const Tensor& value
 void set_flash_cache(const Call& call, FlashWrite& write, std::string_view source_name, const Tensor& source,
                      std::string_view cache_name, const Tensor& cache) {
   check_size(call, cache_name, cache, 2, source.size(1), "heads of key");
-  if (cache.size(3) != source.size(2)) {  // composes the text only for a call that fails
-    check_size(call, cache_name, cache, 3, source.size(2), join({"head size of ", source_name}));
-  }
+  check_size(call, cache_name, cache, 3, source.size(2), [&] { return join({"head size of ", source_name}); });
   write.cache.stride_slot_bytes = stride_bytes(cache, 1);
   write.cache.stride_head_bytes = stride_bytes(cache, 2);
   write.head_size = source.size(2);
