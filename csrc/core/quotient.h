@@ -40,8 +40,9 @@ class Quotient {
   constexpr float divide(float x, Fma fma) const {
     const float scaled = x * factor_;
     const float estimate = scaled * reciprocal_;
-    // With the remainder as q * scale - x, not x - q * scale, a remainder of zero is +0, and a quotient of -0 stays -0:
-    // -0 + (+0 * -r) = -0 + -0 = -0.
+    // The step subtracts r * (q * scale - x) instead of adding r * (x - q * scale), so that an estimate of -0 stays -0.
+    // A zero remainder is +0 in both forms. This form adds +0 * -r = -0 to the estimate, and -0 + -0 is -0. The other
+    // form would add +0 * r = +0, and -0 + +0 is +0.
     const float q = fma(fma(estimate, scale_, -scaled), -reciprocal_, estimate);
     // The remainder of a large estimate may have overflowed. The estimate itself is good enough, because fp8 saturates
     // it; infinity and NaN stay what they are.

@@ -1,4 +1,4 @@
-// Heads that a few lanes share: each lane holds two vectors of 16 bytes of a head in registers.
+// Heads that a few lanes share: each lane holds two vectors of a head in registers.
 #pragma once
 
 #include "cuda/core/grid.h"
