@@ -59,10 +59,10 @@ constexpr uint32_t nonzero_order(float x) { return std::bit_cast<uint32_t>(x) * 
 inline constexpr uint32_t kTinyOrder = nonzero_order(0x1p-64f);
 constexpr bool is_tiny(float x) { return nonzero_order(x) < kTinyOrder; }
 
-// A divisor with its reciprocal, for quotients that are correctly rounded to float32. It takes two of the steps above,
-// which are exact as long as no remainder underflows or overflows (Markstein, "Computation of elementary functions on
-// the IBM RISC System/6000 processor", IBM J. Res. Dev. 34, 1990). can_divide() says whether they are exact for a
-// number; if not, the caller divides.
+// A divisor with its reciprocal, for quotients that are correctly rounded to float32. divide() takes two steps like the
+// one of Quotient. They are exact as long as no remainder underflows or overflows (Markstein, "Computation of
+// elementary functions on the IBM RISC System/6000 processor", IBM J. Res. Dev. 34, 1990). can_divide() says whether
+// they are exact for a number; if not, the caller divides.
 class CheckedQuotient {
  public:
   CheckedQuotient() = default;

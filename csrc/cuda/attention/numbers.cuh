@@ -19,8 +19,8 @@ inline constexpr float kNoScore = -__builtin_inff();
 struct JoinWeights {
   float m, l;
   float first, second;  // the factors of the first and the second o
-  bool is_first;        // no key of the second set has a weight: the result is that of the first set
-  bool is_second;       // no key of the first set has a weight: the result is that of the second set
+  // is_first: no key of the second set has a weight, and the result is that of the first set. is_second: the reverse.
+  bool is_first, is_second;
 };
 
 __device__ inline JoinWeights join(float m1, float l1, float m2, float l2) {
