@@ -130,8 +130,7 @@ def paged_attention(
         window_left: how many keys before its own position a row sees; -1: all.
         softcap: bound of the scores; 0: none.
         alibi_slopes: [num_query_heads], float32.
-        sinks: [num_query_heads], float32 or the dtype of query: for each head, a score that counts in the
-            softmax like that of one more key, whose value is zero.
+        sinks: [num_query_heads], float32 or the dtype of query: the score of a further key of each head, whose value is 0.
         query_mask: [>= num_tokens], int64, for the trees of speculative decoding. For the keys `j >= n - q_len`, bit
             `j - (n - q_len)` of a row's mask replaces the condition `j <= p`. Requires causal, and a max_query_len of
             at most 64.

@@ -2,8 +2,8 @@
 // granules (launch_matrix.cuh). A tile of query rows has a cluster of thread blocks, often a cluster of one thread
 // block. The thread blocks of a cluster divide the granules of the tile, and the first one joins all results. So the
 // kernel needs neither a schedule nor a second launch nor a workspace. Keys and values of a whole granule are copied to
-// shared memory. So a granule takes three barriers, and one warp computes each weight for all warps. The results have
-// the same bits as those of split_kernel.cuh.
+// shared memory, so that a granule takes three barriers, and each weight is computed by one warp for all warps. The
+// results have the same bits as those of split_kernel.cuh.
 //
 // Products are transposed, as in split_kernel.cuh.
 #pragma once

@@ -9,8 +9,8 @@ inline constexpr int kWarpKeys = kStep / 4;  // keys that a loading warp copies 
 
 // Copies the warp's keys or values to tiles. A lane copies the same kPieceBytes of several keys or values: 8 bytes of
 // 16-bit keys, 16 bytes of 16-bit values, or 16 fp8 codes, which are converted to float16. In this class, such a run of
-// kElements elements is a piece. It is as long as one, two or four pieces of place_of_piece(), which have four
-// elements.
+// kElements elements is a piece. The pieces of place_of_piece() have four elements, so a piece of this class is one,
+// two or four of them.
 template <class Store, int kHeadSize, bool kIsKey>
 class EntryCopier {
   using Tile = SwizzledTile<kHeadSize>;
