@@ -130,7 +130,7 @@ def paged_attention(
         window_left: how many keys before its own position a row sees; -1: all.
         softcap: bound of the scores; 0: none.
         alibi_slopes: [num_query_heads], float32.
-        sinks: [num_query_heads], float32 or the dtype of query: the score of a further key of each head, whose value is 0.
+        sinks: [num_query_heads], float32 or the dtype of query: for each head, the score of a further key with value 0.
         query_mask: [>= num_tokens], int64, for the trees of speculative decoding. For the keys `j >= n - q_len`, bit
             `j - (n - q_len)` of a row's mask replaces the condition `j <= p`. Requires causal, and a max_query_len of
             at most 64.
