@@ -139,8 +139,8 @@ class Chunks:
 def early_chunks(written: list[int], unit: int, token_bytes: int, chunk_bytes: int) -> list[Chunk]:
     """Returns what a sender sends before it knows what the receiver has: the end of the longest sequence.
 
-    The first chunk is a short one, so that little has to be packed before bytes flow. At most two more follow, and all
-    together they have at most three quarters of the tokens.
+    The first chunk has a quarter of the usual size, so that little has to be packed before bytes flow. At most two more
+    follow, and all together they have at most three quarters of the tokens.
     """
     longest = max(written, default=0)
     size = _tokens_of(chunk_bytes, token_bytes, unit)

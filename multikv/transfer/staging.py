@@ -99,8 +99,8 @@ class Staging:
         """Appends the checksums of the bytes of each token."""
         n, begin = rows.size(1), self._num_hashed
         self._num_hashed = begin + n
-        numbers = _numbers(self._device, 1 << (n - 1).bit_length())[:n]
-        checksum_blocks([rows.view(n, 1, -1)], numbers, self._checksums[begin : begin + n])
+        numbers = _numbers(self._device, 1 << (n - 1).bit_length())
+        checksum_blocks([rows.view(n, 1, -1)], numbers[:n], self._checksums[begin : begin + n])
 
     def _blocks(self, sequences: list[Sequence], chunk: Chunk) -> Tensor:
         size = self._cache.block_size
@@ -191,11 +191,6 @@ class Incoming:
                     hashed.result()
                 start()
         return received[-1]
-
-    def wait(self) -> None:
-        """Waits for what is expected, so that no memory is written after it is freed."""
-        for content in self._received:
-            content.wait()
 
 
 def _second_thread(channel: Channel) -> Executor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+import multikv
 from multikv.transfer import hand_over, staging
 from tests.support.pool import check_blocks
 from tests.support.rank import check, make_sequences, step
@@ -75,21 +78,35 @@ def partly_known(r):
 
 
 def full(r):
-    """The receiver has no room, and receives early chunks all the same. The next hand-over succeeds."""
+    """The receiver has no room, and receives early chunks all the same, the last of them late.
+
+    The next hand-over succeeds.
+    """
     if r.rank == 0:
         cache = r.cache()
         sequences = make_sequences(cache)
+        inner, sent = staging.Outgoing.send, []
+
+        def slow(*arguments):
+            sent.append(arguments)
+            time.sleep(0.2 if len(sent) == 3 else 0)
+            return inner(*arguments)
+
+        staging.Outgoing.send = slow
         try:
-            r.send(cache, sequences, 1)
+            r.send(cache, sequences, 1, chunk_bytes=2048)
         finally:
+            staging.Outgoing.send = inner
             r.send(cache, sequences[:1], 1)
     elif r.rank == 1:
         cache = r.cache(num_blocks=20)
         try:
             r.receive(cache, 0)
-        finally:
-            check_blocks(cache, [])
-            check(cache, r.receive(cache, 0))
+        except multikv.OutOfBlocks as error:
+            refusal = error.with_traceback(None)  # so that all memory of the hand-over is freed
+        check_blocks(cache, [])
+        check(cache, r.receive(cache, 0))
+        raise refusal
 
 
 SCENARIOS = taken, same_blocks, not_taken, other_heads, known, partly_known, full
