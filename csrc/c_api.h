@@ -26,8 +26,8 @@ MULTIKV_EXPORT const char* multikv_vllm_ops();
 // library registers it under dispatch key CPU, a GPU library under CUDA. A kernel that is registered there is replaced.
 //
 //   name    the op, one of multikv_vllm_ops()
-//   schema  the schema of the op in this process, as PyTorch prints it. If there is none, it is nullptr, and the op is
-//           defined.
+//   schema  the schema of the op in this process, as PyTorch prints it. nullptr means that the op has no
+//           schema yet; the function then also defines the op.
 //
 // Returns nullptr, or the text of the reason why the op is not served, which is valid until the thread's next call.
 MULTIKV_EXPORT const char* multikv_serve_vllm(const char* name, const char* schema);

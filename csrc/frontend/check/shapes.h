@@ -27,6 +27,11 @@ inline int64_t stride_bytes(const Tensor& tensor, int64_t dim) {
 
 // The most frequent checks are an inline comparison and a function for calls that fail.
 [[noreturn]] void fail_dim(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
+[[noreturn]] void fail_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim,
+                            int64_t size, std::string_view of);
+[[noreturn]] void fail_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim,
+                                int64_t size, std::string_view of);
+
 inline void check_dim(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim) {
   if (tensor.dim() != dim) fail_dim(call, argument, tensor, dim);
 }
@@ -35,24 +40,20 @@ inline void check_device_and_dim(Call& call, std::string_view argument, const Te
   call.check_device(argument, tensor);
   check_dim(call, argument, tensor, dim);
 }
-// Fails unless a dimension has this size, or at least this size. `of` says what the size is, for the error message:
-// "size 8 (heads of key)".
-[[noreturn]] void fail_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim,
-                            int64_t size, std::string_view of);
+// check_size() fails unless a dimension has exactly this size. check_min_size() fails if the dimension is smaller. `of`
+// says what the size is, for the error message: "size 8 (heads of key)".
 inline void check_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
                        std::string_view of) {
   if (tensor.size(dim) != size) fail_size(call, argument, tensor, dim, size, of);
 }
-// The same for a text that is composed only for a call that fails: `of` returns it.
-void check_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
-                std::invocable auto of) {
-  if (tensor.size(dim) != size) fail_size(call, argument, tensor, dim, size, of());
-}
-[[noreturn]] void fail_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim,
-                                int64_t size, std::string_view of);
 inline void check_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
                            std::string_view of) {
   if (tensor.size(dim) < size) fail_min_size(call, argument, tensor, dim, size, of);
+}
+// The same as check_size(), with a function that composes `of`. Only a call that fails composes it.
+void check_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
+                std::invocable auto of) {
+  if (tensor.size(dim) != size) fail_size(call, argument, tensor, dim, size, of());
 }
 // Fails if an argument that is a number is below `minimum`.
 void check_at_least(const Call& call, std::string_view argument, int64_t value, int64_t minimum);
