@@ -109,12 +109,10 @@ def paged_attention(
         value_cache: [num_blocks, block_size, num_kv_heads, value_size] with any strides, or packed if key_cache is. A
             packed value_cache has four dimensions, or five if the values are interleaved, and its value_size is
             head_size. The dtype of key_cache.
-        out: [>= num_tokens, num_query_heads, value_size], the dtype of query, written. Rows of no sequence keep their
-            content.
+        out: [>= num_tokens, num_query_heads, value_size], the dtype of query, written, except for rows of no sequence.
         lse: [num_query_heads, >= num_tokens], float32, any strides, written: natural logarithms of the softmax sums.
             None: not computed.
-        block_table: [>= num_sequences, blocks_per_sequence], int32 or int64. Entries whose keys no row sees are not
-            checked.
+        block_table: [>= num_sequences, blocks_per_sequence], int32 or int64. Entries that no row needs are not checked.
         seq_lens: [num_sequences], int32 or int64: the number of keys of each sequence; may be 0.
         cu_query_lens: [num_sequences + 1], int32 or int64: the first query row of each sequence, and the end of the
             last one. None: one row for each sequence.
