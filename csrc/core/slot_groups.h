@@ -8,9 +8,8 @@
 namespace multikv {
 
 // Context parallelism spreads the positions of a sequence over `world` ranks: `interleave` neighbouring positions go to
-// one rank, the next ones to the next rank, and so on. A block of a rank then holds block_size of the
-// block_size * world positions that a column of the block table stands for. Example: world = 2, interleave = 2,
-// block_size = 4:
+// one rank, the next ones to the next rank, and so on. A column of the block table covers block_size * world positions.
+// Each rank holds block_size of them, in a block of its own. Example: world = 2, interleave = 2, block_size = 4:
 //
 //   position   0  1  2  3  4  5  6  7 | 8  9 ..
 //   rank       0  0  1  1  0  0  1  1 | 0  0

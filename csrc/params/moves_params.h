@@ -63,12 +63,12 @@ struct PackLayersParams {
   int64_t num_tokens, tokens_per_unit;
   bool is_unpack;        // whether staging is the source
   bool are_ids_on_host;  // whether only the host can read block_ids
-  Slots slots;           // of unpack: the blocks that are written, each seen as a slot
+  Slots slots;           // of unpack: block_ids, in which the CPU looks for duplicates
 
   constexpr const Blocks& cache_blocks() const { return is_unpack ? copies.dst_blocks : copies.src_blocks; }
   constexpr int64_t num_units() const { return num_tokens / tokens_per_unit; }
   constexpr int64_t num_last_tokens() const { return num_tokens % tokens_per_unit; }
-  // The blocks that `slots` refers to.
+  // has_duplicate_slots() takes slots. With block size 1, the number of a block is that of its only slot.
   constexpr Blocks blocks() const { return {cache_blocks().num_blocks, Divisor::of(1)}; }
   // An item is a unit of a plane, or one of the last tokens of a plane: first all items of plane 0, then those of plane
   // 1, and so on.

@@ -36,7 +36,7 @@ class Pending:
                     self._work.wait()
                 else:
                     self._work.wait(self._channel.timeout)
-                self._work = None  # gloo's work would wait for a second tensor
+                self._work = None  # a second wait() of gloo's work would wait for another tensor
         return self.tensor
 
 
@@ -142,7 +142,7 @@ class Channel:
         return message
 
     def _sendable(self, content: bytearray) -> Tensor:
-        # Memory that is not pinned is copied before the call returns, also if it does not wait for the GPU.
+        # `content` is not pinned, so a copy to a GPU has read it when to() returns, even with non_blocking=True.
         return torch.frombuffer(content, dtype=torch.uint8).to(self._device_of_messages, non_blocking=True)
 
     def _start_sending(self, tensor: Tensor) -> Pending:

@@ -29,7 +29,7 @@ class Offer:
 
     @property
     def num_before_answer(self) -> int:
-        """The early chunks that are sent before the place of the answer: all but the last, or the only one."""
+        """How many early chunks are queued before the answer: all but the last, and at least one."""
         return max(len(self.early) - 1, 1)
 
     def send(self, channel: Channel) -> None:

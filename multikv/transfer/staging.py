@@ -1,10 +1,10 @@
 """The pipeline: chunks are packed and unpacked while others are on their way.
 
 On GPUs everything is queued in the caller's stream and in nccl's, and the host waits once, at the end. With gloo three
-threads of each process work at the same time. On the sender the caller's thread packs a chunk. A second thread hashes
-the chunk before it, hands it to gloo, and thereby writes what fits into the socket. gloo's own thread sends the rest.
-On the receiver the caller's thread unpacks a chunk, a second one hashes the same chunk, and gloo's own thread receives
-the next ones.
+threads of each process work at the same time. On the sender a second thread starts to send a chunk, which writes what
+fits into the socket, and then hashes the chunk. Meanwhile the caller's thread packs the next chunk, and gloo's own
+thread sends what did not fit. On the receiver the caller's thread unpacks a chunk, a second one hashes the same chunk,
+and gloo's own thread receives the next ones.
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ class Outgoing:
         self._sent: list[Future[Pending]] = []
 
     def send(self, chunk: Chunk, size: int) -> Future[Pending]:
-        """Packs a chunk, once the buffer is free. The result is there when nothing that is sent later can overtake."""
+        """Packs a chunk, once the buffer is free, and begins to send it.
+
+        The future is done when the chunk is hashed and its send has started. What is sent then arrives after the chunk.
+        """
         i = len(self._sent)
         if i >= NUM_BUFFERS:
             self._sent[i - NUM_BUFFERS].result().wait()
@@ -166,7 +169,9 @@ class Incoming:
         self._received.append(self._channel.start_receiving(content))
 
     def unpack(self, sequences: list[Sequence], useless: list[Chunk], chunks: Chunks) -> Pending:
-        """Receives the chunks that are not expected yet, and copies all but useless ones, the first, to the blocks.
+        """Receives the chunks that are not expected yet, and copies chunks to the blocks.
+
+        The useless chunks come first, and are not copied.
 
         Returns the sender's checksums, which may still be on their way.
         """

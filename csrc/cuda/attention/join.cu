@@ -37,8 +37,9 @@ class RowJoin {
       weigh(begin, count);
       load(begin, count);
       __syncthreads();
+      // Warp 0 joins the outputs. Warp 1 joins the sums of the weights, so that its o_ is the l of the row.
       if (warp_ == 0) o_ = chain(o_, &batch_.outputs[0][column_], kColumns, count);
-      if (warp_ == 1) o_ = chain(o_, batch_.sums, 1, count);  // l
+      if (warp_ == 1) o_ = chain(o_, batch_.sums, 1, count);
       __syncthreads();
     }
     if (warp_ == 1 && lane_ == 0) batch_.sums[0] = o_;

@@ -20,7 +20,9 @@ cudaError_t launch_matrix_attention(const AttentionProblem& p, const Context& co
 template <Element kElement>
 cudaError_t launch_warpgroup_attention(const AttentionProblem& p, const Context& context);
 
-// Kernels without matrix instructions: all formats and sizes, on all GPUs.
+// The kernel without matrix instructions, for all formats and GPUs. Returns cudaErrorNotSupported if key_size +
+// value_size float32 numbers do not fit into the shared memory of a thread block: an H100 has room for 57,088 numbers.
+// Returns it also if the query rows have 2^31 heads or more in all.
 cudaError_t launch_portable_attention(const AttentionProblem& p, const Context& context);
 
 // Joins the partial results that launch_matrix_attention's kernels have left in p.workspace (join.cu).

@@ -1,5 +1,6 @@
-// Attention without matrix instructions: float32, every format, any head size, any GPU. A thread block attends for one
-// query head of one query token.
+// Attention without matrix instructions, computed in float32. It serves what the other kernels do not: float32 queries,
+// head sizes above kMaxMatrixHeadSize, fnuz formats, and GPUs without matrix instructions. A thread block attends for
+// one query head of one query token, whose query and output it holds in shared memory.
 #include "cuda/attention/launch_attention.h"
 #include "cuda/attention/partials.cuh"
 #include "cuda/cache/slots.cuh"

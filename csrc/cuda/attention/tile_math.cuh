@@ -5,8 +5,9 @@
 // See multiply_add in vendor/matrix.cuh for the operands. Two orders do not change what is computed, and are chosen so
 // that loads are wide:
 //
-//   elements of keys      Lane i holds chunk i % 4, of 16 bytes, of every four chunks. Multiplication j of these
-//                         chunks takes the elements 4 * j .. 4 * j + 3 of each chunk.
+//   elements of keys      A key is divided into chunks of 16 bytes, and four chunks form a group. Lane i holds chunk
+//                         i % 4 of each group. Multiplication j of a group takes the elements 4 * j .. 4 * j + 3 of
+//                         each of its chunks.
 //   columns of fp8        Of 16 neighbouring columns, the even ones form a product of 8 columns, and the odd ones form
 //   values in tiles       the next product.
 #pragma once
@@ -39,9 +40,13 @@ __device__ inline int operand_element(int step) {
   return (4 * (step / kSteps) + static_cast<int>(threadIdx.x) % 4) * kElements + 4 * (step % kSteps);
 }
 
-// Makes the transposed operand `a` of multiply_add from two neighbouring columns of four values, of which the lane
-// holds some columns. `columns` is the number of the pair: the columns are number 2 * columns and 2 * columns + 1 of
-// those that the lane holds.
+// Makes the transposed operand `a` of multiply_add from two neighbouring columns of four values. The lane holds some
+// columns of these values, counted from 0:
+//
+//   a[0]   column 2 * columns       of values 0 and 1
+//   a[1]   column 2 * columns + 1   of values 0 and 1
+//   a[2]   column 2 * columns       of values 2 and 3
+//   a[3]   column 2 * columns + 1   of values 2 and 3
 template <class Store, int kWords>
 __device__ inline void value_operand(uint32_t (&a)[4], const uint32_t (&values)[4][kWords], int columns) {
 #pragma unroll
@@ -118,9 +123,8 @@ __device__ inline int value_column(int product, int i) {
   else return 8 * product + 2 * pair + i;
 }
 
-// The largest score of a row in one step; a score is x * factor, with a factor of the row that is greater than 0. x(i)
-// returns a reference to number i of this lane's kStep / 4 numbers x; the row's other numbers are in neighbouring
-// lanes.
+// The largest score of a row in one step; a score is x * factor, with a factor of the row that is greater than 0. Four
+// neighbouring lanes share a row. x(0) .. x(kStep / 4 - 1) return references to the numbers x that this lane has.
 template <class X>
 __device__ inline float largest_score(X x, float factor) {
   float largest = kNoScore;
@@ -168,8 +172,7 @@ struct RowSums {
     const float largest = fmaxf(m, largest_score(x, factor));
     return take(largest, weigh<Store>(x, factor, largest));
   }
-  // Does for two rows what add() does, with more independent operations at a time. x(row, i) returns a reference to
-  // number i of a row.
+  // Does for two rows what add() does, with more independent operations at a time. x(row, i) is the x(i) of a row.
   template <class Store, class X>
   __device__ static void add_two(RowSums (&rows)[2], X x, const float (&factors)[2], float (&corrections)[2]) {
     float largest[2][4], references[2], sums[2] = {0.0f, 0.0f};

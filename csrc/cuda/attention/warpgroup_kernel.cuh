@@ -162,7 +162,8 @@ class WarpgroupAttention {
     commit_products();
   }
   // Starts the products of the weights with the values. If the values hold an infinity or a NaN, the instructions read
-  // zeros instead, and add_specials() adds the products later: in a branch, the instructions would not be asynchronous.
+  // zeros instead, and add_specials() adds the products later. No branch skips the instructions, because in a branch
+  // they would not be asynchronous.
   __device__ void start_outputs_of(uint32_t values, bool has_specials, bool adds) {
     auto b = TileDescriptor::of(values, Tile::kBlockBytes, Tile::kPartBytes);
     if (has_specials) b = TileDescriptor::of(shared_address(shared_.zeros), 0, 0);

@@ -65,8 +65,15 @@ class TileList {
     return SequenceUnits<WholeTiles>(p, sequence_of(p, sequence)).num_tiles;
   }
 
-  // Enters the next levels that have the same active sequences. A sequence with more than i tiles is active on level i:
-  // level i has the i-th last tile of the sequence, counted from 0, once for each KV head.
+  // A level has at most one tile of each KV head of a sequence: level 0 has the last ones, level 1 those before, and so
+  // on. A sequence is active on the levels on which it has tiles:
+  //
+  //   sequence            level 0   level 1   level 2
+  //   A, of three tiles   tile 2    tile 1    tile 0
+  //   B, of one tile      tile 0
+  //
+  // Enters the next level, and with it all levels after it that have the same active sequences: here first level 0, and
+  // then the levels 1 and 2.
   __device__ void enter_next_levels(const AttentionProblem& p, int heads) {
     const int level = level_ + num_levels_, lane = threadIdx.x % 32;
     int active = 0, fewest = INT32_MAX;

@@ -40,10 +40,11 @@ class Divider {
   }
 
   // Adds one cycle. A cycle that is longer than a batch is divided into shorter cycles, one for each batch. In the
-  // picture, a <- b copies slot b to slot a. The first batch copies slot a to slot c, from where the second batch
-  // copies it to slot e:
+  // picture, a <- b copies slot b to slot a:
   //
-  //   a <- b <- c <- d <- e <- a     is     a <- b <- c <- a, then c <- d <- e <- c
+  //   the cycle      a <- b <- c <- d <- e <- a
+  //   first batch    a <- b <- c <- a              puts the content of slot a into slot c for now
+  //   second batch   c <- d <- e <- c              moves it on to slot e
   void add_cycle() {
     std::vector<int64_t> slots;
     const int64_t first = source_of_.begin()->first;

@@ -112,7 +112,8 @@ struct HeadGroups {
       groups.sides[static_cast<int>(kind)] = HeadSide::of(p, kind);
     return groups;
   }
-  // Gives each group as many tokens, up to max_steps, as leave at least min_blocks thread blocks.
+  // Sets num_steps, the tokens of a group, to the largest number up to max_steps with which there are still min_blocks
+  // thread blocks or more. num_steps is at least 1.
   void take_steps(int64_t max_steps, int64_t min_blocks) {
     const int64_t steps = num_parts / (per_block * min_blocks);
     num_steps = static_cast<uint32_t>(std::clamp<int64_t>(steps, 1, max_steps));

@@ -14,11 +14,12 @@ namespace multikv::gpu {
 //   is_neox          1, 3   2, 4   0, 5   6, 7
 //   else             1, 2   3, 4   0, 5   6, 7
 struct HeadLanes {
-  int count;                 // a power of two of at most 32; some of them may have no vector
-  int rotated;               // lanes
-  int offset;                // the first rotated vector
-  int vectors;               // of a head
-  int lane_step, half_step;  // the distances of rotated vectors: of neighbouring lanes, and of the two of one lane
+  int count;      // a power of two of at most 32; some of them may have no vector
+  int rotated;    // lanes
+  int offset;     // the first rotated vector
+  int vectors;    // of a head
+  int lane_step;  // from a rotated vector of a lane to that of the next lane
+  int half_step;  // from the first rotated vector of a lane to its second one
   bool is_neox;
 
   static HeadLanes of(const Rope& rope, int64_t head_size, int elements) {

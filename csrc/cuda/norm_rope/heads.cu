@@ -8,15 +8,19 @@ namespace {
 
 constexpr int kRowHeads = 2;  // the heads of a group of lanes, if all heads of a token are normed together
 
-// Numbers of heads per multiprocessor, those of all tokens counted together. A group of lanes has one head instead of
-// two for up to kFewCopiedHeads heads that are only rotated and copied, and for up to kFewHeads heads that are normed
-// or quantised. For up to kFewestHeads heads that are normed, lanes have vectors of 8 bytes instead of 16.
+// The shapes of groups of lanes depend on the heads of all tokens, divided by the number of multiprocessors:
+//
+//   the heads are             heads per multiprocessor   a group has   in vectors of
+//   only rotated and copied   up to kFewCopiedHeads      one head      16 bytes
+//   normed                    up to kFewestHeads         one head      8 bytes (if elements have 16 bits)
+//   normed or quantised       up to kFewHeads            one head      16 bytes
+//   any                       more                       two heads     16 bytes
 constexpr int kFewCopiedHeads = 32, kFewHeads = 100, kFewestHeads = 4;
 
 // The largest head whose vectors of 8 bytes a group of 32 lanes holds, in elements of 16 bits.
 constexpr int kMaxNarrowHead = 2 * 32 * (kVectorBytes / 2) / 2;
 
-// A group of lanes has up to kMaxSteps tokens, if kStepBlocks thread blocks per multiprocessor are left.
+// A group of lanes has up to kMaxSteps tokens, as long as there are kStepBlocks thread blocks per multiprocessor.
 constexpr int kMaxSteps = 2, kStepBlocks = 4;
 
 // The minimum number of resident thread blocks per multiprocessor. Many threads hide the latency of loads. With few

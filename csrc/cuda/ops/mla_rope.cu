@@ -7,8 +7,8 @@ namespace {
 
 constexpr int kQueryHeads = 2;  // the number of query heads that a thread rotates
 
-// The threads of a thread block that write the vectors of one latent vector, and the tokens that a thread block writes
-// at a time.
+// The number of threads that write the latent part of one token's entry, and the number of tokens that a thread block
+// writes at a time.
 constexpr int kLatentThreads = 64, kLatentStep = kThreads / kLatentThreads;
 
 // The thread blocks that rotate queries, or those that rotate keys. A row is kQueryHeads query heads of a token, or the

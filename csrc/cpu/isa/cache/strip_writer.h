@@ -82,12 +82,13 @@ class StripWriter {
     }
   }
 
-  // Fills units_ with kStrips units of each token. Segment s of units_[j * token_groups + g] holds the units of token
-  // group g in strip j of strip set s, which is strip s * kTokens + j:
+  // Fills units_ with kStrips units of each token. Each vector of units_ holds the units of one token group. Each of
+  // its segments of 128 bits belongs to one strip, and segment s to a strip of strip set s. For token group g:
   //
-  //                               segment 0    segment 1           (for token group g)
-  //   units_[g]                 | strip 0    | strip kTokens     | ..
-  //   units_[token_groups + g]  | strip 1    | strip kTokens + 1 | ..
+  //                                   segment 0    segment 1
+  //   units_[g]                     | strip 0    | strip kTokens     | ..
+  //   units_[token_groups + g]      | strip 1    | strip kTokens + 1 | ..
+  //   units_[j * token_groups + g]  | strip j    | strip kTokens + j | ..
   template <class Unit>
   void read_units(const char* source, int64_t source_stride, int64_t num_tokens) {
     using UnitSegments = Segments<Unit>;

@@ -52,8 +52,8 @@ struct AnyRounding {
 // more than the leading bit of x. So the addition rounds x alone, and the rounded x is t - x * 2^16. For any x, the
 // rounded x is t - RN(t - x) (Veltkamp's splitting).
 //
-// Ties go to the even number: an x halfway between two bfloat16 numbers has at most 9 significant bits, so x * 2^16 has
-// a zero at the place of the last bit of t. So t is even if and only if the rounded x is even.
+// Ties go to the even number: an x halfway between two bfloat16 numbers has at most 9 significant bits, so x * 2^16
+// ends in zeros, and adds 0 to the last bit of t. The last bit of t is then the last bit of the rounded x.
 //
 // x is zero, or its magnitude is from 2^-118 to 2^110. rounded_product() may return +0 instead of -0.
 struct TameRounding {
@@ -73,7 +73,8 @@ concept Rounding = std::same_as<T, AnyRounding> || std::same_as<T, TameRounding>
 class TameElements {
  public:
   void add(Bytes words) {
-    // The addition of a word to itself drops the sign. The subtraction turns smaller magnitudes into large numbers.
+    // words + words drops the signs. The other addition makes magnitudes below kSmallest negative: large unsigned
+    // words.
     largest_ = larger_unsigned_word(largest_, add_words(add_words(words, words), all_words(-2 * kSmallest)));
   }
   bool are_all() const { return !is_any_word_above(largest_, 2 * (kLargest - kSmallest)); }

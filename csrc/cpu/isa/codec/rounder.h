@@ -23,8 +23,8 @@ namespace {
 #if defined(__AVX512BW__)
 
 // Looks up A in a table of 32 floats, by the last five bits of the quotient's exponent. The integer k * 2^m is already
-// added to the bit pattern of A there. The caller multiplies quotients by kUnit, which moves their exponents to a range
-// in which no two exponents have the same last five bits, and none has those of NaN's exponent.
+// added to the bit pattern of A there. The caller multiplies quotients by kUnit, which moves the biased exponents of
+// normal fp8 numbers into the range 128 .. 158. There the last five bits are 0 .. 30. The exponent of NaN ends in 31.
 template <Element kElement>
   requires(is_fp8(kElement))
 class Rounder {

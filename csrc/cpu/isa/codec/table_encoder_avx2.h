@@ -3,9 +3,9 @@
 // x = magnitude - base is split into u = x >> kShift and v = x % 2^kShift, which are bytes. The code is
 // u - c + ((v + d) >> kShift), with c and d as follows:
 //
-//                          tables                                        index    c
-//   x < kBelow             low (u < 16), high (u >= 16)                  u        u
-//   x >= kBelow            normal: the buckets of a cycle                x >> 3   kLastBelow
+//                          tables                                        index         c
+//   x < kBelow             low (u < 16), high (u >= 16)                  u % 16        u
+//   x >= kBelow            normal: the buckets of a cycle                x / 8 % 16    kLastBelow
 #pragma once
 
 #include "cpu/isa/codec/encode.h"

@@ -25,8 +25,8 @@ struct HeadNorm {
   float factor;
   const NormWeights<BFloat16>& weights;
 
-  // Whether TameRounding can be used for tame elements that this norm multiplies. The factor is checked too, because
-  // elements that need not be tame, such as those that are not rotated, contribute to it.
+  // Whether TameRounding can be used for tame elements that this norm multiplies. The factor is checked too: it depends
+  // on all elements that are normed, but only those that are rotated are known to be tame.
   bool is_tame() const { return weights.are_tame() && factor >= 0x1p-25f && factor <= 0x1p25f; }
 };
 

@@ -30,8 +30,9 @@
 //                                              a = for_pairs(x) and b = for_pairs(y)
 //   differ(a, b)                               the mask of the bytes that differ
 //   else_zeros(mask, x), else_ones(mask, x)    bytes of x; 0x00, or 0xff, where the mask is not set
-//   tables_of_high_words(ints_of)              two tables for look_up(), where ints_of applies f to each integer:
-//                                              entry i < 16 is the low, or the high, byte of the high word of f(i)
+//   tables_of_high_words(ints_of)              two tables for look_up(). ints_of(x) is a vector with f(i) for each
+//                                              integer i of x. For i < 16, entry i of the first table is the bits
+//                                              16 .. 23 of f(i), and that of the second table is the bits 24 .. 31
 //
 // The instructions that pack and unpack work on each segment of 128 bits separately, so their results are not in order.
 // With AVX2, where the vectors a and b have the segments a0, a1 and b0, b1:
