@@ -44,6 +44,7 @@ CHILD_ENVIRONMENT = {
     "NCCL_SOCKET_IFNAME": "lo",
 }
 STEP_SECONDS = {"start": 240.0, "time": 60.0, "finish": 90.0}  # limits; "time" has the seconds of --time, too
+TIMES = ("repeats_itself", "time", "host_ns", "tokens_per_second", "time_of_no_change")  # what is printed
 
 
 class Worker:
@@ -179,9 +180,7 @@ def run(folder: Path, names: list[str], options: argparse.Namespace, report: dic
             for worker in workers[name]:
                 result = cases[name][worker.mode]
                 result.update(worker.ask("time", until))
-                shown = (
-                    result[key] for key in ("repeats_itself", "time", "host_ns", "tokens_per_second") if key in result
-                )
+                shown = (result[key] for key in TIMES if key in result)
                 print(name, worker.mode, *shown, flush=True)
 
         def finish(worker: Worker) -> None:

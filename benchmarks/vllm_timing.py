@@ -1,14 +1,14 @@
 """How `benchmarks.vllm_engine` compares the times of vLLM's own kernels and multikv's.
 
 Two engines in two processes differ by more than their kernels do. So one engine changes between the kernels while it
-generates, and the calls of its function `step` are timed. The engine launches a step before it waits for the step
-before, so only the second of two steps with the same kernels counts:
+generates, and the calls of its function `step` are timed. Four steps in a row have the same kernels, and only the last
+two of them count: the engine launches a step before it waits for the step before, and a change disturbs what follows.
 
     step            0 1 2 3 4 5 6 7
-    generation 0    . v . m . v . m     v: a step with vLLM's own kernels counts
-    generation 1    v . m . v . m .     m: a step with multikv's counts
-    generation 2    . m . v . m . v     .: nothing counts, the kernels are those of the next step
-    generation 3    m . v . m . v .
+    generation 0    . . v v . . m m     v: a step with vLLM's own kernels counts
+    generation 1    v v . . m m . .     m: a step with multikv's counts
+    generation 2    . . m m . . v v     .: nothing counts, the kernels are those of the next step
+    generation 3    m m . . v v . .
 
 After four generations, which are one round, each step has counted once with either kernels. The steps do the same work
 in every generation. Whatever disturbs a step makes it slower, so the typical time of a step is the lower quartile over
@@ -32,34 +32,31 @@ class Turns:
     """Calls a function with vLLM's kernels and with multikv's in turns, and notes the seconds of calls that count."""
 
     def __init__(self, call: Callable[..., Any], use_kernels: Callable[[str], None]) -> None:
-        """Times nothing before `begin`. `use_kernels` changes to the kernels that it gets the name of."""
+        """Remembers what to call. `use_kernels` changes to the kernels that it gets the name of."""
         self._call, self._use_kernels = call, use_kernels
-        self._position: int | None = None
         self._rounds: list[dict[str, dict[int, float]]] = []  # for each round and kernels: call number, seconds
 
     def begin(self, generation: int) -> None:
-        """Begins a generation. Calls are timed until `end`."""
+        """Begins a generation."""
         if generation % GENERATIONS_OF_A_ROUND == 0:
             self._rounds.append({kernels: {} for kernels in KERNELS})
-        self._generation = self._position = generation % GENERATIONS_OF_A_ROUND
-
-    def end(self) -> None:
-        """Ends a generation."""
-        self._position = None
+        self._begin = self._position = 2 * (generation % GENERATIONS_OF_A_ROUND)
+        self._use_kernels(self._kernels())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function."""
-        if self._position is None:
-            return self._call(*args, **kwargs)
-        kernels = KERNELS[self._position // 2 % 2]
+        kernels = self._kernels()
         self._use_kernels(kernels)
         begun = time.perf_counter()
         result = self._call(*args, **kwargs)
         seconds = time.perf_counter() - begun
-        if self._position % 2 == 1:
-            self._rounds[-1][kernels][self._position - self._generation] = seconds
+        if self._position % 4 >= 2:
+            self._rounds[-1][kernels][self._position - self._begin] = seconds
         self._position += 1
         return result
+
+    def _kernels(self) -> str:
+        return KERNELS[self._position // 4 % 2]
 
     def summary(self) -> dict[str, Any]:
         """Returns the typical times of a generation, their ratio, and the interval that has 95% of the draws.

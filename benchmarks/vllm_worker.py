@@ -4,7 +4,8 @@ The process reads the names of steps from its standard input, and answers each b
 
     start   makes the engine and generates twice
     time    generates for some seconds. Mode `multikv` changes between vLLM's kernels and multikv's, and returns the
-            times of both: `benchmarks.vllm_timing`; the other modes return tokens per second
+            times of both: `benchmarks.vllm_timing`. The other modes return tokens per second. Mode `attention` also
+            changes between the kernels, although it does not call the ops that change
     finish  counts kernels and calls of ops. Then mode `attention` generates prompts alone and in a batch; the other
             modes generate the control, in which the ops of mode `multikv` that write do nothing
 """
@@ -51,7 +52,7 @@ class Engine:
         self.llm = LLM(str(self.folder / self.case.model), **(ENGINE | self.case.options))
         self.generate(self.prompts)
         self.generate(self.prompts)
-        if self.mode == "multikv":
+        if self.mode != "vllm":
             self.switch = Switch(self.llm)
         return {
             "seconds_to_start": round(time.perf_counter() - begun, 1),
@@ -67,24 +68,34 @@ class Engine:
         gc.disable()  # a collection takes as long as several steps
         self.generate(self.prompts, 4)  # after a process was stopped its first steps are slow
         self.outputs: list[Any] = []
-        result = self._time_turns() if self.mode == "multikv" else self._time_generations()
+        result = self._compare_kernels() if self.mode == "multikv" else self._time_generations()
+        if self.mode == "attention":  # its kernels are the same, so the times that are compared must be equal
+            result["time_of_no_change"] = self._time_turns()
+            self.switch("multikv")
         gc.enable()
         equal = all(x == self.outputs[0] for x in self.outputs)
         return result | {"outputs": self.outputs[0], "repeats_itself": equal}
 
     def _time_turns(self) -> dict[str, Any]:
-        """Times steps, or with `one_by_one` prompts, whose number of steps depends on when blocks arrive."""
-        if self.case.one_by_one:
-            turns = self._generate = Turns(self._generate, self.switch)
-        else:
-            turns = self.llm.llm_engine.step = Turns(self.llm.llm_engine.step, self.switch)
+        """Compares the times of steps with vLLM's kernels and with multikv's.
+
+        With `one_by_one`, prompts are timed, because the number of steps depends on when blocks arrive.
+        """
+        owner, name = (self, "_generate") if self.case.one_by_one else (self.llm.llm_engine, "step")
+        function = getattr(owner, name)
+        turns = Turns(function, self.switch)
+        setattr(owner, name, turns)
         until = time.perf_counter() + self.seconds
         while time.perf_counter() < until:
             for i in range(GENERATIONS_OF_A_ROUND):
                 turns.begin(i)
                 self.outputs.append(self.generate(self.prompts))
-                turns.end()
-        result: dict[str, Any] = {"time": turns.summary()}
+        setattr(owner, name, function)
+        return turns.summary()
+
+    def _compare_kernels(self) -> dict[str, Any]:
+        """Compares steps and calls of ops with vLLM's kernels and with multikv's, and counts the kernels of both."""
+        result: dict[str, Any] = {"time": self._time_turns()}
         if ENGINE["enforce_eager"] == self.case.options.get("enforce_eager", True):
             result["host_ns"] = host_times(lambda: self.generate(self.prompts), self.switch)
             self.llm.reset_prefix_cache()  # the calls that were timed wrote to blocks that are cached
