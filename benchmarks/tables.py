@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/speed.md")
-H100 = "nvidia-h100_attention-and-blocks_torch-2.11.0_2026-11-26"
+H100 = "nvidia-h100_blocks-and-moves_torch-2.11.0_2026-11-26"
 ATTENTION = "nvidia-h100_attention_torch-2.11.0_2026-11-26"
 H100_NORM_ROPE = "nvidia-h100_norm-rope_torch-2.11.0_2026-11-26"
 H200 = "nvidia-h200_torch-2.11.0_2026-11-21"

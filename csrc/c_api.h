@@ -27,8 +27,8 @@ MULTIKV_EXPORT const char* multikv_vllm_ops();
 // multikv_stop_serving_vllm(). No other thread may register, remove or call kernels of the op at the same time.
 //
 //   name    the op, one of multikv_vllm_ops()
-//   schema  the schema of the op in this process, as PyTorch prints it. If there is none, it is nullptr, and the op is
-//           defined for the rest of the process.
+//   schema  the schema of the op in this process, as PyTorch prints it. nullptr means that the op has no
+//           schema yet; the function then also defines the op, for the rest of the process.
 //
 // Returns nullptr, or the text of the reason why the op is not served, which is valid until the thread's next call.
 MULTIKV_EXPORT const char* multikv_serve_vllm(const char* name, const char* schema);

@@ -388,8 +388,8 @@ void for_each_op(Visit visit) {
 // Registers a kernel for every op (frontend/torch/register.h).
 void implement_ops(Library& m);
 
-// The same for `Backend`, which becomes the backend of this library: a type with two static functions. traits() returns
-// the BackendTraits; run(params, call) runs an op.
+// Makes `Backend` the backend of this library, and registers a kernel of it for every op. `Backend` is a type with two
+// static functions: traits() returns the BackendTraits, and run(params, call) runs an op.
 template <class Backend>
 void implement_ops(Library& m) {
   backend_traits = &Backend::traits();

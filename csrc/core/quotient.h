@@ -40,8 +40,9 @@ class Quotient {
   constexpr float divide(float x, Fma fma) const {
     const float scaled = x * factor_;
     const float estimate = scaled * reciprocal_;
-    // With the remainder as q * scale - x, not x - q * scale, a remainder of zero is +0, and a quotient of -0 stays -0:
-    // -0 + (+0 * -r) = -0 + -0 = -0.
+    // The step subtracts r * (q * scale - x) instead of adding r * (x - q * scale), so that an estimate of -0 stays -0.
+    // A zero remainder is +0 in both forms. This form adds +0 * -r = -0 to the estimate, and -0 + -0 is -0. The other
+    // form would add +0 * r = +0, and -0 + +0 is +0.
     const float q = fma(fma(estimate, scale_, -scaled), -reciprocal_, estimate);
     // The remainder of a large estimate may have overflowed. The estimate itself is good enough, because fp8 saturates
     // it; infinity and NaN stay what they are.
@@ -58,10 +59,10 @@ constexpr uint32_t nonzero_order(float x) { return std::bit_cast<uint32_t>(x) * 
 inline constexpr uint32_t kTinyOrder = nonzero_order(0x1p-64f);
 constexpr bool is_tiny(float x) { return nonzero_order(x) < kTinyOrder; }
 
-// A divisor with its reciprocal, for quotients that are correctly rounded to float32. It takes two of the steps above,
-// which are exact as long as no remainder underflows or overflows (Markstein, "Computation of elementary functions on
-// the IBM RISC System/6000 processor", IBM J. Res. Dev. 34, 1990). can_divide() says whether they are exact for a
-// number; if not, the caller divides.
+// A divisor with its reciprocal, for quotients that are correctly rounded to float32. divide() takes two steps like the
+// one of Quotient. They are exact as long as no remainder underflows or overflows (Markstein, "Computation of
+// elementary functions on the IBM RISC System/6000 processor", IBM J. Res. Dev. 34, 1990). can_divide() says whether
+// they are exact for a number; if not, the caller divides.
 class CheckedQuotient {
  public:
   CheckedQuotient() = default;

@@ -5,9 +5,9 @@
 
 namespace multikv::cpu {
 
-// Returns memory of the calling thread, aligned to a cache line. The thread keeps it for its next call. Throws
-// std::bad_alloc. Kernels are compiled without exceptions, and the exception skips their destructors: they call this
-// before they change any state.
+// Returns memory of the calling thread, aligned to a cache line. The thread keeps the memory for its next call. Throws
+// std::bad_alloc. Kernels are compiled with -fno-exceptions, so an exception that passes through a kernel does not run
+// the destructors of the kernel's objects. A kernel therefore calls this function before it changes any state.
 char* scratch_of_thread(int64_t num_bytes);
 
 }  // namespace multikv::cpu

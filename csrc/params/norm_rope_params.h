@@ -121,7 +121,6 @@ struct QkNormRopeCacheParams {
 
   constexpr const Codec& codec() const { return key_cache.codec; }
   constexpr const Blocks& blocks() const { return key_cache.blocks; }
-  // Kernels cannot call is_fp8(), which reads an array of the host.
   constexpr bool quantises_queries() const { return !is_float(query_element); }
   constexpr Work work() const {
     const int64_t q = query.num_heads * head_size, kv = 2 * key.num_heads * head_size;

@@ -24,8 +24,8 @@ _CACHED_BYTES = 64 << 20  # fits a host's last-level cache
 _SMALL_BYTES = 32 << 10  # size of the blocks by which the kernel's rate is measured
 _RUN_BYTES = 256 << 10  # size of the runs by which the cost of a run is measured
 _KERNEL_THREADS = (256, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192, 32768)
-# Runs of this size reach the rate of one copy on all hosts that were measured, if they are submitted in batches: the
-# device copies earlier runs while the host submits later ones.
+# On all hosts that were measured, runs of this size that are submitted in batches are copied at the rate of a single
+# copy of all their bytes: the device copies earlier runs while the host submits later ones.
 _MOST_IN_BATCHES = 256 << 10
 _ENOUGH = 0.98  # the chosen number of threads reaches this share of the best rate
 

@@ -51,7 +51,7 @@ def paged_attention_workspace_bytes(
     num_granules = -(-max_seq_len // _GRANULE)
     if num_granules <= 1:
         return 0
-    partial_bytes = 4 * (value_size + 2)  # the output of one granule, the maximum of its scores and their sum
+    partial_bytes = 4 * (value_size + 2)  # of one granule: output, number subtracted from scores, sum of weights
     return min(num_query_tokens * num_query_heads * num_granules * partial_bytes, _MAX_WORKSPACE_BYTES)
 
 
@@ -130,7 +130,7 @@ def paged_attention(
         window_left: how many keys before its own position a row sees; -1: all.
         softcap: bound of the scores; 0: none.
         alibi_slopes: [num_query_heads], float32.
-        sinks: [num_query_heads], float32 or the dtype of query: a score of each head without a value.
+        sinks: [num_query_heads], float32 or the dtype of query: for each head, the score of a further key with value 0.
         query_mask: [>= num_tokens], int64, for the trees of speculative decoding. For the keys `j >= n - q_len`, bit
             `j - (n - q_len)` of a row's mask replaces the condition `j <= p`. Requires causal, and a max_query_len of
             at most 64.

@@ -81,8 +81,8 @@ def checksum_blocks(caches: Sequence[Tensor], block_ids: Tensor, out: Tensor, nu
     transfers and stores. It is not cryptographic: contents with a given hash are easily made.
 
     The message of a block is the bytes of its elements in the order token, then the other dimensions. It is split into
-    8-byte little-endian words w_1, w_2, ..., the last padded with zeros. With mix() the last steps of the random number
-    generator splitmix64, and all arithmetic modulo 2^64,
+    8-byte little-endian words w_1, w_2, ..., the last padded with zeros. mix() is the last steps of the random number
+    generator splitmix64, and all arithmetic is modulo 2^64:
 
         hash = mix((sum over i of mix(w_i xor i * 0x9E3779B97F4A7C15)) xor number of bytes)
 

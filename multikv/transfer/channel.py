@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import array
 import datetime
 import json
 import struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,34 +13,8 @@ from torch import Tensor
 
 from .errors import TransferError
 
-# The size of the parcel that a message is sent in, which both sides know. What does not fit in comes after.
-OFFER_BYTES, ANSWER_BYTES = 64 << 10, 1 << 10
-_SIZES = struct.Struct("<qq")  # the bytes of the JSON text and of the numbers, at the beginning of a parcel
-
-
-class Message(NamedTuple):
-    """What JSON can hold, and 64-bit integers."""
-
-    content: dict[str, Any]
-    numbers: array.array[int] = array.array("q")
-
-    def to_bytes(self) -> bytes:
-        """Returns what from_bytes reads."""
-        text, numbers = json.dumps(self.content).encode(), self.numbers.tobytes()
-        return b"".join((_SIZES.pack(len(text), len(numbers)), text, numbers))
-
-    @classmethod
-    def from_bytes(cls, parcel: bytearray) -> Message:
-        """Reads a message, which other bytes may follow."""
-        text, numbers = _SIZES.unpack_from(parcel)
-        middle = _SIZES.size + text
-        return cls(json.loads(parcel[_SIZES.size : middle]), array.array("q", parcel[middle : middle + numbers]))
-
-    @staticmethod
-    def num_bytes(parcel: bytearray) -> int:
-        """Returns the size of a message that begins with these bytes."""
-        text, numbers = _SIZES.unpack_from(parcel)
-        return _SIZES.size + int(text) + int(numbers)
+_PARCEL_BYTES = 2 << 10  # a message is sent in a parcel of this size, which both sides know; the rest of it comes after
+_SIZE = struct.Struct("<q")  # the bytes of the JSON text, at the beginning of a parcel
 
 
 class Pending:
@@ -65,6 +38,15 @@ class Pending:
                     self._work.wait(self._channel.timeout)
                 self._work = None  # gloo's work would wait for a second tensor
         return self.tensor
+
+
+def bytes_of(pending: Pending) -> bytearray:
+    """Waits for a tensor, and returns its content."""
+    received = pending.wait()
+    content = bytearray(len(received))
+    if content:
+        torch.frombuffer(content, dtype=torch.uint8).copy_(received)
+    return content
 
 
 class Explained:
@@ -118,41 +100,50 @@ class Channel:
         """Receives a chunk."""
         return self._start_receiving(chunk)
 
-    def send(self, message: Message, parcel_bytes: int = ANSWER_BYTES) -> None:
-        """Begins to send a message."""
-        self.send_parts(self.parts(message, parcel_bytes))
+    def send(self, message: dict[str, Any]) -> None:
+        """Begins to send a message, which is what JSON can hold."""
+        self.send_parts(self.parts(message))
 
-    def parts(self, message: Message, parcel_bytes: int = ANSWER_BYTES) -> list[Tensor]:
-        """Returns what send_parts sends."""
-        content = torch.frombuffer(bytearray(message.to_bytes().ljust(parcel_bytes, b"\0")), dtype=torch.uint8)
-        content = content.to(self._device_of_messages)
-        return [part for part in (content[:parcel_bytes], content[parcel_bytes:]) if len(part)]
+    def parts(self, message: dict[str, Any]) -> list[Tensor]:
+        """Returns what send_parts sends: a parcel, and the rest of the message if there is one."""
+        text = json.dumps(message).encode()
+        content = bytearray((_SIZE.pack(len(text)) + text).ljust(_PARCEL_BYTES, b"\0"))
+        return [self._sendable(part) for part in (content[:_PARCEL_BYTES], content[_PARCEL_BYTES:]) if part]
 
     def send_parts(self, parts: list[Tensor]) -> None:
         """Begins to send a message that was prepared."""
         self._sent += map(self._start_sending, parts)
+
+    def send_bytes(self, content: bytearray) -> None:
+        """Begins to send bytes whose number the peer knows."""
+        if content:
+            self.send_parts([self._sendable(content)])
 
     def flush(self) -> None:
         """Waits until all messages are sent."""
         while self._sent:
             self._sent.pop().wait()
 
-    def receive(self, parcel_bytes: int = ANSWER_BYTES) -> Message:
-        """Receives a message. Raises a TransferError if it says that the peer has failed."""
-        parcel = self._receive_bytes(parcel_bytes)
-        parcel += self._receive_bytes(max(Message.num_bytes(parcel) - parcel_bytes, 0))
-        message = Message.from_bytes(parcel)
-        if "error" in message.content:
-            raise TransferError(f"{self.call}: rank {self.peer} refused: {message.content['error']}")
+    def expect(self, num_bytes: int = _PARCEL_BYTES) -> Pending:
+        """Begins to receive the parcel of a message, or other bytes whose number is known."""
+        memory = torch.empty(num_bytes, dtype=torch.uint8, device=self._device_of_messages)
+        return self._start_receiving(memory) if num_bytes else Pending(self, None, memory)
+
+    def receive(self, parcel: Pending | None = None) -> dict[str, Any]:
+        """Returns the next message, or the one whose parcel is expected. Raises a TransferError if the peer failed."""
+        content = bytes_of(parcel or self.expect())
+        (size,) = _SIZE.unpack_from(content)
+        missing = _SIZE.size + size - len(content)
+        if missing > 0:
+            content += bytes_of(self.expect(missing))
+        message: dict[str, Any] = json.loads(content[_SIZE.size : _SIZE.size + size])
+        if "error" in message:
+            raise TransferError(f"{self.call}: rank {self.peer} refused: {message['error']}")
         return message
 
-    def _receive_bytes(self, count: int) -> bytearray:
-        content = bytearray(count)
-        if content:
-            memory = torch.frombuffer(content, dtype=torch.uint8)
-            received = torch.empty_like(memory, device=self._device_of_messages)
-            memory.copy_(self._start_receiving(received).wait())
-        return content
+    def _sendable(self, content: bytearray) -> Tensor:
+        # Memory that is not pinned is copied before the call returns, also if it does not wait for the GPU.
+        return torch.frombuffer(content, dtype=torch.uint8).to(self._device_of_messages, non_blocking=True)
 
     def _start_sending(self, tensor: Tensor) -> Pending:
         with self.explained():

@@ -1,39 +1,46 @@
 """The two sides of a hand-over.
 
 sender                                           receiver
-offer: geometry, sequences, tokens     ->
-early chunk, with nccl                 ->
-<-        answer: its geometry, the heads that it wants, what it has already
-no receiver has refused, if several    ->
-chunks of packed tokens                ->        unpacks them to blocks that no sequence uses yet
+offer: geometry, sizes                 ->
+first early chunk, with nccl           ->
+manifest: sequences, tokens            ->
+other early chunks                     ->
+                                       <-        answer: its geometry, the heads that it wants, what it has already
+last early chunk                       ->
+go, if no receiver of several refused  ->
+other chunks of packed tokens          ->        unpacks all to blocks that no sequence uses yet
 checksums of all tokens                ->        compares them
-<-        done, and then names the blocks, so that `new` can find them
+                                       <-        done, and then names the blocks, so that `new` can find them
 
-The early chunk is the end of a sequence. It is on its way while the receiver looks for a prefix that it has, takes
-blocks and answers. A receiver that cannot use it receives it all the same, because nccl cannot take back what it sends.
+Early chunks are the end of a sequence. They are on their way while the receiver looks for a prefix that it has, takes
+blocks and answers. A receiver that cannot use them receives them all the same, because nccl cannot take back what it
+sends. nccl keeps the order of all that goes between two ranks, in both directions. So the answer has its place before
+the last early chunk, which is on its way while the sender reads the answer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from ..pool import OutOfBlocks, Sequence
 from ..pool.arguments import as_integer, as_list, check_type
 from ..pool.paged import PagedCache
-from .channel import Channel, Message, Pending
+from .channel import Channel, Pending
 from .errors import TransferError
-from .offer import Offer
-from .plan import Chunks, Geometry, alignment, assign_heads, early_chunk
-from .staging import Outgoing, Staging, receive_chunks, staging_memory
+from .offer import Manifest, Offer
+from .plan import Chunk, Chunks, Geometry, alignment, assign_heads, early_chunks
+from .staging import Incoming, Outgoing, Staging
 
 __all__ = ["receive", "send"]
 
-_CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 4 << 20, 128 << 20
+_CHUNK_BYTES, _CHUNK_BYTES_OF_GPU = 4 << 20, 160 << 20
 
 
 def send(
@@ -57,8 +64,8 @@ def send(
         group: a process group: nccl for caches on GPUs, gloo for any (a GPU's blocks then go through pinned memory).
             None: the default group.
         first_head: under tensor parallelism, the number of this cache's first head among those of the model.
-        chunk_bytes: the size of a chunk, of which three are in flight. None: 4 MiB, and 128 MiB on a GPU. With nccl and
-            one receiver, an early chunk is sent before the receiver has said which prefix it has.
+        chunk_bytes: the size of a chunk, of which three are in flight. None: 4 MiB, and 160 MiB on a GPU. With nccl and
+            one receiver, up to three chunks are sent before the receiver has said which prefix it has.
         timeout: the most seconds to wait for a peer in one step. None: the timeout of the group.
 
     Raises:
@@ -81,8 +88,8 @@ def send(
         channels = [Channel("send", rank, group, cache.device, timeout) for rank in _ranks("send", "dst", dst)]
         numbers = as_integer("send", "first_head", first_head), as_integer("send", "chunk_bytes", chunk_bytes)
         sender = _Sender(cache, mine, *numbers, channels)
-        sender.offer()
-        for channel, answer in zip(channels, _answers(channels), strict=True):
+        sender.start()
+        for channel, answer in zip(channels, sender.answers(), strict=True):
             sender.send(channel, answer)
         for channel in channels:
             channel.receive()
@@ -97,62 +104,78 @@ class _Sender:
     ) -> None:
         """Sends nothing yet."""
         self._cache, self._sequences, self._channels = cache, sequences, channels
-        self._first_head, self._chunk_bytes = first_head, chunk_bytes
         self._written = [sequence.num_written for sequence in sequences]
-        self._outgoing: Outgoing | None = None  # that of the early chunk
-
-    def offer(self) -> None:
-        """Says what there is, and sends the early chunk."""
-        cache, channels, early = self._cache, self._channels, None
-        geometry = self._geometry = Geometry.of(cache, self._first_head)
+        self._outgoing: Outgoing | None = None  # that of the early chunks
+        self._parcel: Pending | None = None  # of the answer, if it is expected already
+        geometry, early = Geometry.of(cache, first_head), []
         if len(channels) == 1 and _starts_early(channels[0]):
-            early = early_chunk(self._written, cache.block_size, geometry.token_bytes, self._chunk_bytes)
-        self._offer = Offer.of(self._sequences, geometry, self._chunk_bytes, len(channels), early)
-        for channel in channels:
+            early = early_chunks(self._written, cache.block_size, geometry.bytes_of(geometry.heads), chunk_bytes)
+        sizes = len(sequences), sum(map(len, sequences))
+        self._offer = Offer(geometry, chunk_bytes, len(channels), early, *sizes)
+
+    def start(self) -> None:
+        """Sends all that comes before the answers."""
+        for channel in self._channels:
             self._offer.send(channel)
-        if early is not None:
-            self._outgoing = self._make(channels[0], range(geometry.num_heads))
-            self._outgoing.start_early(early)
-            self._outgoing.pack_ahead(_chunks(self._offer, geometry, geometry.heads, [0] * len(self._written), True))
+        self._send_early(0, 1)
+        manifest = Manifest.of(self._sequences)
+        for channel in self._channels:
+            manifest.send(channel)
+        place = self._offer.num_before_answer
+        self._send_early(1, place)
+        if self._offer.early[place:]:
+            self._parcel = self._channels[0].expect()
+            self._send_early(place, place + 1)
+
+    def _send_early(self, begin: int, end: int) -> None:
+        early = self._offer.early
+        for chunk in early[begin:end]:
+            if self._outgoing is None:
+                self._outgoing = self._make(self._channels[0], self._offer.geometry.heads)
+            self._outgoing.send(chunk, early[-1].num_tokens).result()  # before the next message
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Returns what the receivers answer. If one of several refuses, the others are told so."""
+        answers: list[dict[str, Any] | TransferError] = []
+        for channel in self._channels:
+            try:
+                answers.append(channel.receive(self._parcel))
+            except TransferError as error:
+                answers.append(error)
+        failures = [answer for answer in answers if isinstance(answer, TransferError)]
+        for channel, answer in zip(self._channels, answers, strict=True):
+            if not isinstance(answer, TransferError) and len(self._channels) > 1:
+                channel.send({"error": str(failures[0])} if failures else {"go": True})
+        if failures:
+            for channel in self._channels:
+                channel.flush()
+            raise failures[0]
+        return [answer for answer in answers if not isinstance(answer, TransferError)]
 
     def send(self, channel: Channel, answer: dict[str, Any]) -> None:
         """Sends what a receiver wants."""
-        heads, theirs = range(*answer["heads"]), Geometry.from_json(answer["geometry"])
-        chunks = _chunks(self._offer, theirs, heads, answer["starts"], answer["takes_early"])
-        if self._outgoing is not None and answer["takes_early"]:
-            self._outgoing.send(chunks)
-        elif heads:
-            self._make(channel, _local(heads, self._geometry)).send(chunks)
-        if self._outgoing is not None:
-            self._outgoing.wait()
+        heads, theirs = range(*answer["heads"]), Geometry(**answer["geometry"])
+        if not heads:
+            return
+        spans = answer["starts"], self._written
+        chunks = _chunks(self._offer, theirs, heads, *spans, answer["useless"])
+        outgoing, num_useless = self._outgoing, _num_tokens(self._offer.early[: answer["useless"]])
+        if outgoing is None or heads != self._offer.geometry.heads:
+            outgoing, num_useless = self._make(channel, heads), 0
+        for chunk in itertools.islice(chunks, len(chunks.early), None):
+            outgoing.send(chunk, chunks.size)
+        outgoing.finish(num_useless)
 
     def _make(self, channel: Channel, heads: range) -> Outgoing:
-        staging = Staging(self._cache, self._sequences, heads, channel.device, sum(self._written))
-        return Outgoing(staging, channel)
+        geometry, num_tokens = self._offer.geometry, sum(self._written) + _num_tokens(self._offer.early)
+        token_bytes = geometry.bytes_of(heads)
+        staging = Staging(self._cache, _local(heads, geometry), channel.device, token_bytes, num_tokens)
+        return Outgoing(staging, self._sequences, channel)
 
 
 def _starts_early(channel: Channel) -> bool:
-    """Returns whether to send a chunk before the answer, which pays if a chunk takes less time than messages."""
+    """Returns whether to send chunks before the answer, which pays if they take less time than messages."""
     return channel.device.type == "cuda"
-
-
-def _answers(channels: list[Channel]) -> list[dict[str, Any]]:
-    """Returns what the receivers answer. If one of several refuses, the others are told so."""
-    answers: list[dict[str, Any] | TransferError] = []
-    for channel in channels:
-        try:
-            answers.append(channel.receive().content)
-        except TransferError as error:
-            answers.append(error)
-    failures = [answer for answer in answers if isinstance(answer, TransferError)]
-    for channel, answer in zip(channels, answers, strict=True):
-        if not isinstance(answer, TransferError) and len(channels) > 1:
-            channel.send(Message({"error": str(failures[0])} if failures else {"go": True}))
-    if failures:
-        for channel in channels:
-            channel.flush()
-        raise failures[0]
-    return [answer for answer in answers if not isinstance(answer, TransferError)]
 
 
 def receive(
@@ -193,37 +216,35 @@ def receive(
     check_type("receive", "cache", cache, PagedCache)
     mine = Geometry.of(cache, as_integer("receive", "first_head", first_head))
     channels = [Channel("receive", rank, group, cache.device, timeout) for rank in _ranks("receive", "src", src)]
-    with contextlib.ExitStack() as stack:
-        sources = [_Source(cache, mine, channel) for channel in channels]
+    sources = [_Source(cache, mine, channel) for channel in channels]
+    first = sources[0].manifest
+    written = list(first.written)
+    try:
+        _agree(mine, sources)
+        unit = math.lcm(*(alignment(mine, source.offer.geometry) for source in sources))
+        sequences = cache._adopt("receive", first.drafts(), written, unit)
+    except (TransferError, OutOfBlocks) as error:
+        _refuse(sources, str(error))
+        raise
+    try:
+        starts = [sequence.num_written for sequence in sequences]
         for source in sources:
-            stack.callback(source.drain)
-        first = sources[0].offer
-        try:
-            _agree(mine, sources)
-            unit = math.lcm(*(alignment(mine, source.offer.geometry) for source in sources))
-            sequences = cache._adopt("receive", first.drafts(), first.written, unit)
-        except (TransferError, OutOfBlocks) as error:
-            _refuse(sources, str(error))
-            raise
-        try:
-            starts = [sequence.num_written for sequence in sequences]
-            for source in sources:
-                source.answer(starts)
-            # The host has time for these two steps while the answer is on its way.
-            done = [source.channel.parts(Message({"done": True})) for source in sources]
-            cache._foresee_names(sequences, first.written)
-            for source in sources:
-                source.receive(sequences)
-            _check(sources)
-            cache._finish_adoption(sequences, first.written)
-            for source, parts in zip(sources, done, strict=True):
-                source.channel.send_parts(parts)
-            for source in sources:
-                source.channel.flush()
-        except BaseException:
-            for sequence in sequences:
-                cache.free(sequence)
-            raise
+            source.answer(starts)
+        for source in sources:
+            source.receive(sequences)
+        # On a GPU the host has time for these two steps while chunks are on their way.
+        done = [source.channel.parts({"done": True}) for source in sources]
+        cache._foresee_names(sequences, written)
+        _check(sources)
+        for source, parts in zip(sources, done, strict=True):
+            source.channel.send_parts(parts)
+        cache._finish_adoption(sequences, written)
+        for source in sources:
+            source.channel.flush()
+    except BaseException:
+        for sequence in sequences:
+            cache.free(sequence)
+        raise
     return sequences
 
 
@@ -231,58 +252,67 @@ class _Source:
     """A sender, as the receiver sees it."""
 
     def __init__(self, cache: PagedCache, mine: Geometry, channel: Channel) -> None:
-        """Receives the offer, and begins to receive the early chunk."""
+        """Receives the offer, and begins to receive the early chunks."""
         self._cache, self._mine, self.channel = cache, mine, channel
         self.heads = range(0)  # those that the source sends
-        self._staging: Staging | None = None
-        self._wanted: Pending | None = None  # the checksums of the sender
-        self._early: Pending | None = None
-        self.offer = Offer.receive(channel)
-        if self.offer.early is not None:
-            size = self.offer.early.num_tokens * self.offer.geometry.token_bytes
-            self._early = channel.start_receiving(staging_memory(cache, channel.device, size))
+        self._num_wrong: Tensor | None = None  # tokens whose checksums differ
+        offer = self.offer = Offer.receive(channel)
+        self._num_useless = len(offer.early)  # the early chunks, from the first on, that the receiver cannot use
+        self._incoming = self._make(offer.geometry.heads)
+        self._early = iter(offer.early)
+        self._expect_early(1)
+        manifest = Manifest.expect(channel, offer)
+        self._expect_early(offer.num_before_answer - 1)
+        self.manifest = Manifest.receive(manifest, offer.num_sequences)
+
+    def reply(self, message: dict[str, Any]) -> None:
+        """Sends the answer. Begins to receive the last early chunk after the first parcel, as the sender expects."""
+        first, *others = self.channel.parts(message)
+        self.channel.send_parts([first])
+        self._expect_early(1)
+        self.channel.send_parts(others)
 
     def answer(self, starts: list[int]) -> None:
         """Says what the receiver has, and wants."""
-        early, theirs = self.offer.early, self.offer.geometry
-        takes_early = (
-            early is not None
-            and self.heads == theirs.heads
-            and early.begin % alignment(theirs, self._mine) == 0
-            and starts[early.sequence] <= early.begin
-        )
-        self._chunks = _chunks(self.offer, self._mine, self.heads, starts, takes_early)
-        answer = {"geometry": self._mine.to_json(), "starts": starts, "takes_early": takes_early}
-        self.channel.send(Message(answer | {"heads": [self.heads.start, self.heads.stop]}))
+        offer, theirs = self.offer, self.offer.geometry
+        unit = alignment(theirs, self._mine)
+        if self.heads == theirs.heads:
+            self._num_useless = max(
+                (i for i, x in enumerate(offer.early, 1) if x.begin % unit or x.begin < starts[x.sequence]), default=0
+            )
+        self._chunks = _chunks(offer, self._mine, self.heads, starts, [*self.manifest.written], self._num_useless)
+        answer = {"geometry": vars(self._mine), "starts": starts, "useless": self._num_useless}
+        self.reply(answer | {"heads": [self.heads.start, self.heads.stop]})
 
     def receive(self, sequences: list[Sequence]) -> None:
         """Receives the chunks. On a GPU this queues the work."""
         if self.offer.num_receivers > 1:
             self.channel.receive()
-        chunks = self._chunks
-        if self.heads and chunks.num_tokens:
-            heads = _local(self.heads, self._mine)
-            self._staging = Staging(self._cache, sequences, heads, self.channel.device, chunks.num_tokens)
-            early = self._early if chunks.early else None
-            self._wanted = receive_chunks(self._staging, self.channel, chunks, early)
+        useless = self.offer.early[: self._num_useless]
+        if self.heads != self.offer.geometry.heads:
+            self._incoming, useless = self._make(self.heads), []
+        if self.heads and self._chunks.num_tokens:
+            checksums = self._incoming.unpack(sequences, useless, self._chunks).wait()
+            self._num_wrong = (checksums != self._incoming.staging.checksums).sum()
 
     def fault(self) -> str | None:
         """Waits for the chunks, and says what is wrong with them, if anything."""
-        if self._staging is None or self._wanted is None:
-            return None
-        num_wrong = int((self._wanted.wait() != self._staging.checksums).sum())
+        num_wrong = 0 if self._num_wrong is None else int(self._num_wrong)
         return f"the checksums of {num_wrong} of {self._chunks.num_tokens} tokens differ" if num_wrong else None
 
-    def drain(self) -> None:
-        """Waits for the early chunk, so that its memory is not written after it is freed."""
-        if self._early is not None:
-            with contextlib.suppress(TransferError):
-                self._early.wait()
+    def _make(self, heads: range) -> Incoming:
+        token_bytes, num_tokens = self.offer.geometry.bytes_of(heads), self.offer.num_tokens
+        staging = Staging(self._cache, _local(heads, self._mine), self.channel.device, token_bytes, num_tokens)
+        return Incoming(staging, self.channel)
+
+    def _expect_early(self, count: int) -> None:
+        for chunk in itertools.islice(self._early, count):
+            self._incoming.expect(chunk, self.offer.early[-1].num_tokens)
 
 
 def _refuse(sources: list[_Source], reason: str) -> None:
     for source in sources:
-        source.channel.send(Message({"error": reason}))
+        source.reply({"error": reason})
     for source in sources:
         source.channel.flush()
 
@@ -299,7 +329,7 @@ def _agree(mine: Geometry, sources: list[_Source]) -> None:
     """Chooses the heads that each source sends, or raises a TransferError."""
     first, *others = sources
     for source in others:
-        if not source.offer.has_sequences_of(first.offer):
+        if source.manifest != first.manifest:
             ranks = f"{first.channel.peer} and {source.channel.peer}"
             raise TransferError(f"receive: ranks {ranks} send different sequences")
     try:
@@ -313,12 +343,17 @@ def _agree(mine: Geometry, sources: list[_Source]) -> None:
         source.heads = heads[rank]
 
 
-def _chunks(offer: Offer, receiver: Geometry, heads: range, starts: list[int], takes_early: bool) -> Chunks:
+def _chunks(
+    offer: Offer, receiver: Geometry, heads: range, starts: list[int], ends: list[int], num_useless: int
+) -> Chunks:
     """Plans the chunks of some heads; both sides get the same."""
-    sender = offer.geometry
-    token_bytes = sender.token_bytes // sender.num_heads * len(heads)
-    early = offer.early if takes_early else None
-    return Chunks.of(starts, offer.written, alignment(sender, receiver), token_bytes, offer.chunk_bytes, early)
+    sender, early = offer.geometry, offer.early[num_useless:]
+    token_bytes = sender.bytes_of(heads)
+    return Chunks.of(starts, ends, alignment(sender, receiver), token_bytes, offer.chunk_bytes, early)
+
+
+def _num_tokens(chunks: list[Chunk]) -> int:
+    return sum(chunk.num_tokens for chunk in chunks)
 
 
 def _local(heads: range, geometry: Geometry) -> range:

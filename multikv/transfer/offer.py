@@ -1,71 +1,94 @@
-"""What a sender offers: its first message."""
+"""What a sender says at first: an offer of a known size, and a manifest of its sequences."""
 
 from __future__ import annotations
 
 import array
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 
 from ..pool import Sequence
-from .channel import OFFER_BYTES, Channel, Message
+from .channel import Channel, Pending, bytes_of
 from .errors import TransferError
 from .plan import Chunk, Geometry
 
-_VERSION = 3
+_VERSION = 4
+_NUMBER_BYTES = 8
+_ROOT_NUMBERS = 4  # the root of a sequence has 32 bytes
 
 
 @dataclass
 class Offer:
-    """The sequences of a sender."""
+    """How a sender sends, and how much."""
 
     geometry: Geometry
     chunk_bytes: int
     num_receivers: int
-    early: Chunk | None  # is sent without an answer
-    lengths: list[int]
-    written: list[int]
-    roots: list[str]
-    tokens: array.array[int] = field(default_factory=lambda: array.array("q"))
+    early: list[Chunk]  # are sent without an answer
+    num_sequences: int
+    num_tokens: int  # of the manifest
 
-    @classmethod
-    def of(
-        cls, sequences: list[Sequence], geometry: Geometry, chunk_bytes: int, num_receivers: int, early: Chunk | None
-    ) -> Offer:
-        """Describes sequences."""
-        tokens = array.array("q")
-        for sequence in sequences:
-            tokens.extend(sequence.tokens)
-        lengths = [len(sequence) for sequence in sequences]
-        written = [sequence.num_written for sequence in sequences]
-        roots = [sequence._root.hex() for sequence in sequences]
-        return cls(geometry, chunk_bytes, num_receivers, early, lengths, written, roots, tokens)
+    @property
+    def num_before_answer(self) -> int:
+        """The early chunks that are sent before the place of the answer: all but the last, or the only one."""
+        return max(len(self.early) - 1, 1)
 
     def send(self, channel: Channel) -> None:
-        """Sends the offer."""
-        content = dict(vars(self))
-        numbers = content.pop("tokens")
-        content |= {"version": _VERSION, "geometry": self.geometry.to_json()}
-        channel.send(Message(content, numbers), OFFER_BYTES)
+        """Begins to send the offer."""
+        channel.send(vars(self) | {"version": _VERSION, "geometry": vars(self.geometry)})
 
     @classmethod
     def receive(cls, channel: Channel) -> Offer:
         """Receives an offer, or raises a TransferError."""
-        content, tokens = channel.receive(OFFER_BYTES)
+        content = channel.receive()
         version = content.pop("version", None)
         if version != _VERSION:
             raise TransferError(f"receive: rank {channel.peer} speaks version {version}, not {_VERSION}")
-        content["geometry"] = Geometry.from_json(content["geometry"])
-        content["early"] = Chunk(*content["early"]) if content["early"] else None
-        return cls(**content, tokens=tokens)
+        content["geometry"] = Geometry(**content["geometry"])
+        content["early"] = [Chunk(*chunk) for chunk in content["early"]]
+        return cls(**content)
+
+
+@dataclass
+class Manifest:
+    """The sequences of a sender."""
+
+    lengths: array.array[int]
+    written: array.array[int]
+    roots: array.array[int]  # of each sequence _ROOT_NUMBERS
+    tokens: array.array[int]
+
+    @classmethod
+    def of(cls, sequences: list[Sequence]) -> Manifest:
+        """Describes sequences."""
+        manifest = cls(*(array.array("q") for _ in range(4)))
+        for sequence in sequences:
+            manifest.lengths.append(len(sequence))
+            manifest.written.append(sequence.num_written)
+            manifest.roots.frombytes(sequence._root)
+            manifest.tokens.extend(sequence.tokens)
+        return manifest
+
+    def send(self, channel: Channel) -> None:
+        """Begins to send the manifest."""
+        channel.send_bytes(bytearray(self.lengths + self.written + self.roots + self.tokens))
+
+    @staticmethod
+    def expect(channel: Channel, offer: Offer) -> Pending:
+        """Begins to receive a manifest."""
+        return channel.expect(((2 + _ROOT_NUMBERS) * offer.num_sequences + offer.num_tokens) * _NUMBER_BYTES)
+
+    @classmethod
+    def receive(cls, pending: Pending, num_sequences: int) -> Manifest:
+        """Waits for a manifest."""
+        numbers = array.array("q", bytes(bytes_of(pending)))
+        cuts = 0, num_sequences, 2 * num_sequences, (2 + _ROOT_NUMBERS) * num_sequences, len(numbers)
+        return cls(*(numbers[begin:end] for begin, end in itertools.pairwise(cuts)))
 
     def drafts(self) -> list[Sequence]:
         """Returns the sequences without blocks."""
         drafts, begin = [], 0
-        for length, root in zip(self.lengths, self.roots, strict=True):
-            drafts.append(Sequence(self.tokens[begin : begin + length], bytes.fromhex(root), None))
+        for i, length in enumerate(self.lengths):
+            root = self.roots[i * _ROOT_NUMBERS : (i + 1) * _ROOT_NUMBERS].tobytes()
+            drafts.append(Sequence(self.tokens[begin : begin + length], root, None))
             begin += length
         return drafts
-
-    def has_sequences_of(self, other: Offer) -> bool:
-        """Returns whether another sender has the same sequences."""
-        names = ("lengths", "written", "roots", "tokens")
-        return all(getattr(self, name) == getattr(other, name) for name in names)

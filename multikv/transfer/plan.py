@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -13,7 +14,6 @@ from ..pool.paged import PagedCache
 from .errors import TransferError
 
 _MANY_CHUNKS = 3
-_EARLY_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,9 @@ class Geometry:
         sizes = len(cache.planes), plane.size(3), plane.element_size()
         return cls(*sizes, format, cache.block_size, first_head, plane.size(2), scales)
 
-    @classmethod
-    def from_json(cls, message: dict[str, Any]) -> Geometry:
-        """Reads what to_json wrote."""
-        return cls(**message)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns what a message can hold."""
-        return dict(vars(self))
-
-    @property
-    def token_bytes(self) -> int:
-        """The bytes of a token in all planes."""
-        return self.num_planes * self.num_heads * self.head_size * self.element_bytes
+    def bytes_of(self, heads: range) -> int:
+        """Returns the bytes of a token in some heads of all planes."""
+        return self.num_planes * len(heads) * self.head_size * self.element_bytes
 
     @property
     def heads(self) -> range:
@@ -107,7 +97,7 @@ class Chunks:
     ends: list[int]
     unit: int  # chunks begin at multiples of this number of tokens
     size: int  # the most tokens of a chunk that is not early
-    early: Chunk | None  # the end of a sequence, which is sent before the receiver has answered
+    early: list[Chunk]  # the end of a sequence, which is sent before the receiver has answered
 
     @classmethod
     def of(
@@ -117,12 +107,12 @@ class Chunks:
         unit: int,
         token_bytes: int,
         chunk_bytes: int,
-        early: Chunk | None = None,
+        early: list[Chunk] | None = None,
     ) -> Chunks:
         """Plans chunks of about chunk_bytes; both sides get the same."""
-        size = max(chunk_bytes // max(token_bytes, 1) // unit, 1) * unit
         longest = max((end - start for start, end in zip(starts, ends, strict=True)), default=0)
-        return cls(starts, ends, unit, min(size, -(-longest // unit) * unit), early)
+        size = min(_tokens_of(chunk_bytes, token_bytes, unit), -(-longest // unit) * unit)
+        return cls(starts, ends, unit, size, early or [])
 
     @property
     def num_tokens(self) -> int:
@@ -135,26 +125,34 @@ class Chunks:
         The last quarter of the last of many chunks is a chunk of its own, so that little has to be unpacked after all
         bytes have arrived.
         """
-        chunks = [] if self.early is None else [self.early]
+        chunks = self.early[:]
         for i, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
-            stop = self.early.begin if self.early and self.early.sequence == i else end
+            stop = self.early[0].begin if self.early and self.early[0].sequence == i else end
             chunks += [Chunk(i, begin, min(begin + self.size, stop)) for begin in range(start, stop, max(self.size, 1))]
-        if len(chunks) > _MANY_CHUNKS:
+        if len(chunks) > max(len(self.early), _MANY_CHUNKS):
             i, begin, end = chunks.pop()
             middle = begin + 3 * (end - begin) // 4 // self.unit * self.unit
             chunks += [Chunk(i, begin, middle)] * (begin < middle) + [Chunk(i, middle, end)]
         return iter(chunks)
 
 
-def early_chunk(written: list[int], unit: int, token_bytes: int, chunk_bytes: int) -> Chunk | None:
+def early_chunks(written: list[int], unit: int, token_bytes: int, chunk_bytes: int) -> list[Chunk]:
     """Returns what a sender sends before it knows what the receiver has: the end of the longest sequence.
 
-    It has at most chunk_bytes, and at most a quarter of all tokens.
+    The first chunk has a quarter of the usual size, so that little has to be packed before bytes flow. At most two more
+    follow, and all together they have at most three quarters of the tokens.
     """
     longest = max(written, default=0)
-    most = min(sum(written) // _EARLY_SHARE, chunk_bytes // max(token_bytes, 1))
-    begin = -(-(longest - most) // unit) * unit
-    return Chunk(written.index(longest), begin, longest) if begin < longest else None
+    size = _tokens_of(chunk_bytes, token_bytes, unit)
+    first = max(size // 4 // unit, 1) * unit
+    begin = -(-max(longest - sum(written) * 3 // 4, longest - first - 2 * size, 0) // unit) * unit
+    cuts = [begin, *range(begin + first, longest, size), longest]
+    return [Chunk(written.index(longest), *cut) for cut in itertools.pairwise(cuts) if begin < longest]
+
+
+def _tokens_of(chunk_bytes: int, token_bytes: int, unit: int) -> int:
+    """Returns the tokens of a chunk, at least one unit."""
+    return max(chunk_bytes // max(token_bytes, 1) // unit, 1) * unit
 
 
 def alignment(one: Geometry, other: Geometry) -> int:

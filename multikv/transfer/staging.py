@@ -10,7 +10,6 @@ the next ones.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -25,7 +24,7 @@ from ..pool.paged import PagedCache
 from .channel import Channel, Pending
 from .plan import Chunk, Chunks
 
-_NUM_BUFFERS = 3
+NUM_BUFFERS = 3
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -40,7 +39,7 @@ class _SameThread(Executor):
         return future
 
 
-def staging_memory(cache: PagedCache, device: torch.device, num_bytes: int) -> Tensor:
+def _staging_memory(cache: PagedCache, device: torch.device, num_bytes: int) -> Tensor:
     """Returns memory on a device. It is pinned if a GPU reads or writes it on the host."""
     if device.type == "cpu" and cache.device.type != "cpu":
         return empty_pinned((num_bytes,), torch.uint8)
@@ -50,20 +49,20 @@ def staging_memory(cache: PagedCache, device: torch.device, num_bytes: int) -> T
 class Staging:
     """Packs, unpacks and hashes chunks, each of which is the rows [1, tokens, planes, heads, head_size] of a buffer.
 
+    | buffer 0: chunk 0, 3, ... | buffer 1: chunk 1, 4, ... | buffer 2: chunk 2, 5, ... |
+
     Attributes:
         checksums: [tokens], of those that were hashed, in the order of the chunks.
     """
 
     def __init__(
-        self, cache: PagedCache, sequences: list[Sequence], heads: range, device: torch.device, num_tokens: int
+        self, cache: PagedCache, heads: range, device: torch.device, token_bytes: int, num_tokens: int
     ) -> None:
         """Makes room for num_tokens checksums. Heads are counted from the first of the cache."""
-        self._cache, self._sequences, self._heads, self._device = cache, sequences, heads, device
-        plane = cache.planes[0]
-        self._dtype = plane.dtype
-        self._inner = len(cache.planes), len(heads), plane.size(3)
-        self._token_bytes = math.prod(self._inner) * plane.element_size()
+        self._cache, self._heads, self._device = cache, heads, device
+        self._token_bytes = token_bytes
         self._is_on_host = device.type == "cpu" and cache.device.type != "cpu"
+        self._buffers: list[Tensor | None] = [None] * NUM_BUFFERS
         self._checksums = torch.empty(num_tokens, 1, dtype=torch.int64, device=device)
         self._num_hashed = 0
 
@@ -72,37 +71,40 @@ class Staging:
         """Those that are known."""
         return self._checksums[: self._num_hashed, 0]
 
-    def buffers(self, count: int, num_tokens: int) -> list[Tensor]:
-        """Returns buffers of bytes."""
-        size = num_tokens * self._token_bytes
-        memory = staging_memory(self._cache, self._device, count * size)
-        return [memory[i * size : (i + 1) * size] for i in range(count)]
+    def buffer(self, i: int, chunk: Chunk, size: int) -> Tensor:
+        """Returns the bytes of chunk number i. A new buffer has room for `size` tokens or more."""
+        num_bytes, buffer = chunk.num_tokens * self._token_bytes, self._buffers[i % NUM_BUFFERS]
+        if buffer is None or len(buffer) < num_bytes:
+            room = max(num_bytes, size * self._token_bytes)
+            buffer = self._buffers[i % NUM_BUFFERS] = _staging_memory(self._cache, self._device, room)
+        return buffer[:num_bytes]
 
-    def rows(self, buffer: Tensor, chunk: Chunk) -> Tensor:
-        """Returns the rows of a chunk in a buffer."""
-        content = buffer[: chunk.num_tokens * self._token_bytes]
-        return content.view(self._dtype).view(1, chunk.num_tokens, *self._inner)
+    def rows(self, content: Tensor, chunk: Chunk) -> Tensor:
+        """Returns the rows whose bytes are given."""
+        plane = self._cache.planes[0]
+        sizes = 1, chunk.num_tokens, len(self._cache.planes), len(self._heads), plane.size(3)
+        return content.view(plane.dtype).view(sizes)
 
-    def pack(self, chunk: Chunk, rows: Tensor) -> None:
+    def pack(self, sequences: list[Sequence], chunk: Chunk, rows: Tensor) -> None:
         """Copies the tokens of a chunk to its rows."""
-        pack_layers(self._cache.planes, self._blocks(chunk), rows, chunk.num_tokens, self._heads.start)
+        pack_layers(self._cache.planes, self._blocks(sequences, chunk), rows, chunk.num_tokens, self._heads.start)
         self._settle()
 
-    def unpack(self, chunk: Chunk, rows: Tensor) -> None:
+    def unpack(self, sequences: list[Sequence], chunk: Chunk, rows: Tensor) -> None:
         """Copies the tokens of a chunk from its rows."""
-        unpack_layers(rows, self._cache.planes, self._blocks(chunk), chunk.num_tokens, self._heads.start)
+        unpack_layers(rows, self._cache.planes, self._blocks(sequences, chunk), chunk.num_tokens, self._heads.start)
         self._settle()
 
     def hash(self, rows: Tensor) -> None:
         """Appends the checksums of the bytes of each token."""
         n, begin = rows.size(1), self._num_hashed
         self._num_hashed = begin + n
-        numbers = _numbers(self._device, 1 << (n - 1).bit_length())[:n]
-        checksum_blocks([rows.view(n, 1, -1)], numbers, self._checksums[begin : begin + n])
+        numbers = _numbers(self._device, 1 << (n - 1).bit_length())
+        checksum_blocks([rows.view(n, 1, -1)], numbers[:n], self._checksums[begin : begin + n])
 
-    def _blocks(self, chunk: Chunk) -> Tensor:
+    def _blocks(self, sequences: list[Sequence], chunk: Chunk) -> Tensor:
         size = self._cache.block_size
-        blocks = self._sequences[chunk.sequence].blocks[chunk.begin // size : -(-chunk.end // size)]
+        blocks = sequences[chunk.sequence].blocks[chunk.begin // size : -(-chunk.end // size)]
         return torch.frombuffer(blocks, dtype=torch.int32)
 
     def _settle(self) -> None:
@@ -112,109 +114,87 @@ class Staging:
 
 
 class Outgoing:
-    """Sends chunks, and at last their checksums.
+    """Packs, hashes and sends chunks, and at last their checksums."""
 
-    | buffer 0: chunk 0, 3, ... | buffer 1: chunk 1, 4, ... | buffer 2: chunk 2, 5, ... |
-    """
-
-    def __init__(self, staging: Staging, channel: Channel) -> None:
+    def __init__(self, staging: Staging, sequences: list[Sequence], channel: Channel) -> None:
         """Sends nothing yet."""
-        self._staging, self._channel = staging, channel
-        self._early: Pending | None = None
-        self._buffers: list[Tensor] = []
-        self._ahead: Tensor | None = None  # the rows of a chunk that is packed and not sent
-        self._guess: Chunks | None = None  # for which buffers were made
+        self._staging, self._sequences, self._channel = staging, sequences, channel
+        self._thread = _second_thread(channel)
+        self._sent: list[Future[Pending]] = []
 
-    def start_early(self, chunk: Chunk) -> None:
-        """Sends a chunk before all others."""
-        (buffer,) = self._staging.buffers(1, chunk.num_tokens)
-        rows = self._staging.rows(buffer, chunk)
-        self._staging.pack(chunk, rows)
-        self._early = self._channel.start_sending(_bytes(rows))
-        self._staging.hash(rows)
+    def send(self, chunk: Chunk, size: int) -> Future[Pending]:
+        """Packs a chunk, once the buffer is free. The result is there when nothing that is sent later can overtake."""
+        i = len(self._sent)
+        if i >= NUM_BUFFERS:
+            self._sent[i - NUM_BUFFERS].result().wait()
+        content = self._staging.buffer(i, chunk, size)
+        rows = self._staging.rows(content, chunk)
+        self._staging.pack(self._sequences, chunk, rows)
+        self._sent.append(self._thread.submit(self._start_and_hash, content, rows))
+        return self._sent[-1]
 
-    def pack_ahead(self, chunks: Chunks) -> None:
-        """Packs the chunk after the early one, if these are the chunks to send."""
-        order = list(chunks)[1:]
-        if order:
-            self._guess, self._buffers = chunks, self._staging.buffers(_NUM_BUFFERS, chunks.size)
-            rows = self._staging.rows(self._buffers[0], order[0])
-            self._staging.pack(order[0], rows)
-            self._ahead = rows
-
-    def send(self, chunks: Chunks) -> None:
-        """Sends the chunks that have not been sent, and the checksums of all."""
-        order = list(chunks)[1 if chunks.early else 0 :]
-        if self._guess != chunks:
-            self._buffers, self._ahead = self._staging.buffers(_NUM_BUFFERS, chunks.size), None
-        pending: list[Future[Pending]] = []
-
-        def start_and_hash(rows: Tensor) -> Pending:
-            sent = self._channel.start_sending(_bytes(rows))
-            self._staging.hash(rows)
-            return sent
-
-        with _second_thread(self._channel) as thread:
-            for i, chunk in enumerate(order):
-                if i >= _NUM_BUFFERS:
-                    pending[i - _NUM_BUFFERS].result().wait()
-                if i == 0 and self._ahead is not None:
-                    rows = self._ahead
-                else:
-                    rows = self._staging.rows(self._buffers[i % _NUM_BUFFERS], chunk)
-                    self._staging.pack(chunk, rows)
-                pending.append(thread.submit(start_and_hash, rows))
-            for sent in pending[-_NUM_BUFFERS:]:
-                sent.result().wait()
-        if chunks.num_tokens:
-            self._channel.start_sending(self._staging.checksums).wait()
+    def finish(self, num_useless: int) -> None:
+        """Sends the checksums, but for those of the first num_useless tokens, and waits for all that was sent."""
+        self.wait()
+        checksums = self._staging.checksums[num_useless:]
+        if len(checksums):
+            self._channel.start_sending(checksums).wait()
 
     def wait(self) -> None:
-        """Waits for the early chunk."""
-        if self._early is not None:
-            self._early.wait()
+        """Waits for the chunks, after which no other is sent."""
+        for sent in self._sent[-NUM_BUFFERS:]:
+            sent.result().wait()
+        self._thread.shutdown()
+
+    def _start_and_hash(self, content: Tensor, rows: Tensor) -> Pending:
+        sent = self._channel.start_sending(content)
+        self._staging.hash(rows)
+        return sent
 
 
-def receive_chunks(staging: Staging, channel: Channel, chunks: Chunks, early: Pending | None) -> Pending:
-    """Receives, unpacks and hashes all chunks. Returns the sender's checksums, which may still be on their way.
+class Incoming:
+    """Receives, unpacks and hashes chunks."""
 
-    `early` receives the first chunk, if chunks.early is given.
-    """
-    order, buffers = list(chunks), staging.buffers(_NUM_BUFFERS, chunks.size)
-    wanted = staging.checksums.new_empty(chunks.num_tokens)
-    rows: list[Tensor] = []
-    pending: list[Pending] = []
+    def __init__(self, staging: Staging, channel: Channel) -> None:
+        """Receives nothing yet."""
+        self.staging, self._channel = staging, channel
+        self._received: list[Pending] = []
 
-    def start() -> None:
-        i = len(pending)
-        if i == len(order):
-            pending.append(channel.start_receiving(wanted))
-        elif i == 0 and early is not None:
-            rows.append(staging.rows(early.tensor, order[0]))
-            pending.append(early)
-        else:
-            rows.append(staging.rows(buffers[i % _NUM_BUFFERS], order[i]))
-            pending.append(channel.start_receiving(_bytes(rows[i])))
+    def expect(self, chunk: Chunk, size: int) -> None:
+        """Begins to receive a chunk, whose buffer must be free."""
+        content = self.staging.buffer(len(self._received), chunk, size)
+        self._received.append(self._channel.start_receiving(content))
 
-    while len(pending) < min(_NUM_BUFFERS, len(order) + 1):
-        start()
-    with _second_thread(channel) as thread:
-        for i, chunk in enumerate(order):
-            pending[i].wait()
-            hashed = thread.submit(staging.hash, rows[i])
-            staging.unpack(chunk, rows[i])
-            hashed.result()
-            if len(pending) <= len(order):
+    def unpack(self, sequences: list[Sequence], useless: list[Chunk], chunks: Chunks) -> Pending:
+        """Receives the chunks that are not expected yet, and copies all but useless ones, the first, to the blocks.
+
+        Returns the sender's checksums, which may still be on their way.
+        """
+        order, received = useless + list(chunks), self._received
+        checksums = self.staging.checksums.new_empty(chunks.num_tokens)
+
+        def start() -> None:
+            if len(received) < len(order):
+                self.expect(order[len(received)], chunks.size)
+            elif len(received) == len(order):
+                received.append(self._channel.start_receiving(checksums))
+
+        while len(received) < min(NUM_BUFFERS, len(order) + 1):
+            start()
+        with _second_thread(self._channel) as thread:
+            for i, chunk in enumerate(order):
+                content = received[i].wait()
+                if i >= len(useless):
+                    rows = self.staging.rows(content, chunk)
+                    hashed = thread.submit(self.staging.hash, rows)
+                    self.staging.unpack(sequences, chunk, rows)
+                    hashed.result()
                 start()
-    return pending[-1]
+        return received[-1]
 
 
 def _second_thread(channel: Channel) -> Executor:
     return ThreadPoolExecutor(1) if channel.device.type == "cpu" else _SameThread()
-
-
-def _bytes(rows: Tensor) -> Tensor:
-    return rows.view(-1).view(torch.uint8)
 
 
 @functools.lru_cache(maxsize=8)

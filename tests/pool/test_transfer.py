@@ -11,7 +11,7 @@ import torch
 
 import multikv
 from multikv.transfer import TransferError, receive, send
-from multikv.transfer.plan import Chunk, Chunks, Geometry, assign_heads, early_chunk
+from multikv.transfer.plan import Chunk, Chunks, Geometry, assign_heads, early_chunks
 from tests.support.pool import check_blocks
 from tests.support.processes import run_program
 
@@ -85,31 +85,32 @@ def test_a_damaged_chunk(outcome):
 @pytest.mark.parametrize(
     ("name", "packed"),
     [
-        ("taken", [13, 9, 9, 30, 4, 44]),
-        ("same_blocks", [13, 9, 16, 14, 4, 16, 16, 8, 4]),
-        ("not_taken", [13, 9, 9, 20, 10, 4, 20, 20, 17]),
-        ("known", [9, 12, 1]),
+        ("taken", [4, 16, 13, 9, 30, 4, 44]),
+        ("same_blocks", [4, 16, 13, 9, 16, 14, 4, 16, 4, 4]),
+        ("not_taken", [4, 16, 13, 9, 20, 10, 4, 20, 20, 17]),
+        ("known", [4, 12, 9, 1]),
+        ("partly_known", [4, 12, 9, 8]),
     ],
 )
-def test_a_chunk_before_the_answer(outcome, name, packed):
-    """The first chunk is early, and the second is packed ahead. A receiver of other blocks wants other chunks."""
+def test_chunks_before_the_answer(outcome, name, packed):
+    """The first three are early."""
     assert outcome(f"early_{name}") == [packed, [], [], []]
 
 
-def test_a_refusal_after_the_early_chunk(outcome):
+def test_a_refusal_after_early_chunks(outcome):
     sent, full, *_ = outcome("early_full")
     assert full == f"OutOfBlocks: {FULL}"
     assert sent == f"TransferError: send: rank 1 refused: {FULL}"
 
 
-def test_a_damaged_chunk_after_the_early_one(outcome):
+def test_a_damaged_chunk_after_early_ones(outcome):
     sent, received, *_ = outcome("early_damaged")
     assert received == "TransferError: receive: rank 0: the checksums of 1 of 100 tokens differ"
     assert sent == "TransferError: send: rank 1 refused: the checksums of 1 of 100 tokens differ"
 
 
 @pytest.mark.parametrize("name", ["one_to_one", "other_heads", "fewer_ranks", "mla"])
-def test_sequences_arrive_after_an_early_chunk(outcome, name):
+def test_sequences_arrive_after_early_chunks(outcome, name):
     assert all(isinstance(packed, list) for packed in outcome(f"early_{name}"))
 
 
@@ -182,11 +183,21 @@ def test_the_end_of_many_chunks_is_a_short_one():
     assert [tuple(chunk)[1:] for chunk in chunks] == [(0, 8), (8, 16), (16, 24), (24, 32), (32, 38), (38, 40)]
 
 
-def test_early_chunk():
-    assert early_chunk([20, 160, 140], unit=8, token_bytes=10, chunk_bytes=1000) == (1, 80, 160)
-    assert early_chunk([20, 160, 140], unit=8, token_bytes=10, chunk_bytes=250) == (1, 136, 160)
-    assert early_chunk([8], unit=8, token_bytes=10, chunk_bytes=1000) is None
-    assert early_chunk([], unit=8, token_bytes=10, chunk_bytes=1000) is None
-    early = Chunk(1, 8, 13)
+def test_early_chunks():
+    """A short chunk and two whole ones, but at most three quarters of all tokens, and the end of the longest."""
+    assert early_chunks([160], 8, token_bytes=10, chunk_bytes=480) == [(0, 56, 64), (0, 64, 112), (0, 112, 160)]
+    assert early_chunks([160], 8, token_bytes=10, chunk_bytes=960) == [(0, 40, 64), (0, 64, 160)]
+    assert early_chunks([20, 160, 140], 8, token_bytes=10, chunk_bytes=250) == [
+        (1, 104, 112),
+        (1, 112, 136),
+        (1, 136, 160),
+    ]
+    assert early_chunks([15], 8, token_bytes=10, chunk_bytes=10) == [(0, 8, 15)]
+    assert early_chunks([8], 8, token_bytes=10, chunk_bytes=1000) == []
+    assert early_chunks([], 8, token_bytes=10, chunk_bytes=1000) == []
+
+
+def test_chunks_after_early_ones():
+    early = [Chunk(1, 8, 12), Chunk(1, 12, 13)]
     chunks = Chunks.of([0, 4], [4, 13], 4, 100, 900, early)
-    assert [tuple(chunk) for chunk in chunks] == [early, (0, 0, 4), (1, 4, 8)] and chunks.num_tokens == 13
+    assert [tuple(chunk) for chunk in chunks] == [*early, (0, 0, 4), (1, 4, 8)] and chunks.num_tokens == 13

@@ -1,18 +1,21 @@
-"""Scenarios of `tests/support/ranks.py` in which a chunk is sent before the receiver has answered."""
+"""Scenarios of `tests/support/ranks.py` in which chunks are sent before the receiver has answered."""
 
 from __future__ import annotations
 
+import time
+
+import multikv
 from multikv.transfer import hand_over, staging
 from tests.support.pool import check_blocks
-from tests.support.rank import check, make_sequences
+from tests.support.rank import check, make_sequences, step
 
 
 def early(scenario):
-    """Lets gloo send a chunk before the answer, as nccl does. Returns how many tokens each call of pack has packed."""
+    """Lets gloo send chunks before the answer, as nccl does. Returns how many tokens each call of pack has packed."""
 
     def run(r):
         inner, starts_early, packed = staging.Staging.pack, hand_over._starts_early, []
-        staging.Staging.pack = lambda self, chunk, rows: (packed.append(chunk.num_tokens), inner(self, chunk, rows))
+        staging.Staging.pack = lambda *a: (packed.append(a[2].num_tokens), inner(*a))
         hand_over._starts_early = lambda channel: True
         try:
             scenario(r)
@@ -25,7 +28,7 @@ def early(scenario):
 
 
 def taken(r, block_size=11):
-    """The last 13 of 57 tokens go early: from position 44 on, where blocks of both sides begin."""
+    """Three chunks go early. Only the last of them begins where blocks of both sides begin, at position 44."""
     if r.rank == 0:
         cache = r.cache()
         r.send(cache, make_sequences(cache), 1, chunk_bytes=2048)
@@ -35,17 +38,17 @@ def taken(r, block_size=11):
 
 
 def same_blocks(r):
-    """The first chunk that the answer allows is the one that was packed ahead."""
+    """The receiver takes all early chunks."""
     taken(r, block_size=4)
 
 
 def not_taken(r):
-    """Blocks of the receiver do not begin where the early chunk begins."""
+    """Blocks of the receiver begin where no early chunk begins."""
     taken(r, block_size=5)
 
 
 def other_heads(r):
-    """The early chunk has four heads, of which the receiver holds two."""
+    """Early chunks have four heads, of which the receiver holds two."""
     if r.rank == 0:
         cache = r.cache(num_heads=4)
         r.send(cache, make_sequences(cache), 1)
@@ -54,33 +57,56 @@ def other_heads(r):
         check(cache, r.receive(cache, 0))
 
 
-def known(r):
-    """The receiver has 56 of 57 tokens. It wants neither the early chunk nor what was packed ahead."""
+def known(r, num_tokens=56):
+    """Of 57 tokens the receiver has 56, and wants no early chunk."""
     if r.rank == 0:
         cache = r.cache()
         r.send(cache, make_sequences(cache, (57,)), 1, chunk_bytes=1536)
     elif r.rank == 1:
         cache = r.cache()
-        mine = make_sequences(cache, (57,))
+        mine = cache.new(range(5700, 5700 + num_tokens))
+        step(cache, [mine])
         (sequence,) = r.receive(cache, 0)
-        assert sequence.num_cached_tokens == 56
-        cache.free(mine[0])
+        assert sequence.num_cached_tokens == num_tokens
+        cache.free(mine)
         check(cache, [sequence])
 
 
+def partly_known(r):
+    """The receiver has 40 tokens, and wants the early chunk that begins at position 48, but not those at 32 and 36."""
+    known(r, 40)
+
+
 def full(r):
-    """The receiver has no room, and receives the early chunk all the same. The next hand-over succeeds."""
+    """The receiver has no room, and receives early chunks all the same, the last of them late.
+
+    The next hand-over succeeds.
+    """
     if r.rank == 0:
         cache = r.cache()
         sequences = make_sequences(cache)
+        inner, sent = staging.Outgoing.send, []
+
+        def slow(*arguments):
+            sent.append(arguments)
+            time.sleep(0.2 if len(sent) == 3 else 0)
+            return inner(*arguments)
+
+        staging.Outgoing.send = slow
         try:
-            r.send(cache, sequences, 1)
+            r.send(cache, sequences, 1, chunk_bytes=2048)
         finally:
+            staging.Outgoing.send = inner
             r.send(cache, sequences[:1], 1)
     elif r.rank == 1:
         cache = r.cache(num_blocks=20)
         try:
             r.receive(cache, 0)
-        finally:
-            check_blocks(cache, [])
-            check(cache, r.receive(cache, 0))
+        except multikv.OutOfBlocks as error:
+            refusal = error.with_traceback(None)  # so that all memory of the hand-over is freed
+        check_blocks(cache, [])
+        check(cache, r.receive(cache, 0))
+        raise refusal
+
+
+SCENARIOS = taken, same_blocks, not_taken, other_heads, known, partly_known, full

@@ -21,7 +21,8 @@ import torch.distributed as dist
 import multikv
 from multikv import transfer
 from multikv.transfer import hand_over, staging
-from tests.support.early_chunks import early, full, known, not_taken, other_heads, same_blocks, taken
+from tests.support import early_chunks
+from tests.support.early_chunks import early
 from tests.support.pool import check_blocks
 from tests.support.rank import Rank, check, make_sequences, step
 
@@ -296,9 +297,7 @@ ALL = {
         prefill_and_decode,
     )
     + (other_dtype, other_scale, missing_heads, too_few_blocks, different_sequences, damaged)
-    + tuple(
-        map(early, (taken, same_blocks, not_taken, other_heads, known, full, damaged, one_to_one, fewer_ranks, mla))
-    )
+    + tuple(map(early, (*early_chunks.SCENARIOS, damaged, one_to_one, fewer_ranks, mla)))
     + (nobody_answers, sender_dies)  # the last, because they break their group or end a rank
 }
 

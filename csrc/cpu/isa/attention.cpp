@@ -11,7 +11,7 @@ constexpr int64_t kRowBlock = 4;  // query rows that the products process togeth
 RowSpan intersection(RowSpan a, RowSpan b) {
   return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
 }
-// The smallest span that holds both.
+// Returns the smallest span that contains both spans.
 RowSpan hull(RowSpan a, RowSpan b) {
   if (a.is_empty()) return b;
   if (b.is_empty()) return a;
@@ -57,9 +57,9 @@ class PieceKernel {
   }
 
  private:
-  // Whether the products read rows from the cache and not from a decoded copy. float16 and bfloat16 rows are read so if
-  // there are few query rows, float32 rows for any number of query rows. Codes of fp8 take so many instructions that a
-  // loop that only decodes them is faster.
+  // Whether the products read rows directly from the cache, and not from a decoded copy. float16 and bfloat16 rows are
+  // read directly if there are few query rows, and float32 rows for any number of query rows. Codes of fp8 take so many
+  // instructions that a loop that only decodes them is faster.
   bool reads_directly(int64_t head_size) const {
     const bool is_few = sizes_.rows <= kRowBlock && Reader::kBytes > 1;
     const bool is_cheap = is_few || std::is_same_v<Reader, cpu::Reader<Element::kFloat32>>;
@@ -230,9 +230,9 @@ class PieceKernel {
     });
   }
 
-  // The products read keys and then values of a head, then those of the next head. Each of the two loops prefetches the
-  // rows that are read kTile rows later. The functions are inlined, because GCC drops calls of functions that do
-  // nothing but prefetch.
+  // The products read the keys of a head, then its values, then the keys of the next head, and so on. These two
+  // functions prefetch the row that is read kTile rows later: one for the loop over keys, the other for the loop over
+  // values. The functions are inlined, because GCC drops calls of functions that do nothing but prefetch.
   [[gnu::always_inline]] void prefetch_after_keys(int64_t head, int64_t j, int64_t count) const {
     const int64_t kv_head = job_.first_head + head;
     for (int64_t ahead = j + kTile; ahead < j + kTile + count; ++ahead) {
@@ -270,7 +270,7 @@ class PieceKernel {
   FloatRows scores_;
   SlotAddresses slots_;
   int64_t granule_ = 0;
-  RowSpan seen_{0, 0};  // the keys of the granule that some row sees, and those between them
+  RowSpan seen_{0, 0};  // from the first to the last key of the granule that some row sees
 };
 
 // Joins the partial results of row `index` of a job, where rows of all kv heads are counted together.

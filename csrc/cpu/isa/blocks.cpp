@@ -78,8 +78,9 @@ void hash_short_rows(WordHash& hash, const StridedRows& rows, const char* block,
   }
 }
 
-// Returns the rows of a block in the order in which they lie in memory. The dst strides are those of the offsets in the
-// message.
+// Returns the rows of a block in the order in which they lie in memory. src_stride stays the stride of the rows in the
+// block. dst_stride becomes their stride in the message that is hashed (word_hash.h), so that RowWalker::dst() is the
+// offset of a row in the message.
 StridedRows sorted_rows(const StridedRows& rows) {
   StridedRows sorted = rows;
   for (int64_t d = 0, message_stride = rows.row_size; d < rows.num_dims; message_stride *= rows.size[d++]) {
@@ -97,8 +98,8 @@ StridedRows sorted_rows(const StridedRows& rows) {
 }
 
 // Hashes the first num_bytes bytes of a block. `sorted` is sorted_rows(rows). `next` is the block that is hashed after
-// this one, or nullptr. It is prefetched meanwhile; parts of large blocks are prefetched shortly before they are
-// hashed.
+// this one, or nullptr. If `next` is given and the message has at most kMostAhead bytes, the bytes of `next` are
+// prefetched while those of this block are hashed. Otherwise the bytes that lie kAhead bytes further on are prefetched.
 uint64_t hash_block(const StridedRows& rows, const StridedRows& sorted, const char* block, int64_t num_bytes,
                     const char* next) {
   WordHash hash;

@@ -115,7 +115,7 @@ class KeyBuffer {
   char* const scratch_;
 };
 
-// The write of keys from `keys` and of values, as an op of family reshape_and_cache.
+// Return the params with which reshape_and_cache_flash or reshape_and_cache writes the keys in `keys`, and the values.
 ReshapeAndCacheFlashParams flash_write(const QkNormRopeCacheParams& p, const TokenHeads& keys) {
   ReshapeAndCacheFlashParams write{};
   const auto set = [&](FlashWrite& to, const TokenHeads& source, const HeadCache& cache) {

@@ -7,13 +7,14 @@
 namespace multikv::cpu {
 namespace {
 
-// Tokens of one sequence that are neighbours, begin .. end - 1; `row` is the sequence's row of the block tables, or
-// negative if it has no blocks.
+// The tokens begin .. end - 1, which belong to one sequence or to none. `row` is the sequence's row of the block
+// tables; it is negative if there is no sequence, or if the sequence has no blocks.
 struct TokenRange {
   int64_t row, begin, end;
 };
 
-// Calls body(TokenRange) for the tokens [begin, end), those of no sequence included.
+// Divides the tokens [begin, end), including those of no sequence, into TokenRanges, and calls body(TokenRange) for
+// each.
 template <std::invocable<TokenRange> Body>
 void for_each_sequence(const ComputeSlotMappingParams& p, int64_t begin, int64_t end, const Body& body) {
   // The binary search sets `next` to the number of bounds that are at most `begin`. Token `begin` belongs to sequence
@@ -38,7 +39,7 @@ void for_each_sequence(const ComputeSlotMappingParams& p, int64_t begin, int64_t
 template <std::integral Slot>
 void fill(Slot* slots, int64_t count, int64_t first) {
   const Slot step = first < 0 ? 0 : 1;
-  if (count == 1) {  // most calls of a batch that decodes; the vectorised loop costs more
+  if (count == 1) {  // frequent, because decoding sequences have one token; the vectorised loop is slower
     *slots = static_cast<Slot>(first);
     return;
   }

@@ -17,7 +17,8 @@ struct Storage {
   static constexpr bool kIsFp8 = is_fp8(kElement);
   static constexpr int kBytes = kIsFp8 ? 1 : 2;
   static constexpr Float kProduct = kElement == Element::kBFloat16 ? Float::kBFloat16 : Float::kFloat16;
-  // Weights are held as 2^(score - m + kShift). The shift uses float16's range: without it, small weights would be 0.
+  // Weights are held as 2^(score - m + kShift). The shift moves the largest weights to the top of float16's range, so
+  // that fewer small weights become 0.
   static constexpr float kShift = kProduct == Float::kFloat16 ? 15.0f : 0.0f;
 };
 
@@ -196,9 +197,10 @@ class TileLoader {
   char* stages_;
   int num_stages_;
   LoaderState& state_;
-  int stage_ = 0;       // of the next copies
-  int key_, end_;       // the first key of the step that is copied next; the end of the segment's keys
-  PrefetchedIndex id_;  // of the step after key_
+  int stage_ = 0;  // the stage that is copied to next
+  int key_, end_;  // the first key of the step that is copied next; the end of the segment's keys
+  // The block id and the offset in the block of this thread's key, in the step after the one at key_.
+  PrefetchedIndex id_;
   int slot_ = 0;
 };
 

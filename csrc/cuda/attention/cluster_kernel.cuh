@@ -1,8 +1,9 @@
-// Attention of few query rows (decoding) over sequences of at most kMostClusterGranules granules for each thread block.
-// A tile has a cluster of thread blocks, often of one, which share its granules, and whose first thread block joins all
-// results. So neither a schedule nor a second launch nor a workspace is needed. Keys and values of a whole granule are
-// copied to shared memory, so that a granule takes two barriers and its weights are computed once. The results have the
-// same bits as those of split_kernel.cuh.
+// Attention of few query rows (decoding) over so few keys that no thread block has more than kMostClusterGranules
+// granules (launch_matrix.cuh). A tile of query rows has a cluster of thread blocks, often a cluster of one thread
+// block. The thread blocks of a cluster divide the granules of the tile, and the first one joins all results. So the
+// kernel needs neither a schedule nor a second launch nor a workspace. Keys and values of a whole granule are copied to
+// shared memory, so that a granule takes three barriers, and each weight is computed by one warp for all warps. The
+// results have the same bits as those of split_kernel.cuh.
 //
 // Products are transposed, as in split_kernel.cuh.
 #pragma once
@@ -22,7 +23,8 @@ class ClusterAttention {
   static constexpr int kRowTiles = kRows / 8, kColumnTiles = Shape::kColumnTiles, kHalfKeys = kStep / 2;
 
  public:
-  // `keys` and `values` have room for a granule, `stored` for the results of all granules of the thread block.
+  // `keys` and `values` have room for a granule. If the cluster has several thread blocks, `stored` has room for the
+  // results of all granules of one thread block.
   __device__ ClusterAttention(const AttentionProblem& p, Shared& shared, char* keys, char* values, float* stored)
       : p_(p), shared_(shared), keys_(keys), values_(values), stored_(stored + threadIdx.x), warp_(threadIdx.x / 32),
         lane_(threadIdx.x % 32), group_(lane_ / 4), pair_(lane_ % 4 * 2),
@@ -46,8 +48,8 @@ class ClusterAttention {
   }
 
  private:
-  // Looks up the first granule that this thread block probably attends over, before the length of the sequence is
-  // known.
+  // Looks up the block ids of the granule with which this thread block probably begins, before the length of the
+  // sequence is known.
   __device__ void look_up_early(const TilePart& part) {
     const int64_t table_keys = p_.sequences.blocks_per_sequence * p_.blocks.block_size.signed_value();
     const int end = static_cast<int>(clamp(p_.sequences.max_seq_len, 0, min(table_keys, int64_t{INT32_MAX})));
@@ -55,8 +57,8 @@ class ClusterAttention {
     loader_.look_up(part.sequence, granule, end);
   }
 
-  // Attends over all granules of the thread block. The keys of the next granule are copied while the weights of this
-  // one are multiplied.
+  // Attends over all granules of the thread block. The keys of the next granule are copied while the weights of the
+  // current granule are computed and multiplied with its values.
   __device__ void attend(const Segment& segment) {
     const Range granules = segment.granules;
     uint64_t valid = loader_.copy_keys(granules.begin);
@@ -123,8 +125,8 @@ class ClusterAttention {
     for (int tile = 0; tile < kRowTiles; ++tile) factors_[tile] = shared_.rows[8 * tile + group_].factor;
   }
 
-  // The numbers x of RowSums of row group_ of each tile and one step: number i is that of key i / 2 * 8 + pair_ + i
-  // % 2.
+  // The scores of one step that this lane holds, as numbers x (score = x * factor, see Scoring): for row group_ of each
+  // row tile, number i is that of key i / 2 * 8 + pair_ + i % 2.
   using Scores = float[kRowTiles][kStep / 4];
 
   // Whether some rows see keys that others do not see.
@@ -184,8 +186,8 @@ class ClusterAttention {
     }
   }
 
-  // Brings the products of 8 rows with half of the keys to the order of Scores. A lane has the products of rows pair_
-  // and pair_ + 1.
+  // Brings the products of 8 rows with half of the keys to the order of Scores. In `products`, a lane has the rows
+  // pair_ and pair_ + 1.
   __device__ void transpose(float (&scores)[kStep / 4], int half, const float (&products)[kHalfKeys / 16][kRowTiles][4],
                             int tile) {
     auto& memory = shared_.scores[warp_];
@@ -213,7 +215,7 @@ class ClusterAttention {
 
   // Replaces the scores of keys that the row does not see.
   __device__ void hide_keys(float (&scores)[kStep / 4], const TileRow& row, int key, uint64_t valid) const {
-    uint32_t seen = 0;  // bit i: the key of element i
+    uint32_t seen = 0;  // bit i: whether the row sees the key of scores[i]
 #pragma unroll 1
     for (int i = 0; i < kStep / 4; ++i) {
       const int step_key = i / 2 * 8 + pair_ + i % 2;
@@ -225,7 +227,8 @@ class ClusterAttention {
     }
   }
 
-  // Turns the scores of the warp's step into weights, for all warps. `first` is the granule's first step.
+  // Turns the scores of the warp's step into weights, and stores them in shared memory for all warps. `first` is the
+  // granule's first step.
   __device__ void store_weights(Scores& scores, int first) {
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -352,7 +355,7 @@ class ClusterAttention {
   float* stored_;
   const int warp_, lane_, group_, pair_;
   GranuleLoader<Store, kHeadSize> loader_;
-  int parity_ = 0;
+  int parity_ = 0;            // of the number of granules so far
   float factors_[kRowTiles];  // of row group_ of each tile
   ClusterResults<Store, kHeadSize, kRows> results_;
 };

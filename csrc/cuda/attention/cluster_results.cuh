@@ -13,7 +13,7 @@ class ClusterResults {
 
  public:
   float o[kRowTiles][kColumnTiles][4];  // of the granule
-  float2 states[kRowTiles];             // of the granule and row group_ of each tile
+  float2 states[kRowTiles];             // m and l of the granule, for row group_ of each tile
 
   __device__ ClusterResults()
       : warp_(threadIdx.x / 32), lane_(threadIdx.x % 32), group_(lane_ / 4), pair_(lane_ % 4 * 2) {
@@ -95,11 +95,12 @@ class ClusterResults {
   }
 
  private:
-  // Lanes hold the states of row group_ of a tile. Returns that of row pair_ + i.
+  // Each lane passes a number of row group_ of a tile. Returns the same number of row pair_ + i.
   __device__ float of_row(float state, int i) const { return shuffle(state, 4 * (pair_ + i)); }
 
   const int warp_, lane_, group_, pair_;
-  float totals_[kRowTiles][kColumnTiles][4];  // as o
+  // The results of all granules so far, in the order of o and states.
+  float totals_[kRowTiles][kColumnTiles][4];
   float2 total_states_[kRowTiles];
 };
 

@@ -28,13 +28,14 @@ struct StepOffsets {
 template <class Store, int kHeadSize, int kRows>
 struct ClusterShared {
   static constexpr int kWarps = ClusterShape<Store, kHeadSize>::kWarps, kTiles = kRows / 8;
-  // Scores of half a step of each warp and 8 rows. Rows that are read together lie in different memory banks.
+  // `scores` has the scores of 8 rows with half of each warp's step. kPitch puts rows that are read together into
+  // different memory banks.
   static constexpr int kHalf = kStep / 2, kPitch = kHalf + 8;
-  uint4 weights[kWarps][kTiles][kStep / 32][32];  // of the steps of a granule, as operands of each lane
+  uint4 weights[kWarps][kTiles][kStep / 32][32];  // of each step of a granule; each lane has its own operands
   uint2 queries[kTiles][kHeadSize / 16][32];      // each lane has its own operands
   float scores[kWarps][8][kPitch];
   float largest[2][kWarps][kRows];   // of two granules in turn: the largest score of each step
-  float corrections[kWarps][kRows];  // of each step
+  float corrections[kWarps][kRows];  // of o and l before each step (correction_of)
   float sums[kWarps][kTiles][32];    // of the weights of each step; each lane has its own part
   TileRow rows[kRows];
   StepOffsets offsets[kWarps];
@@ -43,7 +44,7 @@ struct ClusterShared {
 };
 
 // The dynamic shared memory of a thread block: the keys and the values of a granule, ClusterShared, and the results of
-// granules. A thread has kNumbers numbers of each result.
+// num_results granules. Each thread stores kNumbers numbers of a result.
 template <class Store, int kHeadSize, int kRows>
 struct ClusterMemory {
   using Shape = ClusterShape<Store, kHeadSize>;

@@ -36,7 +36,7 @@ class GranuleLoader {
   }
 
   // Starts the copies of the keys of the warp's step of a granule, if there is such a granule. Then the block ids of
-  // the granule after it are looked up. Returns which keys can be read.
+  // the granule after it are looked up. Bit i of the result says whether key i of the step can be read.
   __device__ uint64_t copy_keys(int granule) {
     valid_ = 0;
     if (granule < segment_.granules.end) {
@@ -123,7 +123,7 @@ class GranuleLoader {
   const int warp_, lane_;
   int looked_up_ = -1;  // the granule of ids_
   BlockId ids_[2];
-  uint64_t valid_ = 0;  // of the located step
+  uint64_t valid_ = 0;  // bit i: whether key i of the located step can be read
 };
 
 }  // namespace multikv::gpu

@@ -1,9 +1,9 @@
 // Joins the partial results of the tiles that the split kernel has divided over workers.
 //
-// Joining is a chain: o = o * first[i] + second[i] * o[i], in ascending order of the granules i. first and second
-// depend on m alone, and the largest m of the granules up to i is found with a parallel scan. So a thread block
-// computes first and second for kBatch granules at a time, loads their outputs into shared memory, and then follows the
-// chain. The bits are those of join() of numbers.cuh.
+// Joining is a chain: o = o * first[i] + o[i] * second[i], in ascending order of the granules i. The factors first[i]
+// and second[i] are computed from m[i] and the largest m of the granules before i, which a parallel scan finds. So a
+// thread block computes the factors of kBatch granules at a time, loads the outputs o[i] of these granules into shared
+// memory, and then follows the chain. The results have the same bits as those of join() in numbers.cuh.
 #include "cuda/attention/launch_attention.h"
 #include "cuda/attention/partials.cuh"
 #include "vendor/launch_early.cuh"
@@ -16,7 +16,7 @@ constexpr int kJoinThreads = 128, kPerThread = 4, kBatch = kPerThread * kJoinThr
 // The granules of one batch.
 struct JoinBatch {
   float first[kBatch];
-  float second[kBatch];             // -1: the granule has no keys
+  float second[kBatch];             // -1: no key of the granule has a weight
   float sums[kBatch];               // second * l
   float outputs[kBatch][kColumns];  // second * o
   float warp_largest[kJoinThreads / 32];
@@ -62,7 +62,7 @@ class RowJoin {
     for (int i = 0; i < kPerThread; ++i) {
       if (states[i].y != 0.0f) largest = fmaxf(largest, states[i].x);
     }
-    float before = largest_before(largest);  // of the granules before
+    float before = largest_before(largest);  // the largest m of the granules before
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const float m = states[i].x, l = states[i].y;
@@ -78,7 +78,8 @@ class RowJoin {
     __syncthreads();
   }
 
-  // Returns the largest score of the threads and batches before, and raises m_ to the largest score of this batch.
+  // `largest` is the largest m of this thread's granules. Returns the largest m of all granules before these, and
+  // updates m_, the largest m so far, with the whole batch.
   __device__ float largest_before(float largest) {
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
@@ -97,7 +98,7 @@ class RowJoin {
     return before;
   }
 
-  // Loads the outputs of a batch, and multiplies them.
+  // Loads the outputs of a batch, and multiplies each by the `second` of its granule.
   __device__ void load(int64_t begin, int count) {
     constexpr int kAtOnce = kJoinThreads / kColumns, kLoads = 16;
     const int column = min(first_column_ + column_, p_.value_size - 1);

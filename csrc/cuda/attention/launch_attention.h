@@ -31,7 +31,8 @@ struct SharedMemory {
   int multiprocessor_bytes, block_bytes;
 };
 
-// The device takes this much of a multiprocessor's shared memory for each thread block.
+// The device reserves this much of a multiprocessor's shared memory for each thread block, beside what the thread block
+// asks for.
 inline constexpr int kReservedSharedBytes = 1024;
 
 // Devices whose attributes are remembered.

@@ -30,26 +30,27 @@ cudaError_t launch_split(AttentionProblem p, const Context& context) {
   return p.num_slots > 0 ? launch_join(p, blocks, context) : cudaSuccess;
 }
 
-// The most granules of a thread block of the cluster kernel. Sequences may be shorter than the call's bound says, and
-// then all thread blocks wait for that of the longest one. The split kernel, whose shares are equal, avoids this.
+// The most granules of a thread block of the cluster kernel. The host knows only the bound of all lengths, max_seq_len.
+// If one sequence is much longer than the others, the launch takes as long as the thread blocks of that sequence. The
+// split kernel has no such wait, because its thread blocks have equal shares of all granules.
 inline constexpr int64_t kMostClusterGranules = 16;
 
 // What a call of few query rows asks of the cluster kernel, and what a device has for it.
 struct ClusterCall {
   int64_t clusters, granules;  // one cluster for each tile; the granules of a tile
   int64_t multiprocessors;
-  bool has_large_blocks;  // a multiprocessor holds one thread block
+  bool has_large_blocks;  // a multiprocessor has shared memory for only one thread block
   int64_t most_blocks;    // of a cluster
 
   // Returns the number of thread blocks of a cluster, or 0 if the split kernel is faster. Measured on an H100.
   int64_t blocks() const {
     if (clusters > multiprocessors) {
       const int64_t rounds = ceil_div(clusters, multiprocessors);
-      const bool fills_rounds = 10 * clusters >= 7 * rounds * multiprocessors;  // at least 70% of all rounds
+      const bool fills_rounds = 10 * clusters >= 7 * rounds * multiprocessors;  // to at least 70%
       return granules <= kMostClusterGranules && fills_rounds ? 1 : 0;
     }
     int64_t blocks = std::min(multiprocessors / clusters, std::min(granules, most_blocks));
-    // A cluster runs on neighbouring multiprocessors, and large ones leave some of these idle.
+    // A cluster runs on neighbouring multiprocessors. Large clusters leave some multiprocessors idle.
     if (has_large_blocks && blocks > 2) {
       blocks = std::max<int64_t>(2, std::min(blocks, multiprocessors * 3 / 4 / clusters));
     }
@@ -126,8 +127,8 @@ cudaError_t launch_many_rows(const AttentionProblem& p, const Context& context) 
   return launch_prefill<Store, kHeadSize>(p, context);
 }
 
-// Sequences with more rows than kMaxSplitRows are left to a prefill kernel, if there may be some with more than
-// kMinPrefillRows.
+// If a call may have sequences with more than kMinPrefillRows rows, a prefill kernel serves all sequences with more
+// than kMaxSplitRows rows.
 inline constexpr int64_t kMaxSplitRows = 16, kMinPrefillRows = 64;
 
 template <class Store, int kHeadSize>

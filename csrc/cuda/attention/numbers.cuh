@@ -12,13 +12,15 @@ namespace multikv::gpu {
 inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 inline constexpr float kNoScore = -__builtin_inff();
 
-// The result of attention over a set of keys is held as m, l and o: out = o / l, and the base-2 lse is m + log2(l). m
-// is any number near the largest score, and l == 0 means that no key has a weight. JoinWeights has the m and l of two
-// sets together, and the weights with which the two o are added.
+// The result of attention over a set of keys is held as m, l and o. m is a number near the largest score, l is the sum
+// of the weights 2^(score - m), and o is the sum of weight * value. So out = o / l, and the base-2 lse is m + log2(l).
+// l == 0 means that no key has a weight. JoinWeights has the m and l of the union of two sets, and the factors with
+// which their o are added.
 struct JoinWeights {
   float m, l;
-  float first, second;       // what to multiply the two o by
-  bool is_first, is_second;  // the other one has no keys: the result is a copy of this one
+  float first, second;  // the factors of the first and the second o
+  // is_first: no key of the second set has a weight, and the result is that of the first set. is_second: the reverse.
+  bool is_first, is_second;
 };
 
 __device__ inline JoinWeights join(float m1, float l1, float m2, float l2) {
@@ -69,7 +71,7 @@ struct Scoring {
     return {__fmul_rn(options.softcap, kLog2E), has_slopes, is_plain};
   }
 
-  // What products are multiplied by.
+  // What products are multiplied by, before softcap and ALiBi.
   __device__ static float coefficient(const AttentionOptions& options, float key_scale) {
     const float scale = __fmul_rn(options.scale, key_scale);
     return options.softcap > 0.0f ? __fdiv_rn(__fmul_rn(scale, 2.0f * kLog2E), options.softcap)

@@ -1,4 +1,4 @@
-// The results of granules that wait in the workspace for being joined.
+// The results of granules that wait in the workspace to be joined.
 //
 // The workspace holds one slot for each unit (schedule.cuh), and a slot has two parts, each in an array of its own:
 //

@@ -24,7 +24,7 @@ __device__ inline float load_element(const char* from, Element type) {
   return 0.0f;
 }
 
-// The element of a head whose slot starts at `slot`.
+// Loads element i of the head that starts `slot` bytes after the start of the cache.
 template <class Load>
 __device__ inline float element_at(const CacheSource& cache, int64_t slot, int i, Load load) {
   const auto group = static_cast<int64_t>(quotient_of(i, cache.elements_per_group));
@@ -183,7 +183,8 @@ __global__ void MULTIKV_LAUNCH_BOUNDS(kThreads, 8)
 }  // namespace
 
 cudaError_t launch_portable_attention(const AttentionProblem& p, const Context& context) {
-  // Whole vectors of 16 bytes, because the compiler reads the query in such vectors, and past its end.
+  // The size is rounded up to vectors of 16 bytes, because the compiler reads the query in such vectors, even past its
+  // end.
   const int64_t bytes = ceil_div<int64_t>(int64_t{p.key_size} + p.value_size, 4) * 16;
   const int64_t blocks = p.sequences.num_rows * p.num_query_heads;
   constexpr int64_t kStaticBytes = 4096;

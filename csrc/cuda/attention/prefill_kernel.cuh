@@ -12,7 +12,7 @@ inline constexpr int kPrefillWarps = 8, kPrefillThreads = 32 * kPrefillWarps, kP
 template <int kHeadSize>
 struct PrefillShared {
   float4 totals[kHeadSize / 8][kPrefillThreads];    // o of the granules so far; each thread has its own elements
-  uint32_t weights[kPrefillWarps][16 * kStep / 2];  // of add_specials
+  uint32_t weights[kPrefillWarps][16 * kStep / 2];  // for add_specials()
   TileRow rows[kPrefillRows];
   LoaderState loader;
   Segment segment;
@@ -158,7 +158,7 @@ class PrefillAttention {
     }
   }
 
-  // Adds the infinities and NaN of a step's values to the rows that see them.
+  // Adds the products of weights with those values of a step that are infinite or NaN, to the rows that see them.
   __device__ void add_specials(int key, const StepOperands& weights) {
     uint32_t* words = shared_.weights[warp_];
     store_weights(words, weights);

@@ -9,11 +9,12 @@
 namespace multikv::gpu {
 
 // Keys are cut into granules at the positions 0, kGranule, 2 * kGranule and so on. Every granule is attended over from
-// scratch, and the results of granules are joined in ascending order. So results do not depend on who attends over
-// which granule. Inside a granule, kStep keys are attended over at a time.
+// scratch, and the results of granules are joined in ascending order. So results do not depend on which thread block
+// attends over which granule. Inside a granule, kStep keys are attended over at a time.
 inline constexpr int kGranule = 256, kStep = 64;
 
-// A cache in any layout. The elements of a slot or of a head may be split into groups (packed layouts):
+// A cache in any layout. In packed layouts, the slots of a block or the elements of a head are divided into groups. The
+// element `element` of head `head` in the slot {block, offset} has the address:
 //
 //   address = data + block * stride_block_bytes + head * stride_head_bytes
 //             + offset  / slots_per_group    * stride_slot_group_bytes    + offset  % slots_per_group    *
@@ -22,7 +23,7 @@ inline constexpr int kGranule = 256, kStep = 64;
 //             stride_element_bytes
 struct CacheSource {
   const char* data;
-  const float* scale;  // nullptr: 1
+  const float* scale;  // one, or one for each head; nullptr: all are 1
   int64_t scale_stride_head;
   int64_t stride_block_bytes, stride_head_bytes;
   Divisor slots_per_group;
@@ -54,9 +55,10 @@ struct AttentionProblem {
   int key_size, value_size;  // elements
   Element element;           // of the caches
   Float dtype;               // of query and out
-  bool has_query_vectors;    // four neighbouring elements of a query are aligned
-  bool has_out_vectors;      // the same for out
-  // The kernel serves sequences with this many rows: query tokens times query heads of a kv head.
+  bool has_query_vectors;    // queries of 16-bit elements can be read in vectors of four elements
+  bool has_out_vectors;      // `out` of 16-bit elements can be written in vectors of four elements
+  // The kernel serves sequences with min_rows to max_rows rows. A sequence has a row for each query token and each of
+  // the query heads of a kv head.
   int64_t min_rows, max_rows;
   int tile_rows;                 // rows of a tile (schedule.cuh)
   int64_t slot_rows, num_slots;  // of the workspace (partials.cuh)

@@ -136,7 +136,8 @@ struct Segment {
   }
 };
 
-// Sets the fields of a segment that say which rows it has. `tile` is a number among those of the kv head.
+// Sets the fields of a segment that say which rows it has. The tiles of a kv head of the sequence are numbered from 0,
+// and `tile` is such a number.
 __device__ inline void set_rows(const AttentionProblem& p, Segment& segment, int kv_head, int tile) {
   segment.kv_head = kv_head;
   segment.first_row = tile * p.tile_rows;
@@ -145,13 +146,13 @@ __device__ inline void set_rows(const AttentionProblem& p, Segment& segment, int
                                small_quotient(segment.first_row + segment.num_rows - 1, p.group));
 }
 
-// Calls of few granules need no list of units: every tile has a cluster of p.tile_blocks thread blocks, each of which
-// attends over neighbouring granules. The grid has a cluster for every tile (y) of every sequence (z). This is the part
-// of the calling thread block.
+// The part of a tile that the calling thread block of the cluster kernel attends over. That kernel needs no list of
+// units: every tile has a cluster of p.tile_blocks thread blocks, each with neighbouring granules. In the grid, x is
+// the thread block's number in its cluster, y the tile among those of all kv heads of a sequence, and z the sequence.
 struct TilePart {
   int number;  // the thread block's number among those of the tile
   int64_t sequence;
-  int kv_head, tile;  // `tile` is a number among those of the sequence and the kv head
+  int kv_head, tile;  // the tiles of a kv head of a sequence are numbered from 0
 
   __device__ explicit TilePart(const AttentionProblem& p)
       : number(static_cast<int>(blockIdx.x)), sequence(blockIdx.z), kv_head(static_cast<int>(blockIdx.y)), tile(0) {

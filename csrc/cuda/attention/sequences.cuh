@@ -56,8 +56,8 @@ __device__ inline Sequence sequence_of(const AttentionProblem& p, int64_t index)
           static_cast<int>(length - (end - begin))};
 }
 
-// Which keys a query token sees: those of `keys`, except that with a query mask, key mask_begin + i is seen only if bit
-// i is set.
+// Which keys a query token sees: those of `keys`. With a query mask, key mask_begin + i is seen only if bit i of the
+// mask is set, too.
 struct Visible {
   Range keys;
   int position;

@@ -37,8 +37,8 @@ class SplitAttention {
   }
 
  private:
-  // Attends over the granules of a segment. A round of the loop starts the loads of one step, and uses those of the
-  // step before. So the first round uses nothing.
+  // Attends over the granules of a segment. A round of the loop attends over the step at `key`, and starts the loads of
+  // the next step. The first round only starts loads: it is one step before the first key.
   __device__ void attend(const Segment& segment) {
     begin(segment);
     const Range keys = segment.keys();
@@ -170,9 +170,9 @@ class SplitAttention {
     return (shared_.valid[key / kStep % 4] >> step_key & 1) != 0;
   }
 
-  // Replaces the scores of keys that their rows do not see.
+  // Replaces the scores of keys that the rows of the scores do not see.
   __device__ void hide_keys(float (&scores)[kRowTiles][4], int key, int first) const {
-    uint32_t seen = 0;  // bit i: the key of element i
+    uint32_t seen = 0;  // bit i: whether the row of score i sees the key of score i
 #pragma unroll 1
     for (int i = 0; i < 4 * kRowTiles; ++i) {
       const int step_key = first + i % 4 / 2 * 8, row = 8 * (i / 4) + pair_ + i % 2;
@@ -212,7 +212,7 @@ class SplitAttention {
         o_[tile][i / 4][i % 4] = __fmul_rn(o_[tile][i / 4][i % 4], factors[i % 2]);
     }
   }
-  // Lanes hold the states of row group_ of a tile. Returns that of row pair_ + i.
+  // Each lane passes a number of row group_ of a tile. Returns the same number of row pair_ + i.
   __device__ float of_row(float state, int i) const { return shuffle(state, 4 * (pair_ + i)); }
 
   __device__ void add_values(const TransposedOperands (&weights)[kRowTiles]) {
@@ -294,7 +294,7 @@ class SplitAttention {
     }
   }
 
-  // Copies the result of all granules so far to the registers of a granule's result.
+  // Copies the output of all granules so far to o_.
   __device__ void load_totals() {
     for_each_output([&](int tile, int columns, int i) { o_[tile][columns][i] = total(tile, columns, i); });
   }

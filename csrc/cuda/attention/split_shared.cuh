@@ -9,9 +9,10 @@ namespace multikv::gpu {
 // How the warps of a thread block of the split kernel share a step of kStep keys. A warp multiplies the queries with
 // kWarpKeys keys, and the weights of all keys with a slice of the values: kSliceBytes of each value.
 //
-//   keys     of every 16 keys, lane i holds a part of keys i / 4 and i / 4 + 8: chunk i % 4 of every four chunks
-//   values   of every 16 values, lane i holds a part of the slices of values pair, pair + 1, pair + 8 and pair + 9:
-//            kLaneBytes from byte i / 4 * kLaneBytes on, with pair = i % 4 * 2
+//            of every 16 keys or values, lane i holds            and of each of these
+//   keys     i / 4 and i / 4 + 8                                 chunk i % 4 of every four chunks
+//   values   pair, pair + 1, pair + 8 and pair + 9,              the kLaneBytes of the warp's slice that begin at byte
+//            where pair = i % 4 * 2                              i / 4 * kLaneBytes
 template <class Store, int kHeadSize>
 struct SplitShape {
   static constexpr int kRowBytes = kHeadSize * Store::kBytes;

@@ -8,8 +8,8 @@ namespace multikv::gpu {
 // All lanes call all functions. kHasVectors: whether both caches have vectors.
 //
 // Loads of vectors have no branches, and their registers are not touched before they are used: a branch would make the
-// compiler move registers, and so wait for loads that have just started. So a key that cannot be read is replaced by
-// some slot of block 0, and its value by 0 when it is used.
+// compiler move registers, and so wait for loads that have just started. So the loads do not test whether a key can be
+// read. If it cannot, they read a slot of block 0, and clear_values() later replaces the value by 0.
 template <class Store, int kHeadSize, bool kHasVectors>
 class StepLoader {
   using Shape = SplitShape<Store, kHeadSize>;
@@ -30,8 +30,8 @@ class StepLoader {
     }
   }
 
-  // Looks up the keys of the first step of the segment. Then locate() is called for each step, and then the step can be
-  // loaded.
+  // Looks up the block ids of the first step of the segment. After that, the caller calls locate() for each step,
+  // before it loads the step.
   __device__ void start() { look_up(segment_.keys().begin); }
 
   // Takes the block ids of the step at `key`, and looks up those of the step after it. Returns which keys can be read.
@@ -107,8 +107,9 @@ class StepLoader {
     }
   }
 
-  // Offsets of a slot's head from the start of its cache. vectors_to() returns that of the lane's key number `half` in
-  // vectors of 16 bytes, for caches with vectors. bytes_to() returns that of any slot in bytes.
+  // Return the offset of the head in a slot from the start of the cache. vectors_to() counts vectors of 16 bytes, for
+  // caches with vectors, and takes the slot of the lane's first (half == 0) or second key. bytes_to() counts bytes, and
+  // takes any slot.
   __device__ uint32_t vectors_to(const CacheSource& cache, int half) const {
     return blocks_[half] * cache.block_vectors + segment_.kv_head * cache.head_vectors +
            slots_[half] * cache.slot_vectors;

@@ -5,8 +5,8 @@
 // See multiply_add in vendor/matrix.cuh for the operands. Two orders do not change what is computed, and are chosen so
 // that loads are wide:
 //
-//   elements of keys      Lane i holds chunk i % 4, of 16 bytes, of every four chunks. Multiplication j of four chunks
-//                         takes the elements 4 * j .. 4 * j + 3 of each chunk.
+//   elements of keys      Lane i holds chunk i % 4, of 16 bytes, of every four chunks. Multiplication j of these
+//                         chunks takes the elements 4 * j .. 4 * j + 3 of each chunk.
 //   columns of fp8        Of 16 neighbouring columns, the even ones form a product of 8 columns, and the odd ones form
 //   values in tiles       the next product.
 #pragma once
@@ -16,7 +16,7 @@
 
 namespace multikv::gpu {
 
-// Multiplications that four chunks of a key take part in.
+// The number of multiplications that four chunks of a key take part in.
 template <class Store>
 inline constexpr int kChunkSteps = kChunkBytes / Store::kBytes / 4;
 
@@ -39,7 +39,9 @@ __device__ inline int operand_element(int step) {
   return (4 * (step / kSteps) + static_cast<int>(threadIdx.x) % 4) * kElements + 4 * (step % kSteps);
 }
 
-// Two neighbouring columns, 2 * columns and the one after, of four values: the transposed operand `a` of multiply_add.
+// Makes the transposed operand `a` of multiply_add from two neighbouring columns of four values, of which the lane
+// holds some columns. `columns` is the number of the pair: the columns are number 2 * columns and 2 * columns + 1 of
+// those that the lane holds.
 template <class Store, int kWords>
 __device__ inline void value_operand(uint32_t (&a)[4], const uint32_t (&values)[4][kWords], int columns) {
 #pragma unroll
@@ -56,8 +58,8 @@ __device__ inline void value_operand(uint32_t (&a)[4], const uint32_t (&values)[
   }
 }
 
-// The elements of 32 values in 16 columns, transposed, as the operands of multiply_add: a[step] for the rows
-// 16 * step .. 16 * step + 15.
+// Loads 16 columns of 32 values of a tile as transposed operands `a` of multiply_add. a[step] holds the values
+// 16 * step .. 16 * step + 15. `values` is the shared address of the first of the 32 values.
 template <class Store, int kRowBytes>
 __device__ inline void value_operands(uint32_t (&a)[2][4], uint32_t values, int first_column) {
   using Tile = SharedTile<kRowBytes>;
@@ -80,8 +82,9 @@ __device__ inline void value_operands(uint32_t (&a)[2][4], uint32_t values, int 
   }
 }
 
-// The elements of 32 values in 16 columns, as the operands of multiply_add: b[step][product] for the rows
-// 16 * step .. 16 * step + 15 and the 8 columns of each product.
+// Loads 16 columns of 32 values of a tile as operands `b` of multiply_add. b[step][product] holds the values
+// 16 * step .. 16 * step + 15 in the 8 columns of one of two products. `values` is the shared address of the first of
+// the 32 values.
 template <class Store, int kRowBytes>
 __device__ inline void load_values(uint32_t (&b)[2][2][2], uint32_t values, int first_column) {
   using Tile = SharedTile<kRowBytes>;
@@ -107,7 +110,7 @@ __device__ inline void load_values(uint32_t (&b)[2][2][2], uint32_t values, int 
   }
 }
 
-// The column of element i (0 or 1) of a lane's row in product `product`, in the head's order.
+// A lane has two elements of a row of each product. Returns the column of the head that element i (0 or 1) belongs to.
 template <class Store>
 __device__ inline int value_column(int product, int i) {
   const int pair = threadIdx.x % 4;
@@ -128,13 +131,14 @@ __device__ inline float largest_score(X x, float factor) {
   return __fmul_rn(largest, factor);
 }
 
-// What is subtracted from the scores of a row whose largest score so far is `largest`.
+// Returns the number m that is subtracted from the scores of a row whose largest score so far is `largest`.
 template <class Store>
 __device__ inline float reference_of(float largest) {
   return largest == kNoScore ? 0.0f : __fsub_rn(largest, Store::kShift);
 }
 
-// Turns this lane's numbers x of a step into weights, and returns their sum.
+// Turns this lane's numbers x of a step (largest_score) into weights, and returns the sum of these weights. `largest`
+// is the row's largest score so far.
 template <class Store, class X>
 __device__ inline float weigh(X x, float factor, float largest) {
   const float reference = reference_of<Store>(largest);
@@ -154,11 +158,11 @@ __device__ inline float correction_of(float before, float largest) {
   return largest == before || before == kNoScore ? 1.0f : exp2_approximate(__fsub_rn(before, largest));
 }
 
-// The sums of one row.
+// The largest score and the sum of weights of one row, over the steps of a granule so far.
 struct RowSums {
   float m = kNoScore, l = 0.0f;  // the largest score; this lane's part of the sum of weights
 
-  // Turns this lane's numbers x of one step into weights. Returns what to multiply the former o by.
+  // Turns this lane's numbers x of one step into weights. Returns what to multiply the o of the steps before by.
   template <class Store, class X>
   __device__ float add(X x, float factor) {
     const float largest = fmaxf(m, largest_score(x, factor));
@@ -246,7 +250,7 @@ __device__ inline bool has_special(uint32_t elements) {
   constexpr uint32_t kExponent = Store::kProduct == Float::kBFloat16 ? 0x7f80 : 0x7c00;
   return (elements & kExponent) == kExponent || (elements >> 16 & kExponent) == kExponent;
 }
-// Replaces infinite and NaN elements, of two 16-bit elements, by 0.
+// Replaces each of two 16-bit elements that is infinite or NaN by 0.
 template <class Store>
 __device__ inline uint32_t without_specials(uint32_t elements) {
   constexpr uint32_t kExponent = Store::kProduct == Float::kBFloat16 ? 0x7f80 : 0x7c00;
@@ -293,14 +297,18 @@ __device__ inline float value_at(const char* values, int row, int column) {
   }
 }
 
-// The weights of kStep keys as operands of multiply_add: of 16 rows, or transposed, of 8 rows.
+// The weights of kStep keys as operands of multiply_add: StepOperands of 16 rows, TransposedOperands of 8 rows for
+// transposed products.
 using StepOperands = uint32_t[kStep / 16][4];
 using TransposedOperands = uint32_t[kStep / 16][2];
 
-// o += weights * values for 32 keys, those of the operands weights[tile][first_step] and the one after, and 16 columns,
-// of the products `product` and `product + 1`. `values` are the rows of these keys. Rows that see different keys share
-// the matrix instruction, and 0 * NaN is NaN. So if kIsPartial, infinities and NaN are multiplied as 0; the return
-// value says whether this lane saw one, and the caller adds them to the rows that see them.
+// Computes o += weights * values for 32 keys and 16 columns. The weights are the operands weights[tile][first_step] and
+// weights[tile][first_step + 1], of 16 keys each. The results are o[tile][product] and o[tile][product + 1], of 8
+// columns each. `values` is the shared address of the first of the 32 values.
+//
+// Rows that see different keys share the matrix instruction, and 0 * NaN is NaN. So if kIsPartial, infinities and NaN
+// are multiplied as 0; the return value says whether this lane saw one, and the caller adds them to the rows that see
+// them.
 template <class Store, int kRowBytes, bool kIsPartial, int kTiles, int kProducts>
 __device__ inline bool multiply_32_values(float (&o)[kTiles][kProducts][4], int product,
                                           const StepOperands (&weights)[kTiles], int first_step, uint32_t values,

@@ -90,8 +90,8 @@ __device__ inline TileRow tile_row(const AttentionProblem& p, const Segment& seg
           fmaxf(scoring.factor(coefficient), kSmallest)};
 }
 
-// Turns one row's products with the keys of a step into the x of RowSums: the elements 2 * high and 2 * high + 1 of
-// every scores[n].
+// Turns the products of a row with the keys of a step into numbers x (score = x * factor, see Scoring). The lane has
+// two numbers of the row in every scores[n]: elements 2 * high and 2 * high + 1.
 __device__ inline void score_row(StepScores& scores, int high, const Scoring& scoring, const TileRow& row, int key) {
   if (scoring.is_plain) return;
   const int first = key + static_cast<int>(threadIdx.x) % 4 * 2 - row.visible.position;
@@ -125,8 +125,10 @@ __device__ inline void hide_keys(StepScores& scores, int high, const Visible& vi
   }
 }
 
-// The sum of weight * value over the values of a column that are infinite or NaN and that the row sees, of `count` keys
-// from `step_key` on. `values` are the rows of these keys, and `weights` has pairs of 16-bit weights of the step.
+// Returns the sum of weight * value over the values of a column that are infinite or NaN and that the row sees. The sum
+// is over `count` keys of the step at `key`, from key + step_key on. `values` holds the values of these keys, and
+// `weights` the row's 16-bit weights of the whole step, in pairs. Bit i of `flags` says whether key i of the step can
+// be read.
 template <class Store, int kRowBytes>
 __device__ inline float sum_specials(const TileRow& row, const uint32_t* weights, const char* values, int column,
                                      const uint32_t (&flags)[2], int key, int step_key, int count) {

@@ -196,7 +196,8 @@ class WarpgroupAttention {
     for (int i = 0; i < kStep / 16; ++i) weights_operand<Store>(weights_[i], scores_, i);
   }
 
-  // Prepares the outputs for the products of a step. Unless `adds`, the step is the first one of a granule.
+  // Prepares o_ for the products of a step. If the step is the first one of a granule (`adds` is false), joins the
+  // granule before to the total. Otherwise multiplies o_ by the corrections of the step.
   __device__ void correct_outputs(bool adds, const Joins& joins) {
     if (!adds) return join_granule(joins);
     if (ballot(corrections_[0] != 1.0f || corrections_[1] != 1.0f) == 0) return;
@@ -310,7 +311,7 @@ class WarpgroupAttention {
       if (16 * warp_ + i < segment.num_rows) store_chunk(segment, 16 * warp_ + i, chunk);
     }
   }
-  // 16 bytes of one of the warp's rows.
+  // Returns the scratch memory of 16 bytes of the output of one of the warp's rows.
   __device__ uint32_t* scratch_chunk(int row, int chunk) {
     return &shared_.scratch[warp_][(row * kProducts + (chunk ^ row % 8)) * 4];
   }

@@ -8,8 +8,9 @@ namespace multikv::gpu {
 inline constexpr int kWarpKeys = kStep / 4;  // keys that a loading warp copies of each step
 
 // Copies the warp's keys or values to tiles. A lane copies the same kPieceBytes of several keys or values: 8 bytes of
-// 16-bit keys, 16 bytes of 16-bit values, or 16 fp8 codes, which are converted to float16. Such a piece has kElements
-// elements, and so one, two or four of the pieces of place_of_piece().
+// 16-bit keys, 16 bytes of 16-bit values, or 16 fp8 codes, which are converted to float16. In this class, such a run of
+// kElements elements is a piece. The pieces of place_of_piece() have four elements, so a piece of this class is one,
+// two or four of them.
 template <class Store, int kHeadSize, bool kIsKey>
 class EntryCopier {
   using Tile = SwizzledTile<kHeadSize>;
@@ -17,7 +18,7 @@ class EntryCopier {
   static constexpr int kLanes = kHeadSize / kElements, kEntriesAtOnce = 32 / kLanes;
 
  public:
-  // The place of a piece in a cache, and whether it can be read.
+  // The address of a piece in a cache, and whether the piece can be read.
   struct Source {
     const char* from;
     bool is_valid;
@@ -60,8 +61,10 @@ class EntryCopier {
 
   // Starts an asynchronous copy of a piece of entry i + first().
   __device__ void copy(uint32_t tile, int i, const Source& source) const {
-    // SwizzledTile XORs the number of a chunk with the row. i is a multiple of kEntriesAtOnce, a power of two above
-    // first(), so row first() + i is first() ^ i. A tile is aligned, so that the XOR with i % 8 changes no other bits.
+    // SwizzledTile XORs the number of a chunk with the last three bits of the row. For row first() + i, these bits are
+    // those of first() XOR those of i: i is a multiple of kEntriesAtOnce, which is a power of two above first(). to_
+    // contains the XOR with first(). The XOR with i % 8 can be applied to the whole address, because tiles are aligned
+    // to 1024 bytes.
     const uint32_t to = ((tile + to_) ^ i % 8 * kChunkBytes) + i * Tile::kRowBytes;
     if constexpr (kPieceBytes == 8) copy_async_8(to, source.from, source.is_valid);
     else copy_async(to, source.from, source.is_valid);
@@ -104,11 +107,11 @@ class EntryCopier {
   __device__ static int first() { return kLanes == 32 ? 0 : threadIdx.x % 32 / kLanes; }
   __device__ static int piece() { return threadIdx.x % 32 % kLanes; }
 
-  const char* from_;  // the lane's piece of the head in slot 0
+  const char* from_;  // the lane's piece of the head in slot 0 of block 0
   uint64_t slot_bytes_;
   uint32_t block_vectors_, slot_vectors_;
-  uint32_t to_;    // the lane's first piece in a tile
-  int is_inside_;  // the piece is not past the end of the head
+  uint32_t to_;    // the offset of the lane's first piece in a tile
+  int is_inside_;  // whether the piece is not past the end of the head
 };
 
 // Each warp loads kWarpKeys keys of a step and their values.
@@ -138,7 +141,7 @@ class WarpgroupLoader {
       const Segment& segment = shared_.segments[slot];
       if (segment.num_rows == 0) return;
       if (segment.keys().size() > 0) {
-        // A warp's keys lie in one block, and are neighbours, if the block size allows.
+        // If the block size is a multiple of kWarpKeys, a warp's keys lie in neighbouring slots of one block.
         if (p_.blocks.block_size.value % kWarpKeys == 0) load_tile<true>(segment);
         else load_tile<false>(segment);
       }
@@ -222,8 +225,8 @@ class WarpgroupLoader {
     slot_ = key - block * static_cast<int>(p_.blocks.block_size.value);
     id_ = PrefetchedIndex(p_.sequences.block_table, segment.sequence_index * p_.sequences.block_table.stride + block);
   }
-  // Returns the id that was looked up, or kNowhere.
   static constexpr uint32_t kNowhere = ~uint32_t{0};
+  // Returns the block id that was looked up, or kNowhere if the cache has no such block.
   __device__ uint32_t block_of_id() const {
     const int64_t id = id_.value();
     return id >= 0 && id < p_.blocks.num_blocks ? static_cast<uint32_t>(id) : kNowhere;

@@ -13,7 +13,8 @@ inline constexpr int kWarpgroupTileRows = kAttendingWarpgroups * kWarpgroupRows;
 inline constexpr int kWarpgroupKernelThreads = (1 + kAttendingWarpgroups) * kWarpgroupThreads;
 inline constexpr int kAttendingWarps = kWarpgroupTileRows / 16;
 
-// A tile of 64 rows of kHeadSize 16-bit elements, as TileDescriptor describes it: parts of 64 columns.
+// A tile of 64 rows of kHeadSize 16-bit elements. It consists of parts of 64 columns, each in the layout that
+// TileDescriptor describes.
 template <int kHeadSize>
 struct SwizzledTile {
   static constexpr int kRowBytes = 128, kBlockBytes = 8 * kRowBytes, kPartBytes = 64 * kRowBytes;
@@ -39,8 +40,8 @@ __device__ inline uint32_t place_offset_bytes(int row, int place) {
 }
 
 // Numbers the tiles of all sequences, and finds them by their numbers. First come the last tiles of all sequences,
-// which see the most keys if attention is causal, then the tiles before these, and so on. It lies in shared memory, to
-// save registers, and all lanes of one warp use it.
+// which see the most keys if attention is causal, then the tiles before these, and so on. A TileList lies in shared
+// memory, to save registers, and all lanes of one warp use it.
 class TileList {
  public:
   __device__ void start() { *this = {}; }
@@ -64,8 +65,8 @@ class TileList {
     return SequenceUnits<WholeTiles>(p, sequence_of(p, sequence)).num_tiles;
   }
 
-  // Enters the next levels that have the same active sequences. Sequences with more than i tiles are active on level i.
-  // The level has the i-th tile from the end, counted from 0, of each of them, once for each KV head.
+  // Enters the next levels that have the same active sequences. A sequence with more than i tiles is active on level i:
+  // level i has the i-th last tile of the sequence, counted from 0, once for each KV head.
   __device__ void enter_next_levels(const AttentionProblem& p, int heads) {
     const int level = level_ + num_levels_, lane = threadIdx.x % 32;
     int active = 0, fewest = INT32_MAX;
@@ -88,7 +89,7 @@ class TileList {
     sync_warp();
   }
 
-  // Returns a tile of active sequence `index` of a level.
+  // Returns the tile of a level that belongs to the level's active sequence number `index`.
   __device__ static Segment tile_of(const AttentionProblem& p, int level, int index, int kv_head) {
     const int lane = threadIdx.x % 32;
     int64_t sequence = 0;
@@ -123,8 +124,8 @@ class TileList {
   bool is_past_end_;
 };
 
-// Workers take tiles in turn, back and forth, so that each has long tiles and short ones. Returns the number of a
-// worker's tile.
+// In every round, each worker takes one tile, and every second round goes through the workers backwards, so that each
+// worker has long tiles and short ones. Returns the number of a worker's tile.
 __device__ inline int64_t tile_of_round(int round, int worker, int num_workers) {
   return static_cast<int64_t>(round) * num_workers + (round % 2 == 0 ? worker : num_workers - 1 - worker);
 }
@@ -147,9 +148,9 @@ struct WarpgroupShared {
   Barrier is_loaded[kWarpgroupStages], is_free[kWarpgroupStages];
   Barrier has_segment[2], is_segment_free[2];
 
-  // One thread calls it. Every thread that has read shared memory arrives at a barrier itself. One lane could arrive
-  // for its warp after a sync_warp(), but compute-sanitizer's racecheck would not see that it waits for the other
-  // lanes.
+  // Initialises the tile list and the barriers; one thread calls it. Every thread that has read shared memory arrives
+  // at a barrier itself. One lane could arrive for its warp after a sync_warp(), but compute-sanitizer's racecheck
+  // would not see that this lane waits for the others.
   __device__ void start() {
     tiles.start();
     for (int i = 0; i < kWarpgroupStages; ++i) {

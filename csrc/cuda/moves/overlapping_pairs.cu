@@ -39,8 +39,9 @@ class Divider {
     }
   }
 
-  // Adds one cycle. A cycle that is longer than a batch becomes several, which share a slot: after the first, the slot
-  // c holds what slot a held.
+  // Adds one cycle. A cycle that is longer than a batch is divided into shorter cycles, one for each batch. In the
+  // picture, a <- b copies slot b to slot a. The first batch copies slot a to slot c, from where the second batch
+  // copies it to slot e:
   //
   //   a <- b <- c <- d <- e <- a     is     a <- b <- c <- a, then c <- d <- e <- c
   void add_cycle() {

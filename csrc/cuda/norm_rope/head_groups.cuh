@@ -73,7 +73,7 @@ struct HeadRope {
   }
 };
 
-constexpr int kVectorBytes = 16;  // of the vectors that lanes hold
+constexpr int kVectorBytes = 16;  // of the vectors that lanes hold; heads.cu also has lanes with half of it
 
 // Groups of lanes, each with some heads of num_steps neighbouring tokens. All that a kernel reads for each head is
 // here, side by side: every line of a kernel's arguments is a cache miss when the kernel starts.

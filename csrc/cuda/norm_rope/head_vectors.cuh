@@ -1,4 +1,4 @@
-// Heads that a few lanes share: each lane holds two vectors of 16 bytes of a head in registers.
+// Heads that a few lanes share: each lane holds two vectors of a head in registers.
 #pragma once
 
 #include "cuda/core/grid.h"
@@ -109,7 +109,8 @@ struct HeadVectors {
   }
 };
 
-// Reads the weights of a lane's vectors of a head. That of the head's first element is element `begin` of `weight`.
+// Reads the weights of a lane's vectors of a head. Element `begin` of `weight` is the weight of the head's first
+// element.
 template <Float kDtype, int kElements>
 __device__ __forceinline__ void read_weights(Weights<kDtype, kElements> (&weights)[2], const NormWeight& weight,
                                              float bias, const LaneVectors& lane, int64_t begin) {

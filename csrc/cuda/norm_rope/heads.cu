@@ -8,8 +8,9 @@ namespace {
 
 constexpr int kRowHeads = 2;  // the heads of a group of lanes, if all heads of a token are normed together
 
-// The heads per multiprocessor up to which a group of lanes has one head: if heads are only rotated and copied, and if
-// they are normed or quantised. Up to kFewestHeads, which are normed, a lane has vectors of 8 bytes.
+// Numbers of heads per multiprocessor, those of all tokens counted together. A group of lanes has one head instead of
+// two for up to kFewCopiedHeads heads that are only rotated and copied, and for up to kFewHeads heads that are normed
+// or quantised. For up to kFewestHeads heads that are normed, lanes have vectors of 8 bytes instead of 16.
 constexpr int kFewCopiedHeads = 32, kFewHeads = 100, kFewestHeads = 4;
 
 // The largest head whose vectors of 8 bytes a group of 32 lanes holds, in elements of 16 bits.

@@ -17,12 +17,13 @@ void with_dtypes(const QkNormRopeCacheParams& p, With with) {
   });
 }
 
-// Vectors of 16 bytes, held by a few lanes (head_kernel.cuh). launch_heads() is for caches of the flash layout,
-// launch_packed_heads() for those of the packed layout.
+// Heads that consist of vectors of 16 bytes; launch_heads() also uses vectors of 8 bytes, if there are very few heads.
+// Up to 32 lanes share a head, which they hold in registers (head_vectors.cuh). launch_heads() is for caches of the
+// flash layout, launch_packed_heads() for those of the packed layout.
 void launch_heads(const QkNormRopeCacheParams& p, bool only_rotated, const Context& context);
 void launch_packed_heads(const QkNormRopeCacheParams& p, const Context& context);
-// Vectors of 16 bytes of all heads of a token, which are normed together. Returns whether it has launched: a token may
-// have too many heads, or a head size that is no power of two.
+// Heads that consist of vectors of 16 bytes, and of which all queries of a token, or all its keys, are normed together.
+// Returns false, and launches nothing, if a token has too many heads or the head size is no power of two.
 bool launch_head_rows(const QkNormRopeCacheParams& p, const Context& context);
 // Heads of any size and alignment, element by element.
 void launch_elements(const QkNormRopeCacheParams& p, const Context& context);

@@ -39,7 +39,7 @@ __device__ inline float load_of_block(const float* own, int block) {
 
 // The most thread blocks of a portable cluster; 0 on devices without clusters.
 inline int most_cluster_blocks(int32_t device_index) {
-  static std::atomic<int> known[kMaxClusterDevices];  // plus 1
+  static std::atomic<int> known[kMaxClusterDevices];  // the result plus 1; 0: not known yet
   auto& cached = known[device_index % kMaxClusterDevices];
   int value = cached.load(std::memory_order_relaxed);
   if (value == 0) {

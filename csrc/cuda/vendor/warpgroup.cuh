@@ -117,8 +117,8 @@ __device__ inline void copy_async_8(uint32_t to, const void* from, bool is_valid
 
 // Describes a tile of 16-bit elements in shared memory to matrix instructions. The tile has rows of 64 elements, that
 // is 128 bytes, and 8 rows form an aligned block of 1024 bytes, in which chunk i of 16 bytes of row r is stored at
-// chunk i ^ r. Blocks are block_bytes apart, and the next 64 columns are columns_bytes apart, if the tile is a
-// transposed operand. All numbers are multiples of 16, and the same in all lanes.
+// chunk i ^ r. Blocks are block_bytes apart. columns_bytes is the distance from 64 columns to the next 64; only
+// transposed operands use it. All numbers are multiples of 16, and the same in all lanes.
 struct TileDescriptor {
   uint32_t low, high;
 

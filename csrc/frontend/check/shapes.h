@@ -26,8 +26,8 @@ inline int64_t stride_bytes(const Tensor& tensor, int64_t dim) {
 void check_dim(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
 // Checks the device before the dimensions, because a None has no dimensions.
 void check_device_and_dim(Call& call, std::string_view argument, const Tensor& tensor, int64_t dim);
-// Fails unless a dimension has this size, or at least this size. `of` says what the size is, for the error message:
-// "size 8 (heads of key)".
+// check_size() fails unless a dimension has exactly this size. check_min_size() fails if the dimension is smaller. `of`
+// says what the size is, for the error message: "size 8 (heads of key)".
 void check_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,
                 std::string_view of);
 void check_min_size(const Call& call, std::string_view argument, const Tensor& tensor, int64_t dim, int64_t size,

@@ -1,4 +1,5 @@
-// AMD's twin of cuda/vendor/clusters.cuh. AMD's GPUs have no clusters, so that the functions are only declared.
+// AMD's twin of cuda/vendor/clusters.cuh. AMD's GPUs have no clusters: most_cluster_blocks() returns 0, and the other
+// functions are only declared.
 #pragma once
 
 #include "vendor/gpu.cuh"

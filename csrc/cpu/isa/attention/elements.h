@@ -39,7 +39,7 @@ struct Reader16 {
   }
 };
 
-// The lanes that a function computes one by one; compilers vectorise it.
+// Returns the lanes value_of(0) .. value_of(kLanes - 1). Compilers vectorise the loop.
 template <class ValueOf>
 [[gnu::always_inline]] inline Lanes lanes_of(const ValueOf& value_of) {
   float values[kLanes];
@@ -85,8 +85,8 @@ struct Reader<Element::kBFloat16> : Reader16<BFloat16> {
   }
 };
 
-// Converts sixteen fp8 codes to float16 bit patterns. For e5m2 formats they are the values of the codes, for e4m3
-// formats the values times 2^(bias - 15). codec/decode.h draws the conversions.
+// Converts sixteen fp8 codes to float16 numbers: for e5m2 formats the values of the codes, for e4m3 formats the values
+// times 2^(bias - 15). codec/decode.h draws the conversions.
 template <Element kElement>
 [[gnu::always_inline]] inline __m256i float16s_of_codes(__m256i codes) {
   constexpr Fp8Layout kLayout = layout_of(kElement);

@@ -1,7 +1,8 @@
 // Sixteen virtual lanes of float32: the unit in which attention accumulates, on every instruction set.
 //
-// All instruction sets do the same IEEE operations in the same order, so they give the same bits. Sums over lanes are
-// one tree: lane i and lane i + 8, then i + 4, then i + 2, then i + 1. No operation is fused.
+// All instruction sets do the same IEEE operations in the same order, so they give the same bits. The lanes are summed
+// in one tree: lane i is added to lane i + 8, then to lane i + 4, then to lane i + 2, then to lane i + 1. No operation
+// is fused.
 #pragma once
 
 #include <type_traits>
@@ -43,7 +44,7 @@ template <int kCount, class Visit>
   return result;
 }
 
-// A Native at any address, of floats or of anything else.
+// A Native in memory: at any address, and whatever the type of the elements there.
 struct [[gnu::packed, gnu::may_alias]] StoredNative {
   Native value;
 };

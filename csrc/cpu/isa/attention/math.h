@@ -44,7 +44,7 @@ inline float exp_of_nonpositive(float x) { return exp_of_nonpositive(native(x))[
   return std::bit_cast<Native>(std::bit_cast<NativeInts>((1.0f - e) / (1.0f + e)) | sign);
 }
 
-// log(x) for x > 0, correctly rounded but for rare cases. Infinity and NaN stay.
+// log(x) for x > 0, correctly rounded but for rare cases. Returns x if it is infinity or NaN.
 //
 // x = m * 2^e with m in [sqrt(1/2), sqrt(2)), and log m = 2 * atanh((m - 1) / (m + 1)) as a series in float64.
 inline float log_of(float x) {

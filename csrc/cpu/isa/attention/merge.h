@@ -9,7 +9,8 @@ namespace {
 
 constexpr int64_t kMergeChunk = 256;
 
-// How a head of a token is merged: x = (prefix * prefix_weight + suffix * suffix_weight) / total, or one of the sides.
+// How a head of a token is merged. kBoth: x = (prefix * prefix_weight + suffix * suffix_weight) / total; kPrefix and
+// kSuffix: x is that of one side; kNeither: x is 0.
 struct MergeRule {
   enum class From : uint8_t { kBoth, kPrefix, kSuffix, kNeither } from;
   float prefix_weight, suffix_weight, total;
@@ -29,7 +30,7 @@ inline MergeRule rule_of(float prefix_lse, float suffix_lse, bool is_merged) {
   return {From::kBoth, a, b, a + b, most + log_of(a + b)};
 }
 
-// Writes float32 results to an output of fp8, or of the type of the states.
+// Writes float32 results to an output that is fp8 or has the type T of the inputs.
 template <FloatElement T>
 void write_merged(const MergeAttnStatesParams& p, char* to, const float* from, int64_t count) {
   if (p.codec.is_float()) {

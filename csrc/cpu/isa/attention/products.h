@@ -17,7 +17,7 @@ struct CachedRows {
   const char* operator()(int64_t i) const { return rows[i] + offset_bytes; }
 };
 
-// Decoded keys or values. Row i lies in slot i - first of the tile.
+// Decoded keys or values. Row i of the granule is row i - first of the tile.
 struct TileRows {
   const char* tile;
   int64_t first, stride_bytes;

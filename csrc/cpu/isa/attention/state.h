@@ -24,7 +24,7 @@ struct Partial {
   }
 };
 
-// Joins the keys of `next` to those of `to`. Without a visible key, `next` changes nothing.
+// Joins the result `next` to the result `to`. If `next` has no visible key, `to` does not change.
 inline void join(Partial to, Partial next) {
   if (next.sum() == 0) return;
   const float most = next.largest() > to.largest() ? next.largest() : to.largest();

@@ -1,4 +1,4 @@
-// From the products of a query row with the keys of a granule to softmax weights.
+// Turns the products of a query row with the keys of a granule into softmax weights.
 #pragma once
 
 #include <limits>

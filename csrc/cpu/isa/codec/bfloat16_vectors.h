@@ -19,7 +19,7 @@ struct EvenOdd {
 inline EvenOdd widen(Bytes words) {
   return {as_floats(shift_ints_left<16>(words)), as_floats(bit_and(words, all_ints(~0xffff)))};
 }
-// The elements are rounded to bfloat16.
+// The floats of x must be rounded to bfloat16 already.
 inline Bytes narrow(const EvenOdd& x) { return bit_or(shift_ints_right<16>(as_ints(x.even)), as_ints(x.odd)); }
 
 inline Floats load_floats(const float* from) { return as_floats(load(from)); }
@@ -41,17 +41,19 @@ struct AnyRounding {
   }
 };
 
-// Does the same with floats, in fewer steps. Let t = RN(x * 2^16 + x), where RN rounds to float32. The last bit of t is
-// worth as much as the last bit of a bfloat16 near x. If x has at most 16 significant bits, x * 2^16 ends above the
-// first bit of x, so that the addition rounds x alone:
+// Rounds like AnyRounding, with floats and in fewer steps. Let t = RN(x * 2^16 + x), where RN rounds to float32. The
+// last bit of t is worth as much as the last bit of a bfloat16 near x. With an x of 16 significant bits:
 //
 //   x * 2^16    1 . . . . . . . . . . . . . . .
 //   x                                           1 x x x x x x x y y ..   the x are kept, the y are rounded away
 //   t           1 . . . . . . . . . . . . . . . 1 x x x x x x x
 //
-// A product of two bfloat16 numbers has at most 16 significant bits, so that its rounded value is t - x * 2^16.
-// Otherwise it is t - RN(t - x) (Veltkamp's splitting). Ties go to the even number, because at a tie x * 2^16 ends in a
-// zero bit.
+// If x has at most 16 significant bits, like a product of two bfloat16 numbers, the lowest set bit of x * 2^16 is worth
+// more than the leading bit of x. So the addition rounds x alone, and the rounded x is t - x * 2^16. For any x, the
+// rounded x is t - RN(t - x) (Veltkamp's splitting).
+//
+// Ties go to the even number: an x halfway between two bfloat16 numbers has at most 9 significant bits, so x * 2^16 has
+// a zero at the place of the last bit of t. So t is even if and only if the rounded x is even.
 //
 // x is zero, or its magnitude is from 2^-118 to 2^110. rounded_product() may return +0 instead of -0.
 struct TameRounding {

@@ -26,11 +26,11 @@ struct Divider {
 #endif
 };
 
-// quantise_in_chunks() and dequantise_in_chunks() convert this many elements at a time. They make several passes over a
-// chunk, each of which is a loop that the compiler vectorises.
+// quantise_in_chunks() and dequantise_in_chunks() convert this many elements at a time. They make several passes over
+// such a chunk, and each pass is a loop that the compiler vectorises.
 constexpr int64_t kChunk = 256;
 
-// Does what quantise() does. It takes every scale, and needs no vector operations.
+// Does what quantise() does, for every scale, and also where MULTIKV_HAS_SIMD is not defined.
 template <Element kElement, FloatElement Input>
 void quantise_in_chunks(uint8_t* to, const Input* from, int64_t count, float scale, Stores stores) {
   constexpr Fp8Layout kLayout = layout_of(kElement);
@@ -63,7 +63,7 @@ void quantise(uint8_t* to, const Input* from, int64_t count, float scale, Stores
   quantise_in_chunks<kElement>(to, from, count, scale, stores);
 }
 
-// Does what dequantise() does. It takes every scale, and needs no vector operations.
+// Does what dequantise() does, for every scale, and also where MULTIKV_HAS_SIMD is not defined.
 template <Element kElement, FloatElement Output>
 void dequantise_in_chunks(Output* to, const uint8_t* from, int64_t count, float scale, Stores stores) {
   constexpr Fp8Layout kLayout = layout_of(kElement);

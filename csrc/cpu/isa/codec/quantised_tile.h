@@ -1,4 +1,5 @@
-// Quantises a tile to e4m3 codes. All its elements have one scale, which is computed from their largest magnitude.
+// Quantises a tile to e4m3 codes. All elements of a tile have one scale, which is computed from their largest
+// magnitude.
 #pragma once
 
 #include "core/tile_scale.h"

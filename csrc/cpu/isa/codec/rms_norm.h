@@ -122,7 +122,7 @@ class SumsOfSquares {
     std::memcpy(sums, from, rows.num_rows * sizeof(float));
   }
 
-  // Sums pieces of kMost elements. sums[k] is the sum of 2^k pieces, if bit k of the number of pieces is set.
+  // Sums pieces of kMost elements. If bit k of the number of pieces so far is set, sums[k] is the sum of 2^k pieces.
   float sum_of_long_row(const char* row, int64_t size) {
     float sums[64];
     int64_t num_pieces = 0;
@@ -159,8 +159,8 @@ inline void replace_by_reciprocal_roots(const RmsNorm& norm, float* sums, int64_
   for (; i < num_rows; ++i) sums[i] = 1.0f / square_root(sums[i] / divisor + norm.eps);
 }
 
-// Weights, each with the bias added, for rows of elements of type T. They are loaded in chunks, and kept until another
-// chunk is loaded.
+// Weights, each with the bias added, for rows of elements of type T. A chunk of weights is loaded at a time, and kept
+// until another chunk is loaded.
 template <FloatElement T>
 class NormWeights {
   static constexpr bool kHasWords = FloatOf16Bits<T>;

@@ -13,8 +13,9 @@ namespace {
 struct TameRopeTable {
   RopeTable scaled, split;
   // Whether TameRounding can be used for tame elements, multiplied by tame weights or not, that are rotated by this
-  // table. The magnitudes of the cosines and sines must be zero or from 2^-30 to 2^10. The two of a pair must not both
-  // be zero: TameRounding may turn a product of -0 into +0, which would change the sign of a sum of two zeros.
+  // table. The magnitudes of the cosines and sines must be zero or from 2^-30 to 2^10. The cosine and the sine of a
+  // pair must not both be zero: TameRounding may turn a product of -0 into +0, which would change the sign of a sum of
+  // two zeros.
   bool is_tame = true;
 
   // If the table is not tame, its NaNs are replaced by one whose lower 16 bits are zeros, as AnyRounding requires.
@@ -74,7 +75,7 @@ class VectorRope {
  public:
   VectorRope(const RopeTable& values, const TameRopeTable& tame) : values_(values), tame_(tame) {}
 
-  // `count` is a multiple of kWords, if is_neox, or else of kFloats.
+  // If is_neox, pairs.count is a multiple of kWords, otherwise of kFloats.
   template <WordSource Source, WordPut Put>
   [[gnu::always_inline]] void operator()(const Source& source, const Put& put, const RotatedPairs& pairs,
                                          bool is_neox) const {

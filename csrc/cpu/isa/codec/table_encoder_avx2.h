@@ -17,7 +17,7 @@ namespace {
 struct EncoderTables {
   static constexpr int kEntries = 16;
   alignas(32) uint8_t low[2 * kEntries], high[2 * kEntries], normal[2 * kEntries];
-  uint16_t base;  // the magnitude at which the tables begin; the codes of smaller magnitudes, and its own, are zero
+  uint16_t base;  // the magnitude at which the tables begin; its code and those of smaller magnitudes are zero
 };
 
 template <Element kElement>
@@ -65,7 +65,7 @@ class TableEncoder {
 
  private:
   static constexpr int kWidthBelow = 1 << kShift, kWidth = kCycle / EncoderTables::kEntries;  // magnitudes of a bucket
-  static constexpr int kLastBelow = kBelow / kWidthBelow - 1;  // of magnitudes below kBelow, the largest u
+  static constexpr int kLastBelow = kBelow / kWidthBelow - 1;  // the largest u of an x below kBelow
 
   // The number of magnitudes of a bucket that have the code past the step of the bucket.
   static int num_past_step(const uint8_t* codes, int width) {
@@ -81,7 +81,7 @@ class TableEncoder {
     return _mm256_subs_epu16(bit_and(elements, all_words(0x7fff)), base_);
   }
 
-  // Returns the codes of two vectors of words x. Codes above kLargestCode stand for it.
+  // Returns the codes of two vectors of words x. The caller replaces codes above kLargestCode by kLargestCode.
   [[gnu::always_inline]] Bytes encode(Bytes x, Bytes y) const {
     const Bytes u = saturate_words(_mm256_srli_epi16(x, kShift), _mm256_srli_epi16(y, kShift));
     const Bytes cycle = saturate_words(bit_and(x, all_words(kCycle - 1)), bit_and(y, all_words(kCycle - 1)));
@@ -102,7 +102,7 @@ class TableEncoder {
   }
 
   Bytes low_, high_, normal_, base_;
-  mutable Bytes largest_;  // the largest u of each byte
+  mutable Bytes largest_;  // in each byte, the largest u so far
 };
 
 }  // namespace

@@ -13,7 +13,7 @@ struct EncoderTables {
   static constexpr int kWidthBelow = 16, kWidth = 8;  // magnitudes of a bucket
   alignas(64) uint16_t below[kBelow / kWidthBelow];
   alignas(64) uint16_t normal[2 * kCycle / kWidth];  // the buckets of a cycle, twice to fill a vector
-  uint16_t base;  // the magnitude at which the tables begin; the codes of smaller magnitudes, and its own, are zero
+  uint16_t base;  // the magnitude at which the tables begin; its code and those of smaller magnitudes are zero
 };
 
 template <Element kElement>

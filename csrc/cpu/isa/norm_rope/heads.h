@@ -78,7 +78,7 @@ class HeadProcessor {
         key_weights_(p.key.weight, p.norm.weight_bias) {}
 
   // Whether heads can be streamed to `out`. Streaming stores of whole heads overlap with the rotation of the next head.
-  // Through scratch memory, the op takes 10% longer with AVX2.
+  // If the heads were rotated in scratch memory and copied to `out`, the op would take 10% longer with AVX2.
   bool streams(const TokenHeads& out) const {
     return has_vectors_ && p_.order != NormOrder::kAfterRope && out.alignment_bits().widest(kCacheLine) == kCacheLine;
   }
@@ -144,7 +144,7 @@ class HeadProcessor {
 
   const NormRopeHeads& heads_of(const Heads& heads) const { return heads.is_key ? p_.key : p_.query; }
   NormWeights<T>& weights_of(const Heads& heads) { return heads.is_key ? key_weights_ : query_weights_; }
-  // In every other order than kAllHeads, all heads have the weights of head 0.
+  // Unless the order is kAllHeads, all heads have the same weights.
   int64_t weights_begin(const Heads& heads, int64_t i) const {
     return p_.order == NormOrder::kAllHeads ? (heads.first + i) * p_.head_size : 0;
   }

@@ -27,7 +27,8 @@ inline __m512i mix(__m512i x) {
 inline __m512i add_words64(__m512i a, __m512i b) { return _mm512_add_epi64(a, b); }
 inline __m512i xor_words64(__m512i a, __m512i b) { return _mm512_xor_si512(a, b); }
 inline __m512i all_words64(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
-constexpr int kVectors = 2, kScalars = 0;  // that are hashed in a round: vectors, and words by scalar instructions
+// A round (add_round) hashes kVectors vectors with vector instructions, and kScalars words with scalar instructions.
+constexpr int kVectors = 2, kScalars = 0;
 #elif defined(__AVX2__)
 #define MULTIKV_HASHES_VECTORS
 // Returns the lower 64 bits of each product x * factor. AVX2 multiplies only 32-bit numbers, so that each product is
@@ -127,7 +128,7 @@ class WordHash {
   Bytes sums_ = all_words64(0);
 #endif
   uint64_t sum_ = 0;
-  uint64_t number_ = 0;  // the number of the last word that was added * kStep
+  uint64_t number_ = 0;  // kStep times the number of the last word that was added
 };
 
 }  // namespace
