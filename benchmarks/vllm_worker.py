@@ -99,11 +99,11 @@ class Engine:
         if ENGINE["enforce_eager"] == self.case.options.get("enforce_eager", True):
             result["host_ns"] = host_times(lambda: self.generate(self.prompts), self.switch)
             self.llm.reset_prefix_cache()  # the calls that were timed wrote to blocks that are cached
-        result["kernels_in_turns"] = {}
         for kernels in KERNELS:
             self.switch(kernels)
             self.outputs.append(self.generate(self.prompts))
-            result["kernels_in_turns"][kernels] = counts_of(lambda: self.generate(self.prompts, 4))["kernels"]
+            for name, counts in counts_of(lambda: self.generate(self.prompts, 4)).items():
+                result.setdefault(f"{name}_in_turns", {})[kernels] = counts
         return result
 
     def _time_generations(self) -> dict[str, Any]:
