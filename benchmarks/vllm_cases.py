@@ -40,7 +40,6 @@ class Case:
     modes: tuple[str, ...] = ("vllm", "multikv")
     one_by_one: bool = False  # the next prompt is sent when the one before is done
     counts_prompts: bool = False  # tokens per second include the tokens of the prompts
-    repeats: int = 2  # how often a mode generates before it is the next one's turn
     compiles: bool = False  # the first mode starts alone, so that the others find the compiled code
 
 
@@ -57,11 +56,11 @@ def _offload(block_size: int) -> Case:
         "max_num_batched_tokens": 4096,
         "enable_prefix_caching": True,
     }
-    return Case("llama", options, (4096,) * 8, 4, one_by_one=True, counts_prompts=True, repeats=4)
+    return Case("llama", options, (4096,) * 8, 4, one_by_one=True, counts_prompts=True)
 
 
 _ALL = tuple(MODES)
-_LONG: dict[str, Any] = {"lengths": (8192,) * 4, "num_tokens": 4, "counts_prompts": True, "repeats": 6}
+_LONG: dict[str, Any] = {"lengths": (8192,) * 4, "num_tokens": 4, "counts_prompts": True}
 _SIZES = {"cudagraph_capture_sizes": [*range(1, 17), 64]}
 _GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"} | _SIZES}
 _COMPILED = {"enforce_eager": False, "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 64]}}

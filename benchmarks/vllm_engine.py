@@ -4,10 +4,10 @@
 
 Needs vLLM with its compiled library. Each case runs in several modes: `vllm` leaves vLLM alone, `multikv` serves the
 cache ops, and `attention` serves them and attends by paged_attention. Each mode of each case has a process of its own.
-The processes of several cases start at once. Then one process at a time generates, while the others are stopped, and
-the modes of a case take many short turns on the same cores; `benchmarks.vllm_timing` says what becomes of the times.
-Models are small and have random weights. Most cases have 16 prompts of 1 to 900 tokens, which are prefilled in chunks
-of 512 tokens, and each generates 64 tokens greedily.
+The processes of several cases start at once. Then one process at a time is timed, while the others are stopped. The
+process of mode `multikv` times both vLLM's own kernels and multikv's: `benchmarks.vllm_timing` says how. Models are
+small and have random weights. Most cases have 16 prompts of 1 to 900 tokens, which are prefilled in chunks of 512
+tokens, and each generates 64 tokens greedily.
 
 The report says for each case whether tokens and log-probabilities are those of vLLM, bit for bit, and whether they
 differ once the ops that write do nothing (`control_differs`). `digest` names the tokens and log-probabilities of a
@@ -23,7 +23,6 @@ import hashlib
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.vllm_cases import CASES, MODES, Case, save_models
-from benchmarks.vllm_timing import Generations, relative_time, typical_ms
 
 WORKER = "benchmarks.vllm_worker"
 CHILD_ENVIRONMENT = {
@@ -45,15 +43,16 @@ CHILD_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
 }
-STEP_SECONDS = {"start": 240.0, "time": 60.0, "finish": 90.0}
+STEP_SECONDS = {"start": 240.0, "time": 60.0, "finish": 90.0}  # limits; "time" has the seconds of --time, too
+TIMES = ("repeats_itself", "time", "host_ns", "tokens_per_second", "time_of_no_change")  # what is printed
 
 
 class Worker:
     """One mode of a case, in a process of its own. After an error it answers nothing more."""
 
-    def __init__(self, folder: Path, name: str, mode: str) -> None:
-        """Remembers what to start."""
-        self.folder, self.name, self.mode = folder, name, mode
+    def __init__(self, folder: Path, name: str, mode: str, seconds: float) -> None:
+        """Remembers what to start, and for how long it is timed."""
+        self.folder, self.name, self.mode, self.seconds = folder, name, mode, seconds
         self.number = list(CASES).index(name)
         self.num_steps = 0
         self.error = ""
@@ -74,7 +73,8 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(f"{step}\n".encode())
             self.process.stdin.flush()
-        seconds = min(STEP_SECONDS[step], until - time.monotonic())
+        seconds = STEP_SECONDS[step] + (self.seconds if step == "time" else 0)
+        seconds = min(seconds, until - time.monotonic())
         end = time.monotonic() + seconds
         while not answer.exists():
             if self.process.poll() is not None:
@@ -103,7 +103,7 @@ class Worker:
         caches = {x: str(self.folder / f"{x}-{self.number}") for x in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR")}
         self.log = (self.folder / f"{self.number}-{self.mode}.log").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", WORKER, str(self.folder), self.name, self.mode],
+            [sys.executable, "-m", WORKER, str(self.folder), self.name, self.mode, str(self.seconds)],
             env=os.environ | CHILD_ENVIRONMENT | caches | MODES[self.mode],
             stdin=subprocess.PIPE,
             stdout=self.log,
@@ -158,39 +158,13 @@ def differences(got: list[Any], wanted: list[Any]) -> dict[str, Any]:
     return result | first
 
 
-def time_case(workers: list[Worker], results: dict[str, dict[str, Any]], rounds: int, until: float) -> None:
-    """Lets the modes generate in turns, in every second round in the opposite order.
-
-    All results of a mode must be the same.
-    """
-    steps: dict[str, list[Generations]] = {worker.mode: [] for worker in workers}
-    for i in range(rounds):
-        for worker in workers if i % 2 == 0 else workers[::-1]:
-            answer = worker.ask("time", until)
-            if not answer:
-                continue
-            result = results[worker.mode]
-            steps[worker.mode].append(answer["steps"])
-            result.setdefault("runs", []).extend(round(x, 1) for x in answer["runs"])
-            result["tokens_per_second"] = {
-                "best": max(result["runs"]),
-                "median": round(statistics.median(result["runs"]), 1),
-            }
-            first = result.setdefault("outputs", answer["outputs"])
-            result["repeats_itself"] = (
-                result.get("repeats_itself", True) and answer["repeats_itself"] and answer["outputs"] == first
-            )
-    for mode, times in steps.items():
-        if times:
-            results[mode]["typical_ms"] = round(typical_ms(times), 3)
-        if times and mode != "vllm" and steps.get("vllm"):
-            results[mode]["time_relative_to_vllm"] = relative_time(times, steps["vllm"])
-
-
 def run(folder: Path, names: list[str], options: argparse.Namespace, report: dict[str, Any], until: float) -> None:
     """Runs cases whose processes live at the same time."""
     modes = options.modes.split(",")
-    workers = {name: [Worker(folder, name, mode) for mode in CASES[name].modes if mode in modes] for name in names}
+    workers = {
+        name: [Worker(folder, name, mode, options.time) for mode in CASES[name].modes if mode in modes]
+        for name in names
+    }
     try:
         with ThreadPoolExecutor(len(names)) as pool:
             started = dict(
@@ -203,10 +177,11 @@ def run(folder: Path, names: list[str], options: argparse.Namespace, report: dic
             for answer in started[name]:
                 for key in ("device", "torch"):
                     report[key] = answer.pop(key, report.get(key))
-            time_case(workers[name], cases[name], options.rounds, until)
-            shown = ("typical_ms", "time_relative_to_vllm", "tokens_per_second")
-            for mode, result in cases[name].items():
-                print(name, mode, *(result.get(key) for key in shown), flush=True)
+            for worker in workers[name]:
+                result = cases[name][worker.mode]
+                result.update(worker.ask("time", until))
+                shown = (result[key] for key in TIMES if key in result)
+                print(name, worker.mode, *shown, flush=True)
 
         def finish(worker: Worker) -> None:
             if not options.time_only:
@@ -241,7 +216,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(str(i) for i in range(len(CASES))), help="numbers of cases")
     parser.add_argument("--list", action="store_true", help="prints the cases and their numbers")
     parser.add_argument("--together", type=int, default=6, help="how many cases start at once")
-    parser.add_argument("--rounds", type=int, default=8, help="how many turns each mode gets")
+    parser.add_argument("--time", type=float, default=15, help="for how many seconds each mode is timed")
     parser.add_argument("--modes", default=",".join(MODES), help="modes to run")
     parser.add_argument("--time-only", action="store_true", help="count no calls, and leave out the control")
     parser.add_argument("--seconds", type=float, default=3600, help="limit of all cases together")

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 // Increase this number when a function in this file changes.
-#define MULTIKV_ABI_VERSION 3
+#define MULTIKV_ABI_VERSION 4
 
 #define MULTIKV_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -22,15 +22,21 @@ MULTIKV_EXPORT const char* multikv_build_id();
 // The names of the ops of vLLM's namespace _C_cache_ops that the library has a kernel for, separated by commas.
 MULTIKV_EXPORT const char* multikv_vllm_ops();
 
-// Registers the library's kernel for an op of vLLM's namespace _C_cache_ops, for the rest of the process. The CPU
-// library registers it under dispatch key CPU, a GPU library under CUDA. A kernel that is registered there is replaced.
+// Registers the library's kernel for an op of vLLM's namespace _C_cache_ops. The CPU library registers it under
+// dispatch key CPU, a GPU library under CUDA. A kernel that is registered there is replaced until
+// multikv_stop_serving_vllm(). No other thread may register, remove or call kernels of the op at the same time.
 //
 //   name    the op, one of multikv_vllm_ops()
 //   schema  the schema of the op in this process, as PyTorch prints it. nullptr means that the op has no
-//           schema yet; the function then also defines the op.
+//           schema yet; the function then also defines the op, for the rest of the process.
 //
 // Returns nullptr, or the text of the reason why the op is not served, which is valid until the thread's next call.
 MULTIKV_EXPORT const char* multikv_serve_vllm(const char* name, const char* schema);
+
+// Removes all kernels that multikv_serve_vllm has registered. The kernels that they replaced are back, and an op that
+// was defined stays defined without a kernel. No other thread may register, remove or call kernels of these ops at the
+// same time.
+MULTIKV_EXPORT void multikv_stop_serving_vllm();
 
 // -- in the CPU library -----------------------------------------------------------------------------------------------
 

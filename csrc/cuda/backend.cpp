@@ -100,3 +100,5 @@ const char* multikv_vllm_ops() {
 const char* multikv_serve_vllm(const char* name, const char* schema) {
   return multikv::take_over(multikv::vllm::kernels(), "_C_cache_ops", "CUDA", name, schema);
 }
+
+void multikv_stop_serving_vllm() { multikv::give_back(); }

@@ -12,7 +12,7 @@ import json
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
 from typing import Any, NamedTuple
 
-ABI_VERSION = 3  # equals MULTIKV_ABI_VERSION of csrc/c_api.h
+ABI_VERSION = 4  # equals MULTIKV_ABI_VERSION of csrc/c_api.h
 
 
 class Prototype(NamedTuple):
@@ -27,6 +27,7 @@ EVERY_LIBRARY = {
     "multikv_build_id": Prototype(c_char_p),
     "multikv_vllm_ops": Prototype(c_char_p),
     "multikv_serve_vllm": Prototype(c_char_p, (c_char_p, c_char_p)),
+    "multikv_stop_serving_vllm": Prototype(None),
 }
 CPU_LIBRARY = EVERY_LIBRARY | {
     "multikv_cpu_isa": Prototype(c_char_p),
@@ -103,7 +104,7 @@ class _Library:
         return tuple(self._text("multikv_vllm_ops").split(","))
 
     def serve_vllm(self, name: str, schema: str | None) -> str | None:
-        """Registers the library's kernel for an op of vLLM's namespace _C_cache_ops, for the rest of the process.
+        """Registers the library's kernel for an op of vLLM's namespace _C_cache_ops, until stop_serving_vllm.
 
         Args:
             name: the op, one of vllm_ops().
@@ -114,6 +115,10 @@ class _Library:
         """
         reason = self._call("multikv_serve_vllm", name.encode(), None if schema is None else schema.encode())
         return None if reason is None else str(reason.decode())
+
+    def stop_serving_vllm(self) -> None:
+        """Removes the kernels that serve_vllm has registered; those that they replaced are back."""
+        self._call("multikv_stop_serving_vllm")
 
 
 class CpuLibrary(_Library):

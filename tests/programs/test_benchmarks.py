@@ -112,24 +112,37 @@ def test_the_cache(tmp_path):
     assert len(content) == 3 and all(0 < time < 1e6 for time in content.values())
 
 
-def test_relative_times_of_steps():
-    """A quarter of the steps take three times as long. This changes little, and the interval has the true factor."""
+def test_turns_of_kernels(monkeypatch):
+    """A step takes the time of its launches, and waits for the step before. A quarter of the steps are disturbed.
+
+    Changing between kernels takes long, and some generations have a step more.
+    """
     source = random.Random(0)
+    launch, device = {"vllm": 2.0, "multikv": 2.4}, {"vllm": 5.0, "multikv": 4.0}
+    now, launched, in_use = 0.0, "vllm", "vllm"
 
-    def rounds(factor):
-        def step():
-            return factor * source.uniform(1, 1.1) * source.choice([1, 1, 1, 3])
+    def use_kernels(name):
+        nonlocal now, in_use
+        now += 100 * (name != in_use)
+        in_use = name
 
-        return [[[step() for _ in range(20)] for _ in range(4)] for _ in range(8)]
+    def step():
+        nonlocal now, launched
+        now += (launch[in_use] + device[launched]) * source.uniform(1, 1.1) * source.choice([1, 1, 1, 3])
+        launched = in_use
+        return in_use
 
-    of_vllm = rounds(1e-3)
-    assert 20 <= vllm_timing.typical_ms(of_vllm) <= 21
-    for factor in (1, 1.2):
-        found = vllm_timing.relative_time(rounds(factor * 1e-3), of_vllm)
-        assert abs(found["typical"] / factor - 1) < 0.02 and abs(found["fastest_steps"] / factor - 1) < 0.02
-        low, high = found["interval"]
-        assert low <= factor <= high and high - low < 0.1
-
-
-def test_generations_of_different_numbers_of_steps():
-    assert vllm_timing.typical_ms([[[1, 2], [3]], [[4], [9, 1]]]) == 3000
+    monkeypatch.setattr(vllm_timing.time, "perf_counter", lambda: now)
+    turns = vllm_timing.Turns(step, use_kernels)
+    for generation in range(4 * 32):
+        turns.begin(generation)
+        launched = "vllm" if generation % 4 < 2 else "multikv"  # the first step has none before it
+        used = [turns() for _ in range(20 + generation // 7 % 2)]
+        assert {"vllm", "multikv"} == set(used[:5])
+    found = turns.summary()
+    assert found["rounds"] == 32 and found["steps"] == [20, 21]
+    assert 20 * 7.0e3 <= found["vllm_ms"] <= 20 * 7.4e3
+    factor = 6.4 / 7
+    assert abs(found["multikv_relative"] / factor - 1) < 0.02 and abs(found["median"] / factor - 1) < 0.02
+    low, high = found["interval"]
+    assert low <= factor <= high and high - low < 0.1

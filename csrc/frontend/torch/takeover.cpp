@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <exception>
+#include <memory>
+#include <utility>
 
 namespace multikv {
 
@@ -61,9 +63,21 @@ const BoxedKernel* find(const std::vector<BoxedKernel>& kernels, std::string_vie
   return found == kernels.end() ? nullptr : &*found;
 }
 
-// Registrations last as long as their Library, so it is never deleted.
-Library& endless_library(Library::Kind kind, const char* ns, const char* dispatch_key) {
-  return *new Library(kind, ns, dispatch_key, __FILE__, __LINE__);
+// A registration lasts as long as its Library.
+std::unique_ptr<Library> new_library(Library::Kind kind, const char* ns, const char* dispatch_key) {
+  return std::make_unique<Library>(kind, ns, dispatch_key, __FILE__, __LINE__);
+}
+
+// The registrations of kernels. The vector is never destroyed: when the process ends, PyTorch's dispatcher may be
+// destroyed first.
+std::vector<std::unique_ptr<Library>>& kernel_libraries() {
+  static auto& libraries = *new std::vector<std::unique_ptr<Library>>;
+  return libraries;
+}
+
+// Defines an op for the rest of the process, because Python keeps references to ops that it has called.
+void define(const char* ns, const char* schema) {
+  new_library(Library::Kind::FRAGMENT, ns, nullptr).release()->def(schema);
 }
 
 }  // namespace
@@ -78,13 +92,17 @@ const char* take_over(const std::vector<BoxedKernel>& kernels, const char* ns, c
     return reason.c_str();
   }
   try {
-    if (schema == nullptr) endless_library(Library::Kind::FRAGMENT, ns, nullptr).def(kernel->schema);
-    endless_library(Library::Kind::IMPL, ns, dispatch_key).impl(kernel->name, kernel->call);
+    if (schema == nullptr) define(ns, kernel->schema);
+    std::unique_ptr<Library> library = new_library(Library::Kind::IMPL, ns, dispatch_key);
+    library->impl(kernel->name, kernel->call);
+    kernel_libraries().push_back(std::move(library));
   } catch (const std::exception& caught) {
     reason = caught.what();
     return reason.c_str();
   }
   return nullptr;
 }
+
+void give_back() { kernel_libraries().clear(); }
 
 }  // namespace multikv

@@ -14,9 +14,9 @@ import logging
 
 from multikv.runtime.settings import Settings
 
-from .cache_ops import NAMESPACE, Served, serve_cache_ops
+from .cache_ops import NAMESPACE, Served, serve_cache_ops, stop_serving
 
-__all__ = ["NAMESPACE", "TESTED_VERSIONS", "Served", "register", "serve_cache_ops", "splitting_ops"]
+__all__ = ["NAMESPACE", "TESTED_VERSIONS", "Served", "register", "serve_cache_ops", "splitting_ops", "stop_serving"]
 
 TESTED_VERSIONS = ("0.33.0",)
 

@@ -27,12 +27,10 @@ def serve_cache_ops() -> Served:
     """Registers the kernels of all libraries that are loaded, and defines the ops that do not exist.
 
     Later calls do nothing and return the same result. An op whose schema differs from the expected one is left as it
-    is. Kernels stay registered for the rest of the process. The ops of vLLM's own library must have been registered
-    before, or it would register its kernels over these.
+    is. Kernels stay registered until `stop_serving`. The ops of vLLM's own library must have been registered before, or
+    it would register its kernels over these. No other thread may call the ops meanwhile.
     """
-    libraries: list[CpuLibrary | GpuLibrary] = [PROCESS.cpu]
-    if PROCESS.gpu is not None:
-        libraries.append(PROCESS.gpu)
+    libraries = _libraries()
     served = Served()
     for name in sorted({*PROCESS.cpu.vllm_ops(), *_existing_names()}):
         reason = next(filter(None, (library.serve_vllm(name, _schema_of(name)) for library in libraries)), None)
@@ -41,6 +39,22 @@ def serve_cache_ops() -> Served:
         else:
             served.refusals[name] = reason
     return served
+
+
+def stop_serving() -> None:
+    """Takes back what `serve_cache_ops` has registered: the ops run the kernels that they had before.
+
+    Ops that multikv has defined stay defined, without a kernel. CUDA graphs keep the kernels that they were captured
+    with, and attention backends stay registered. `serve_cache_ops` and `register` serve again. No other thread may
+    call the ops meanwhile.
+    """
+    for library in _libraries():
+        library.stop_serving_vllm()
+    serve_cache_ops.cache_clear()
+
+
+def _libraries() -> list[CpuLibrary | GpuLibrary]:
+    return [PROCESS.cpu] if PROCESS.gpu is None else [PROCESS.cpu, PROCESS.gpu]
 
 
 def _existing_names() -> list[str]:

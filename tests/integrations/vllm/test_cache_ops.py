@@ -190,5 +190,53 @@ def test_calls(device_type):
     assert output_of(code, **environment).splitlines() == [f"{device_type} {name}" for name in OPS]
 
 
+# Defines ops whose kernel counts calls, or none. Serves, stops and serves again, and prints after each of these steps
+# the keys that have a kernel of multikv, for all ops, and what a call did: how often the fake library's kernel ran, and
+# whether multikv's ran.
+STOPPING = """
+import json, sys, torch
+library = torch.library.Library("_C_cache_ops", "FRAGMENT")
+counted = []
+for name, schema in json.loads(sys.argv[1]).items():
+    library.define(name + schema)
+    library.impl(name, lambda *_: counted.append(1), "CPU")
+from multikv.integrations.vllm import serve_cache_ops, stop_serving
+def dump(name):
+    return torch._C._dispatch_dump("_C_cache_ops::" + name).splitlines()
+def keys(name):
+    return [line.split(":")[0] for line in dump(name) if "takeover.cpp" in line and line.startswith(("CPU:", "CUDA:"))]
+def show():
+    out = torch.zeros(1, 1, 6)
+    counted.clear()
+    try:
+        torch.ops._C_cache_ops.concat_mla_q(torch.ones(1, 1, 4), torch.ones(1, 1, 2), out)
+        error = None
+    except NotImplementedError as caught:
+        error = type(caught).__name__
+    print(json.dumps([sorted({*sum(map(keys, names), [])}), len(counted), out.sum().item() == 6, error]))
+names = serve_cache_ops().names
+show()
+stop_serving()
+stop_serving()
+show()
+assert serve_cache_ops().names == names
+show()
+"""
+
+
+@pytest.mark.parametrize("schemas", [{}, SCHEMAS], ids=["absent", "of_vllm"])
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_stop_serving(schemas, platform):
+    """The kernels that were there are back; ops that multikv has defined have none. Serving again works."""
+    if platform == "cuda" and not platforms.libraries()[1].path.exists():
+        pytest.skip("the CUDA library is not built")
+    code = f"import sys; sys.argv[1:] = [{json.dumps(schemas)!r}]\n{STOPPING}"
+    steps = [json.loads(line) for line in output_of(code, MULTIKV_PLATFORM=platform).splitlines()]
+    keys = ["CPU"] if platform == "cpu" else ["CPU", "CUDA"]
+    serving = [keys, 0, True, None]
+    stopped = [[], 1, False, None] if schemas else [[], 0, False, "NotImplementedError"]
+    assert steps == [serving, stopped, serving]
+
+
 def test_splitting_ops():
     assert splitting_ops() == [f"multikv::{name}" for name in platforms.op_names()]
