@@ -203,8 +203,9 @@ void launch_units(Launch& launch, const Link* link, const Context& context) {
   }
   head.link = LinkOrder::of(*link, launch.num_items, head.num_units, head.unit.rows, head.unit.row_vectors.value);
   // The number of threads is calibrated for the kernel of swaps, whose address arithmetic is shorter. This kernel gets
-  // twice as many threads, three times as many if they read over the link and so wait longer, or if the number is 0 as
-  // many as the GPU runs at once. Small thread blocks spread the address arithmetic over more multiprocessors.
+  // twice as many threads if they write over the link, and three times as many if they read over it, because reads wait
+  // longer. If the calibrated number is 0, it gets as many threads as the GPU runs at once. Small thread blocks spread
+  // the address arithmetic over more multiprocessors.
   constexpr int kThreads = 256, kMostThreads = 2048;
   const int threads_for_each = link->is_dst_on_host ? 2 : 3;
   const int threads = link->threads > 0 ? threads_for_each * link->threads : kMostThreads * context.num_multiprocessors;
