@@ -35,10 +35,10 @@ def compute_slot_mapping(
 
     **Context parallelism** spreads the positions of a sequence over cp_world ranks, in pieces of cp_interleave
     positions. A column of the block table then covers `B * cp_world` positions, of which each rank holds B, in a block
-    of its own. With `o = p % (B * cp_world)`, the position belongs to rank `o // cp_interleave % cp_world`; tokens of other
-    ranks get -1. The slot is `block_tables[g][r, p // (B * cp_world)] * B + local`, where
-    `local = o // (cp_interleave * cp_world) * cp_interleave + o % cp_interleave`. Groups that are not spread over
-    ranks need a call of their own.
+    of its own. With `o = p % (B * cp_world)`, the position belongs to rank `o // cp_interleave % cp_world`; tokens of
+    other ranks get -1. The slot is `block_tables[g][r, p // (B * cp_world)] * B + local`, where `local = o //
+    (cp_interleave * cp_world) * cp_interleave + o % cp_interleave`. Groups that are not spread over ranks need a call
+    of their own.
 
     Args:
         block_tables: for each group [num_rows, columns], int32 or int64. All have the same dtype and number of rows.
