@@ -89,12 +89,15 @@ def send(
         channels = [Channel("send", rank, group, cache.device, timeout) for rank in _ranks("send", "dst", dst)]
         numbers = as_integer("send", "first_head", first_head), as_integer("send", "chunk_bytes", chunk_bytes)
         sender = _Sender(cache, mine, *numbers, channels)
-        sender.start()
-        for channel, answer in zip(channels, sender.answers(), strict=True):
-            sender.send(channel, answer)
-        for channel in channels:
-            channel.receive()
-            channel.flush()
+        try:
+            sender.start()
+            for channel, answer in zip(channels, sender.answers(), strict=True):
+                sender.send(channel, answer)
+            for channel in channels:
+                channel.receive()
+                channel.flush()
+        finally:
+            sender.drain()
 
 
 class _Sender:
@@ -167,6 +170,12 @@ class _Sender:
             outgoing.send(chunk, chunks.size)
         outgoing.finish(num_useless)
 
+    def drain(self) -> None:
+        """Waits for the early chunks, so that their memory is not reused while it is read."""
+        if self._outgoing is not None:
+            with contextlib.suppress(TransferError):
+                self._outgoing.wait()
+
     def _make(self, channel: Channel, heads: range) -> Outgoing:
         geometry, num_tokens = self._offer.geometry, sum(self._written) + _num_tokens(self._offer.early)
         token_bytes = geometry.bytes_of(heads)
@@ -217,35 +226,38 @@ def receive(
     check_type("receive", "cache", cache, PagedCache)
     mine = Geometry.of(cache, as_integer("receive", "first_head", first_head))
     channels = [Channel("receive", rank, group, cache.device, timeout) for rank in _ranks("receive", "src", src)]
-    sources = [_Source(cache, mine, channel) for channel in channels]
-    first = sources[0].manifest
-    written = list(first.written)
-    try:
-        _agree(mine, sources)
-        unit = math.lcm(*(alignment(mine, source.offer.geometry) for source in sources))
-        sequences = cache._adopt("receive", first.drafts(), written, unit)
-    except (TransferError, OutOfBlocks) as error:
-        _refuse(sources, str(error))
-        raise
-    try:
-        starts = [sequence.num_written for sequence in sequences]
+    with contextlib.ExitStack() as stack:
+        sources = [_Source(cache, mine, channel) for channel in channels]
         for source in sources:
-            source.answer(starts)
-        for source in sources:
-            source.receive(sequences)
-        # On a GPU the host has time for these two steps while chunks are on their way.
-        done = [source.channel.parts({"done": True}) for source in sources]
-        cache._foresee_names(sequences, written)
-        _check(sources)
-        for source, parts in zip(sources, done, strict=True):
-            source.channel.send_parts(parts)
-        cache._finish_adoption(sequences, written)
-        for source in sources:
-            source.channel.flush()
-    except BaseException:
-        for sequence in sequences:
-            cache.free(sequence)
-        raise
+            stack.callback(source.drain)
+        first = sources[0].manifest
+        written = list(first.written)
+        try:
+            _agree(mine, sources)
+            unit = math.lcm(*(alignment(mine, source.offer.geometry) for source in sources))
+            sequences = cache._adopt("receive", first.drafts(), written, unit)
+        except (TransferError, OutOfBlocks) as error:
+            _refuse(sources, str(error))
+            raise
+        try:
+            starts = [sequence.num_written for sequence in sequences]
+            for source in sources:
+                source.answer(starts)
+            for source in sources:
+                source.receive(sequences)
+            # On a GPU the host has time for these two steps while chunks are on their way.
+            done = [source.channel.parts({"done": True}) for source in sources]
+            cache._foresee_names(sequences, written)
+            _check(sources)
+            for source, parts in zip(sources, done, strict=True):
+                source.channel.send_parts(parts)
+            cache._finish_adoption(sequences, written)
+            for source in sources:
+                source.channel.flush()
+        except BaseException:
+            for sequence in sequences:
+                cache.free(sequence)
+            raise
     return sequences
 
 
@@ -291,6 +303,7 @@ class _Source:
             self.channel.receive()
         useless = self.offer.early[: self._num_useless]
         if self.heads != self.offer.geometry.heads:
+            self._incoming.wait()
             self._incoming, useless = self._make(self.heads), []
         if self.heads and self._chunks.num_tokens:
             checksums = self._incoming.unpack(sequences, useless, self._chunks).wait()
@@ -300,6 +313,11 @@ class _Source:
         """Waits for the chunks, and says what is wrong with them, if anything."""
         num_wrong = 0 if self._num_wrong is None else int(self._num_wrong)
         return f"the checksums of {num_wrong} of {self._chunks.num_tokens} tokens differ" if num_wrong else None
+
+    def drain(self) -> None:
+        """Waits for the early chunks, so that their memory is not written after it is freed."""
+        with contextlib.suppress(TransferError):
+            self._incoming.wait()
 
     def _make(self, heads: range) -> Incoming:
         token_bytes, num_tokens = self.offer.geometry.bytes_of(heads), self.offer.num_tokens

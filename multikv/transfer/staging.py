@@ -197,6 +197,11 @@ class Incoming:
                 start()
         return received[-1]
 
+    def wait(self) -> None:
+        """Waits for what is expected, so that no memory is written after it is freed."""
+        for content in self._received:
+            content.wait()
+
 
 def _second_thread(channel: Channel) -> Executor:
     return ThreadPoolExecutor(1) if channel.device.type == "cpu" else _SameThread()
