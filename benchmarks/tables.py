@@ -25,7 +25,6 @@ H200 = "nvidia-h200_torch-2.11.0_2026-11-21"
 H200_SWAPS = "nvidia-h200_swaps_torch-2.11.0_2026-11-21"
 AVX2 = "amd-epyc-avx2_1-thread_torch-2.13.0_2026-11-26"
 TRANSFER = "nvidia-h100-x2_transfer_torch-2.11.0_2026-11-26"
-TRANSFER_BY_GLOO = "nvidia-h200-x2_transfer_torch-2.11.0_2026-11-26"
 EPYC_1, EPYC_2 = (f"amd-epyc-avx512_{n}_torch-2.13.0_2026-11-21" for n in ("1-thread", "2-threads"))
 
 Row = dict[str, Any]
@@ -137,9 +136,10 @@ NEWER_GPU_CASES = [
         "rotate_cached_keys": ("bf16/T=131072", "fp8_e4m3/T=131072"),
         "compute_slot_mapping": ("1-groups/1x8192", "4-groups/32x256"),
         "copy_blocks_layers": ("NHD/32x2x1024",),
+        "zero_blocks": ("NHD/32x2x1024",),
         "checksum_blocks": ("NHD/32x2x1024", "HND/32x2x1024"),
         "pack_layers": ("d2d/NHD-to-HND-64/32x2x2048", "host/4K-pieces/32x2x2048"),
-        "unpack_layers": ("d2d/NHD-to-HND-64/4x2x256", "host/4K-pieces/4x2x256"),
+        "unpack_layers": ("d2d/NHD-to-HND-64/32x2x2048", "host/4K-pieces/32x2x2048"),
         "move_tokens": ("2K/64x8192", "256B/64x16384"),
         "compact_cache": ("half/16x2048",),
     }.items()
@@ -286,7 +286,7 @@ def transfers() -> str:
     files = {
         "nccl": (TRANSFER, "nccl, two H100s"),
         "cpu:gloo,cuda:nccl": (TRANSFER, "nccl, and gloo for messages, two H100s"),
-        "gloo": (TRANSFER_BY_GLOO, "gloo, CPU processes"),
+        "gloo": (TRANSFER, "gloo, CPU processes"),
     }
     rows = []
     for backend, (file, name) in files.items():

@@ -8,7 +8,7 @@ Each module imports only modules above it:
 - `errors` has the exception.
 - `channel` sends messages and tensors to one peer.
 - `plan` compares the caches, and chooses heads and chunks.
-- `offer` has the first message of a sender.
+- `offer` has what a sender says at first.
 - `staging` packs, sends and unpacks chunks.
 - `hand_over` has `send` and `receive`.
 """
