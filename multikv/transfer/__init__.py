@@ -10,6 +10,7 @@ Each module imports only modules above it:
 - `plan` compares the caches, and chooses heads and chunks.
 - `offer` has what a sender says at first.
 - `staging` packs, sends and unpacks chunks.
+- `sender` and `source` are the two sides: what sends, and a sender as its receiver sees it.
 - `hand_over` has `send` and `receive`.
 """
 

@@ -22,22 +22,19 @@ reads the answer.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
 
 from ..pool import OutOfBlocks, Sequence
 from ..pool.arguments import as_integer, as_list, check_type
 from ..pool.paged import PagedCache
-from .channel import Channel, Pending
+from .channel import Channel
 from .errors import TransferError
-from .offer import Manifest, Offer
-from .plan import Chunk, Chunks, Geometry, alignment, assign_heads, early_chunks
-from .staging import Incoming, Outgoing, Staging
+from .plan import Geometry, alignment, assign_heads
+from .sender import Sender
+from .source import Source
 
 __all__ = ["receive", "send"]
 
@@ -88,7 +85,7 @@ def send(
     with _held(cache, as_list("send", "sequences", sequences, Sequence)) as mine:
         channels = [Channel("send", rank, group, cache.device, timeout) for rank in _ranks("send", "dst", dst)]
         numbers = as_integer("send", "first_head", first_head), as_integer("send", "chunk_bytes", chunk_bytes)
-        sender = _Sender(cache, mine, *numbers, channels)
+        sender = Sender(cache, mine, *numbers, channels)
         try:
             sender.start()
             for channel, answer in zip(channels, sender.answers(), strict=True):
@@ -98,94 +95,6 @@ def send(
                 channel.flush()
         finally:
             sender.drain()
-
-
-class _Sender:
-    """What a sender does with its receivers."""
-
-    def __init__(
-        self, cache: PagedCache, sequences: list[Sequence], first_head: int, chunk_bytes: int, channels: list[Channel]
-    ) -> None:
-        """Sends nothing yet."""
-        self._cache, self._sequences, self._channels = cache, sequences, channels
-        self._written = [sequence.num_written for sequence in sequences]
-        self._outgoing: Outgoing | None = None  # that of the early chunks
-        self._parcel: Pending | None = None  # of the answer, if it is expected already
-        geometry, early = Geometry.of(cache, first_head), []
-        if len(channels) == 1 and _starts_early(channels[0]):
-            early = early_chunks(self._written, cache.block_size, geometry.bytes_of(geometry.heads), chunk_bytes)
-        sizes = len(sequences), sum(map(len, sequences))
-        self._offer = Offer(geometry, chunk_bytes, len(channels), early, *sizes)
-
-    def start(self) -> None:
-        """Sends all that comes before the answers."""
-        for channel in self._channels:
-            self._offer.send(channel)
-        self._send_early(0, 1)
-        manifest = Manifest.of(self._sequences)
-        for channel in self._channels:
-            manifest.send(channel)
-        place = self._offer.num_before_answer
-        self._send_early(1, place)
-        if self._offer.early[place:]:
-            self._parcel = self._channels[0].expect()
-            self._send_early(place, place + 1)
-
-    def _send_early(self, begin: int, end: int) -> None:
-        early = self._offer.early
-        for chunk in early[begin:end]:
-            if self._outgoing is None:
-                self._outgoing = self._make(self._channels[0], self._offer.geometry.heads)
-            self._outgoing.send(chunk, early[-1].num_tokens).result()  # before the next message
-
-    def answers(self) -> list[dict[str, Any]]:
-        """Returns what the receivers answer. If one of several refuses, the others are told so."""
-        answers: list[dict[str, Any] | TransferError] = []
-        for channel in self._channels:
-            try:
-                answers.append(channel.receive(self._parcel))
-            except TransferError as error:
-                answers.append(error)
-        failures = [answer for answer in answers if isinstance(answer, TransferError)]
-        for channel, answer in zip(self._channels, answers, strict=True):
-            if not isinstance(answer, TransferError) and len(self._channels) > 1:
-                channel.send({"error": str(failures[0])} if failures else {"go": True})
-        if failures:
-            for channel in self._channels:
-                channel.flush()
-            raise failures[0]
-        return [answer for answer in answers if not isinstance(answer, TransferError)]
-
-    def send(self, channel: Channel, answer: dict[str, Any]) -> None:
-        """Sends what a receiver wants."""
-        heads, theirs = range(*answer["heads"]), Geometry(**answer["geometry"])
-        if not heads:
-            return
-        spans = answer["starts"], self._written
-        chunks = _chunks(self._offer, theirs, heads, *spans, answer["useless"])
-        outgoing, num_useless = self._outgoing, _num_tokens(self._offer.early[: answer["useless"]])
-        if outgoing is None or heads != self._offer.geometry.heads:
-            outgoing, num_useless = self._make(channel, heads), 0
-        for chunk in itertools.islice(chunks, len(chunks.early), None):
-            outgoing.send(chunk, chunks.size)
-        outgoing.finish(num_useless)
-
-    def drain(self) -> None:
-        """Waits for the early chunks, so that their memory is not reused while it is read."""
-        if self._outgoing is not None:
-            with contextlib.suppress(TransferError):
-                self._outgoing.wait()
-
-    def _make(self, channel: Channel, heads: range) -> Outgoing:
-        geometry, num_tokens = self._offer.geometry, sum(self._written) + _num_tokens(self._offer.early)
-        token_bytes = geometry.bytes_of(heads)
-        staging = Staging(self._cache, _local(heads, geometry), channel.device, token_bytes, num_tokens)
-        return Outgoing(staging, self._sequences, channel)
-
-
-def _starts_early(channel: Channel) -> bool:
-    """Returns whether to send chunks before the answer, which pays if they take less time than messages."""
-    return channel.device.type == "cuda"
 
 
 def receive(
@@ -227,7 +136,7 @@ def receive(
     mine = Geometry.of(cache, as_integer("receive", "first_head", first_head))
     channels = [Channel("receive", rank, group, cache.device, timeout) for rank in _ranks("receive", "src", src)]
     with contextlib.ExitStack() as stack:
-        sources = [_Source(cache, mine, channel) for channel in channels]
+        sources = [Source(cache, mine, channel) for channel in channels]
         for source in sources:
             stack.callback(source.drain)
         first = sources[0].manifest
@@ -261,82 +170,14 @@ def receive(
     return sequences
 
 
-class _Source:
-    """A sender, as the receiver sees it."""
-
-    def __init__(self, cache: PagedCache, mine: Geometry, channel: Channel) -> None:
-        """Receives the offer, and begins to receive the early chunks."""
-        self._cache, self._mine, self.channel = cache, mine, channel
-        self.heads = range(0)  # those that the source sends
-        self._num_wrong: Tensor | None = None  # tokens whose checksums differ
-        offer = self.offer = Offer.receive(channel)
-        self._num_useless = len(offer.early)  # the early chunks, from the first on, that the receiver cannot use
-        self._incoming = self._make(offer.geometry.heads)
-        self._early = iter(offer.early)
-        self._expect_early(1)
-        manifest = Manifest.expect(channel, offer)
-        self._expect_early(offer.num_before_answer - 1)
-        self.manifest = Manifest.receive(manifest, offer.num_sequences)
-
-    def reply(self, message: dict[str, Any]) -> None:
-        """Sends the answer. Begins to receive the last early chunk after the first parcel, as the sender expects."""
-        first, *others = self.channel.parts(message)
-        self.channel.send_parts([first])
-        self._expect_early(1)
-        self.channel.send_parts(others)
-
-    def answer(self, starts: list[int]) -> None:
-        """Says what the receiver has, and wants."""
-        offer, theirs = self.offer, self.offer.geometry
-        unit = alignment(theirs, self._mine)
-        if self.heads == theirs.heads:
-            self._num_useless = max(
-                (i for i, x in enumerate(offer.early, 1) if x.begin % unit or x.begin < starts[x.sequence]), default=0
-            )
-        self._chunks = _chunks(offer, self._mine, self.heads, starts, [*self.manifest.written], self._num_useless)
-        answer = {"geometry": vars(self._mine), "starts": starts, "useless": self._num_useless}
-        self.reply(answer | {"heads": [self.heads.start, self.heads.stop]})
-
-    def receive(self, sequences: list[Sequence]) -> None:
-        """Receives the chunks. On a GPU this queues the work."""
-        if self.offer.num_receivers > 1:
-            self.channel.receive()
-        useless = self.offer.early[: self._num_useless]
-        if self.heads != self.offer.geometry.heads:
-            self._incoming.wait()
-            self._incoming, useless = self._make(self.heads), []
-        if self.heads and self._chunks.num_tokens:
-            checksums = self._incoming.unpack(sequences, useless, self._chunks).wait()
-            self._num_wrong = (checksums != self._incoming.staging.checksums).sum()
-
-    def fault(self) -> str | None:
-        """Waits for the chunks, and says what is wrong with them, if anything."""
-        num_wrong = 0 if self._num_wrong is None else int(self._num_wrong)
-        return f"the checksums of {num_wrong} of {self._chunks.num_tokens} tokens differ" if num_wrong else None
-
-    def drain(self) -> None:
-        """Waits for the early chunks, so that their memory is not written after it is freed."""
-        with contextlib.suppress(TransferError):
-            self._incoming.wait()
-
-    def _make(self, heads: range) -> Incoming:
-        token_bytes, num_tokens = self.offer.geometry.bytes_of(heads), self.offer.num_tokens
-        staging = Staging(self._cache, _local(heads, self._mine), self.channel.device, token_bytes, num_tokens)
-        return Incoming(staging, self.channel)
-
-    def _expect_early(self, count: int) -> None:
-        for chunk in itertools.islice(self._early, count):
-            self._incoming.expect(chunk, self.offer.early[-1].num_tokens)
-
-
-def _refuse(sources: list[_Source], reason: str) -> None:
+def _refuse(sources: list[Source], reason: str) -> None:
     for source in sources:
         source.reply({"error": reason})
     for source in sources:
         source.channel.flush()
 
 
-def _check(sources: list[_Source]) -> None:
+def _check(sources: list[Source]) -> None:
     """Raises a TransferError if checksums differ, and tells all senders."""
     for source in sources:
         if fault := source.fault():
@@ -344,7 +185,7 @@ def _check(sources: list[_Source]) -> None:
             raise TransferError(f"receive: rank {source.channel.peer}: {fault}")
 
 
-def _agree(mine: Geometry, sources: list[_Source]) -> None:
+def _agree(mine: Geometry, sources: list[Source]) -> None:
     """Chooses the heads that each source sends, or raises a TransferError."""
     first, *others = sources
     for source in others:
@@ -360,24 +201,6 @@ def _agree(mine: Geometry, sources: list[_Source]) -> None:
         if difference := mine.difference(source.offer.geometry, heads[rank]):
             raise TransferError(f"receive: the cache of rank {rank} does not fit: {difference}")
         source.heads = heads[rank]
-
-
-def _chunks(
-    offer: Offer, receiver: Geometry, heads: range, starts: list[int], ends: list[int], num_useless: int
-) -> Chunks:
-    """Plans the chunks of some heads; both sides get the same."""
-    sender, early = offer.geometry, offer.early[num_useless:]
-    token_bytes = sender.bytes_of(heads)
-    return Chunks.of(starts, ends, alignment(sender, receiver), token_bytes, offer.chunk_bytes, early)
-
-
-def _num_tokens(chunks: list[Chunk]) -> int:
-    return sum(chunk.num_tokens for chunk in chunks)
-
-
-def _local(heads: range, geometry: Geometry) -> range:
-    """Counts heads of the model from the first of a cache."""
-    return range(heads.start - geometry.first_head, heads.stop - geometry.first_head)
 
 
 def _ranks(call: str, argument: str, ranks: int | Iterable[int]) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..pool import Sequence
 from .channel import Channel, Pending, bytes_of
 from .errors import TransferError
-from .plan import Chunk, Geometry
+from .plan import Chunk, Chunks, Geometry, alignment
 
 _VERSION = 4
 _NUMBER_BYTES = 8
@@ -31,6 +31,11 @@ class Offer:
     def num_before_answer(self) -> int:
         """How many early chunks are queued before the answer: all but the last, and at least one."""
         return max(len(self.early) - 1, 1)
+
+    def chunks(self, receiver: Geometry, heads: range, starts: list[int], ends: list[int], num_useless: int) -> Chunks:
+        """Plans the chunks of some heads, without the first num_useless early ones; both sides get the same."""
+        unit, early = alignment(self.geometry, receiver), self.early[num_useless:]
+        return Chunks.of(starts, ends, unit, self.geometry.bytes_of(heads), self.chunk_bytes, early)
 
     def send(self, channel: Channel) -> None:
         """Begins to send the offer."""

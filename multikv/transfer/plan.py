@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +47,10 @@ class Geometry:
     def heads(self) -> range:
         """The heads of the model that this rank holds."""
         return range(self.first_head, self.first_head + self.num_heads)
+
+    def local(self, heads: range) -> range:
+        """Counts heads of the model from the first of this rank."""
+        return range(heads.start - self.first_head, heads.stop - self.first_head)
 
     def difference(self, other: Geometry, heads: range) -> str | None:
         """Says why heads of another cache cannot be copied to this one, or returns None."""
@@ -134,6 +138,11 @@ class Chunks:
             middle = begin + 3 * (end - begin) // 4 // self.unit * self.unit
             chunks += [Chunk(i, begin, middle)] * (begin < middle) + [Chunk(i, middle, end)]
         return iter(chunks)
+
+
+def num_tokens(chunks: Iterable[Chunk]) -> int:
+    """Returns the tokens of chunks."""
+    return sum(chunk.num_tokens for chunk in chunks)
 
 
 def early_chunks(written: list[int], unit: int, token_bytes: int, chunk_bytes: int) -> list[Chunk]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import multikv
-from multikv.transfer import hand_over, staging
+from multikv.transfer import sender, staging
 from tests.support.pool import check_blocks
 from tests.support.rank import check, make_sequences, step
 
@@ -14,13 +14,13 @@ def early(scenario):
     """Lets gloo send chunks before the answer, as nccl does. Returns how many tokens each call of pack has packed."""
 
     def run(r):
-        inner, starts_early, packed = staging.Staging.pack, hand_over._starts_early, []
+        inner, starts_early, packed = staging.Staging.pack, sender._starts_early, []
         staging.Staging.pack = lambda *a: (packed.append(a[2].num_tokens), inner(*a))
-        hand_over._starts_early = lambda channel: True
+        sender._starts_early = lambda channel: True
         try:
             scenario(r)
         finally:
-            staging.Staging.pack, hand_over._starts_early = inner, starts_early
+            staging.Staging.pack, sender._starts_early = inner, starts_early
         return packed
 
     run.__name__ = f"early_{scenario.__name__}"

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 import multikv
 from multikv import transfer
-from multikv.transfer import hand_over, staging
+from multikv.transfer import channel, staging
 from tests.support import early_chunks
 from tests.support.early_chunks import early
 from tests.support.pool import check_blocks
@@ -228,13 +228,13 @@ def damaged(r):
                 content[-5] ^= 4
             return inner(channel, content)
 
-        inner, sent = hand_over.Channel.start_sending, []
-        hand_over.Channel.start_sending = damage
+        inner, sent = channel.Channel.start_sending, []
+        channel.Channel.start_sending = damage
         cache = r.cache()
         try:
             r.send(cache, make_sequences(cache), 1, chunk_bytes=1024)
         finally:
-            hand_over.Channel.start_sending = inner
+            channel.Channel.start_sending = inner
     elif r.rank == 1:
         cache = r.cache()
         try:
@@ -272,7 +272,7 @@ def sender_dies(r):
     elif r.rank == 3:
         cache = r.cache()
         sequences = make_sequences(cache, (63,))
-        inner, calls = hand_over.Channel.start_sending, []
+        inner, calls = channel.Channel.start_sending, []
 
         def dying(channel, tensor):
             calls.append(tensor)
@@ -280,7 +280,7 @@ def sender_dies(r):
                 os._exit(0)
             return inner(channel, tensor)
 
-        hand_over.Channel.start_sending = dying
+        channel.Channel.start_sending = dying
         r.send(cache, sequences, 2, chunk_bytes=1024)
 
 
