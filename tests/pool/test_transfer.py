@@ -109,7 +109,7 @@ def test_a_damaged_chunk_after_early_ones(outcome):
     assert sent == "TransferError: send: rank 1 refused: the checksums of 1 of 100 tokens differ"
 
 
-@pytest.mark.parametrize("name", ["one_to_one", "other_heads", "fewer_ranks", "mla"])
+@pytest.mark.parametrize("name", ["one_to_one", "other_heads", "fewer_ranks", "mla", "long_messages"])
 def test_sequences_arrive_after_early_chunks(outcome, name):
     assert all(isinstance(packed, list) for packed in outcome(f"early_{name}"))
 

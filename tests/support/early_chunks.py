@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 import multikv
 from multikv.transfer import sender, staging
-from tests.support.pool import check_blocks
+from tests.support.pool import HEAD_SIZE, check_blocks
 from tests.support.rank import check, make_sequences, step
 
 
@@ -77,6 +79,27 @@ def partly_known(r):
     known(r, 40)
 
 
+def long_messages(r):
+    """The scales of 80 heads make the offer and the answer longer than a parcel."""
+    if r.rank > 1:
+        return
+    scales = torch.linspace(0.1, 1, 80)
+    cache = r.cache(num_heads=80, kv_cache_dtype="fp8_e4m3", k_scale=scales, v_scale=scales)
+    sequence = cache.new(range(57))
+    batch = cache.extend([sequence])
+    rows = torch.randn(57, 80, HEAD_SIZE, generator=torch.Generator().manual_seed(0)).to(cache.device)
+    for layer in range(cache.num_layers):
+        cache.write(layer, rows, -rows, batch)
+    if r.rank == 0:
+        r.send(cache, [sequence], 1, chunk_bytes=16 << 10)
+    else:
+        received = r.cache(num_heads=80, kv_cache_dtype="fp8_e4m3", k_scale=scales, v_scale=scales)
+        (copy,) = r.receive(received, 0)
+        for mine, theirs in zip(cache.planes, received.planes, strict=True):
+            blocks, copies = (torch.tensor(list(x.blocks), device=cache.device) for x in (sequence, copy))
+            assert torch.equal(mine[blocks].flatten(0, 1)[:57], theirs[copies].flatten(0, 1)[:57])
+
+
 def full(r):
     """The receiver has no room, and receives early chunks all the same, the last of them late.
 
@@ -109,4 +132,4 @@ def full(r):
         raise refusal
 
 
-SCENARIOS = taken, same_blocks, not_taken, other_heads, known, partly_known, full
+SCENARIOS = taken, same_blocks, not_taken, other_heads, known, partly_known, long_messages, full
