@@ -101,10 +101,12 @@ class NearOneQuotient {
     return std::bit_cast<uint32_t>(divisor) - (kOne - kMost) <= 2 * static_cast<uint32_t>(kMost);
   }
   NearOneQuotient() = default;
-  // takes(divisor) is true. `fma(a, b, c)` is a * b + c rounded once. Floats above 1 are twice as far apart as those
-  // below 1.
+  // The caller has checked that takes(divisor) is true. `fma(a, b, c)` is a * b + c rounded once.
   template <class Fma>
   constexpr NearOneQuotient(float divisor, Fma fma) {
+    // `above` counts the float32 steps from 1 to the divisor. A step is 2^-23 for numbers greater than 1, and 2^-24 for
+    // numbers less than 1. 1 / divisor is near 2 - divisor, at the same distance on the other side of 1. So it is
+    // 2 * above steps less than 1, or -above / 2 steps greater than 1.
     const int32_t above = std::bit_cast<int32_t>(divisor) - kOne;
     high_ = std::bit_cast<float>(kOne + (above > 0 ? -2 * above : -above / 2));
     const float nearest = std::bit_cast<float>(kOne + (above > 0 ? -2 * above : (1 - above) / 2));  // 1 / divisor

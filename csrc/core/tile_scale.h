@@ -27,8 +27,9 @@ constexpr float finite_amax(float amax) {
 // amax is finite.
 //
 // Rounding the quotient to float32 first would not change the result. A quotient is above 2^k only if amax is at least
-// one float32 step above 1.75 * 2^k * 2^exponent. Then the quotient is above 2^k by at least 1 / 1.75 of the float32
-// step at 2^k. That is more than half a step, so the quotient does not round down to 2^k.
+// one float32 step above 2^k * tile_divisor(). The significand of tile_divisor() is 1.75, so the quotient is then above
+// 2^k by at least 1 / 1.75 of the float32 step at 2^k. That is more than half a step, so the quotient does not round
+// down to 2^k.
 constexpr float power_of_two_scale(float amax, Element element, float least) {
   const int32_t exponent = element == Element::kE4M3FNUZ ? 7 : 8;
   // The sum carries into the exponent if and only if the significand of amax is above 1.75: as bits of a significand,

@@ -1,4 +1,5 @@
-// The kernels of all ops, and of vLLM's, without what the backends do.
+// Registers the kernels of multikv's ops, and lists those of vLLM's ops. The kernels check the arguments, and then call
+// the backend through run_on_backend (frontend/torch/register.h).
 #include "ops.h"
 #include "vllm_ops.h"
 

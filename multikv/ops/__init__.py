@@ -56,8 +56,8 @@ All three tensors are int32 or int64. The elements of cu_seq_lens do not decreas
 the number of output rows. The elements of seq_starts are at least 0. The elements of block_table are at least 0 and
 below num_blocks; those that no output row needs are not checked. Output rows of no sequence, and rows whose block lies
 past the width of the block table, keep their content. The arguments batch_size and num_tokens may be -1, which stands
-for the size of a tensor. A number is a constant of a graph of torch.compile, so only a graph that passes -1 serves all
-sizes.
+for the size of a tensor. In a graph of torch.compile the values of these two arguments are constants, so only a graph
+that passes -1 serves all sizes.
 
 **kv_cache_dtype** names the format in which a cache stores its elements (`multikv.formats` has the table). The
 docstrings of convert_fp8 and indexer_k_quant_and_cache list the names that these two ops accept. All other ops with

@@ -53,7 +53,7 @@ def paged_attention_workspace_bytes(
     num_granules = -(-max_seq_len // _GRANULE)
     if num_granules <= 1:
         return 0
-    partial_bytes = 4 * (value_size + 2)  # of one granule: output, number subtracted from scores, sum of weights
+    partial_bytes = 4 * (value_size + 2)  # a granule's output, a number near its largest score, sum of weights
     return min(num_query_tokens * num_query_heads * num_granules * partial_bytes, _MAX_WORKSPACE_BYTES)
 
 

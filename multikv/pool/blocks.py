@@ -17,7 +17,9 @@ class BlockPool:
 
         unused    no reference, no name        taken first
         cached    no reference, but a name     found by its name, or evicted: the one released first goes first
-        in use    at least one reference       with a name, if it is full and written, unless another block has it
+        in use    at least one reference       gets a name when it is full and written
+
+    Two blocks never have the same name. If another block has the name already, a block gets none.
     """
 
     def __init__(self, num_blocks: int) -> None:

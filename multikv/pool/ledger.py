@@ -177,9 +177,11 @@ class Ledger:
         return self._pool.find(name) is not None or (host is not None and host.find(name) is not None)
 
     def _fetch_prefix(self, host: HostTier, wanted: list[bytes]) -> list[int]:
-        """Returns the blocks of names, some of which are on the host, up to the first that is nowhere or has no room.
+        """Returns the blocks of the longest prefix of `wanted` that can be on the device.
 
-        All of them are shared or taken.
+        The prefix ends before the first name that neither the device nor the host holds, and before the first block for
+        which too few blocks of the device are free. Blocks of the device are shared. Blocks of the host are copied to
+        newly taken blocks of the device.
         """
         found: list[tuple[int | None, int | None]] = []  # (block of the device, block of the host)
         for name in wanted:

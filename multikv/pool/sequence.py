@@ -61,7 +61,8 @@ class Sequence:
         self._root = root
         self._names: list[bytes] = []  # of full blocks of tokens, as far as they are known; written or not
         self._pool: BlockPool | None = pool  # where the blocks are; None: the sequence was freed
-        self._shares_tail = False  # False: no other sequence uses the block of the next slot, and it has no name
+        # True: the block of the next slot may have a name, or may be in use by another sequence.
+        self._shares_tail = False
         self._ready: torch.cuda.Event | None = None  # when the blocks have come from the host
 
     def __len__(self) -> int:

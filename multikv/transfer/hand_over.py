@@ -15,8 +15,8 @@ checksums of all tokens                ->        compares them
 Early chunks are the end of a sequence. They are on their way while the receiver looks for a prefix that it has, takes
 blocks and answers. A receiver that cannot use them receives them all the same, because nccl cannot take back what it
 sends. Between two ranks, nccl runs sends and receives one by one, in the order in which both ranks have queued them. If
-there are several early chunks, the answer is queued before the last one. So that chunk is on its way while the sender
-reads the answer.
+there are several early chunks, both ranks queue the answer before the last early chunk. The last early chunk is
+therefore in flight while the sender reads the answer.
 """
 
 from __future__ import annotations

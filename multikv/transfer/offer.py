@@ -23,7 +23,7 @@ class Offer:
     geometry: Geometry
     chunk_bytes: int
     num_receivers: int
-    early: list[Chunk]  # are sent without an answer
+    early: list[Chunk]  # the sender queues them before it reads the answer
     num_sequences: int
     num_tokens: int  # of the manifest
 

@@ -126,8 +126,8 @@ class Chunks:
     def __iter__(self) -> Iterator[Chunk]:
         """Yields the chunks in the order in which they are sent.
 
-        The last quarter of the last of many chunks is a chunk of its own, so that little has to be unpacked after all
-        bytes have arrived.
+        If there are more than _MANY_CHUNKS chunks, the last one is split into about three quarters and one quarter, so
+        that little is left to unpack when the last bytes arrive. An early chunk is not split.
         """
         chunks = self.early[:]
         for i, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):

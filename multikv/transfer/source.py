@@ -35,7 +35,11 @@ class Source:
         self.manifest = Manifest.receive(manifest, offer.num_sequences)
 
     def reply(self, message: dict[str, Any]) -> None:
-        """Sends the answer. Begins to receive the last early chunk after the first parcel, as the sender expects."""
+        """Sends the answer.
+
+        If there are several early chunks, the receive of the last one is queued between the parcel and the rest of the
+        answer. The sender queues its side in the same order.
+        """
         first, *others = self.channel.parts(message)
         self.channel.send_parts([first])
         self._expect_early(1)

@@ -1,10 +1,10 @@
 """The pipeline: chunks are packed and unpacked while others are on their way.
 
 On GPUs everything is queued in the caller's stream and in nccl's, and the host waits once, at the end. With gloo three
-threads of each process work at the same time. On the sender a second thread starts to send a chunk, which writes what
-fits into the socket, and then hashes the chunk. Meanwhile the caller's thread packs the next chunk, and gloo's own
-thread sends what did not fit. On the receiver the caller's thread unpacks a chunk, a second one hashes the same chunk,
-and gloo's own thread receives the next ones.
+threads of each process work at the same time. On the sender, a second thread starts to send a chunk, and then hashes
+the chunk. The start writes as many bytes to the socket as the socket takes, and gloo's own thread sends the others.
+Meanwhile the caller's thread packs the next chunk. On the receiver, the caller's thread unpacks a chunk, a second
+thread hashes the same chunk, and gloo's own thread receives the next chunks.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class Outgoing:
     def send(self, chunk: Chunk, size: int) -> Future[Pending]:
         """Packs a chunk, once the buffer is free, and begins to send it.
 
-        The future is done when the chunk is hashed and its send has started. What is sent then arrives after the chunk.
+        The future is done when the chunk is hashed and its send has started. Any send that starts after the future is
+        done arrives after the chunk.
         """
         i = len(self._sent)
         if i >= NUM_BUFFERS:

@@ -58,8 +58,12 @@ __device__ inline Finish finish(float m, float l, float sink, float value_scale)
   return {__fdiv_rn(factor, l), __fmul_rn(__fadd_rn(m, log2f(l)), kLn2), false};
 }
 
-// How a product of a query and a key becomes a score: score = x * factor. If is_plain, x is the product. Otherwise x is
-// the whole score, and factor is 1.
+// How a product of a query and a key becomes a score. The matrix kernels hold a number x for each key, and the score is
+// x * factor():
+//
+//              x                                   factor()
+//   is_plain   the product                         the coefficient
+//   otherwise  the score, computed by operator()   1
 struct Scoring {
   float softcap;  // times log2(e); 0: none
   bool has_slopes;

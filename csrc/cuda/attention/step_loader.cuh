@@ -7,9 +7,10 @@ namespace multikv::gpu {
 
 // All lanes call all functions. kHasVectors: whether both caches have vectors.
 //
-// Loads of vectors have no branches, and their registers are not touched before they are used: a branch would make the
-// compiler move registers, and so wait for loads that have just started. So the loads do not test whether a key can be
-// read. If it cannot, they read a slot of block 0, and clear_values() later replaces the value by 0.
+// An instruction that touches the destination register of a load waits for the load. So nothing touches the registers
+// of vectors in flight until the kernel needs the vectors. Loads of vectors have no branches, because around a branch
+// the compiler would move registers, and each move would wait. So the loads do not test whether a key can be read. If
+// it cannot, they read a slot of block 0, and clear_values() later replaces the value by 0.
 template <class Store, int kHeadSize, bool kHasVectors>
 class StepLoader {
   using Shape = SplitShape<Store, kHeadSize>;

@@ -2,8 +2,9 @@
 // multiply the same elements in the same order for every row, whether they compute products or transposed products, and
 // so return the same bits.
 //
-// See multiply_add in vendor/matrix.cuh for the operands. Two orders do not change what is computed, and are chosen so
-// that loads are wide:
+// See multiply_add in vendor/matrix.cuh for the operands. Elements of keys and columns of fp8 values are permuted in
+// the operands, so that loads are wide. Elements of queries are permuted like those of keys, which does not change the
+// products. A permutation of the columns of values only permutes the columns of the output. The permutations are:
 //
 //   elements of keys      A key is divided into chunks of 16 bytes, and four chunks form a group. Lane i holds chunk
 //                         i % 4 of each group. Multiplication j of a group takes the elements 4 * j .. 4 * j + 3 of

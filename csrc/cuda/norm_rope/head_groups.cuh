@@ -92,7 +92,8 @@ struct HeadGroups {
   int64_t head_size;
   HeadSide sides[3];  // indexed by HeadKind
 
-  // The groups of thread blocks of kThreads threads, with `heads` heads of a token each.
+  // Returns the groups for a kernel with thread blocks of kThreads threads. Each group has up to `heads` heads of one
+  // token.
   static HeadGroups of(const QkNormRopeCacheParams& p, int heads, int vector_bytes, bool has_values) {
     HeadGroups groups{};
     groups.lanes = HeadLanes::of(p.rope, p.head_size, vector_bytes / static_cast<int>(num_bytes(p.dtype)));

@@ -22,8 +22,9 @@ void with_dtypes(const QkNormRopeCacheParams& p, With with) {
 // flash layout, launch_packed_heads() for those of the packed layout.
 void launch_heads(const QkNormRopeCacheParams& p, bool only_rotated, const Context& context);
 void launch_packed_heads(const QkNormRopeCacheParams& p, const Context& context);
-// Heads that consist of vectors of 16 bytes, and of which all queries of a token, or all its keys, are normed together.
-// Returns false, and launches nothing, if a token has too many heads or the head size is no power of two.
+// Heads that consist of vectors of 16 bytes, with NormOrder::kAllHeads: all queries of a token are normed as one row,
+// and all keys of a token as another. Caches have the flash layout. Returns false, and launches nothing, if a token has
+// too many heads or the head size is no power of two.
 bool launch_head_rows(const QkNormRopeCacheParams& p, const Context& context);
 // Heads of any size and alignment, element by element.
 void launch_elements(const QkNormRopeCacheParams& p, const Context& context);

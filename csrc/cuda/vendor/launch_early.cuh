@@ -6,8 +6,8 @@
 
 namespace multikv::gpu {
 
-// Lets the next kernel start early, if launch_early() launches it: once every thread block of this kernel has called
-// this function or has exited.
+// Lets the next kernel start as soon as every thread block of this kernel has called this function or has exited. The
+// call has no effect on a next kernel that is launched without launch_early().
 __device__ inline void allow_next_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

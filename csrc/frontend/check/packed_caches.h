@@ -6,8 +6,8 @@
 
 namespace multikv {
 
-// The heads that a packed cache belongs to: by default, those of the tensor `key`. The texts say in error messages what
-// the two sizes are.
+// The heads that a packed cache stores. The texts say in error messages where the two sizes come from. The default
+// texts are for sizes of the tensor `key`.
 struct Heads {
   int64_t num_heads, head_size;
   std::string_view num_heads_of = "heads of key", head_size_of = "head size of key";

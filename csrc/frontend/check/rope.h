@@ -5,7 +5,8 @@
 
 namespace multikv {
 
-// The part of a head that is rotated, and the head; `of` says what head_size is, for the error messages.
+// The part of a head that is rotated. It starts at element `offset` of a head of head_size elements. Error messages say
+// with the text `of` what head_size is.
 struct RotatedPart {
   int64_t offset, head_size;
   std::string_view of;

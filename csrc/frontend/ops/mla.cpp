@@ -65,8 +65,8 @@ void check_no_overlap(const Call& call, int64_t entry_size, int64_t block_size, 
   if (!has_blocks) return;
   check("block_stride", block_stride, entry_size, kEntry);
   if (!has_slots) return;
-  // The larger stride spans steps + 1 entries at the smaller stride: it is at least steps * smaller + entry_size. The
-  // division avoids an overflow of the product.
+  // steps + 1 entries follow each other at the smaller stride. They take steps * smaller + entry_size elements, and the
+  // larger stride must be at least that. The division avoids an overflow of the product.
   const bool is_block_major = block_stride >= entry_stride;
   const auto [larger, smaller] = std::minmax(block_stride, entry_stride, std::greater<>());
   const int64_t steps = is_block_major ? block_size - 1 : std::max<int64_t>(num_blocks, 2) - 1;

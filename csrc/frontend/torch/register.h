@@ -1,6 +1,7 @@
 // Makes a kernel for the dispatcher from an op's schema, its make_<op>_params, and the backend of the library.
 //
-// The front end is compiled once for all libraries. So a kernel calls what its library sets when it is loaded.
+// The front end is compiled once for all libraries, and names no backend. A kernel calls the function pointer
+// run_on_backend<Params>, which a library sets when the library is loaded.
 #pragma once
 
 #include <array>

@@ -88,7 +88,7 @@ class BlockTables:
         self.release_past(length)
 
     def release_past(self, length: int) -> None:
-        """Gives back the blocks that no token at a position of at least length sees."""
+        """Gives back the blocks that no token at position `length` or later sees."""
         first = self._first_needed(length)
         for row in self.rows:
             self._drop(row[self.num_released : first])

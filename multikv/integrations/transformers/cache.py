@@ -313,7 +313,7 @@ class MultikvCache(Cache):
     def activate_past_recording(self) -> None:
         """Makes layers with a sliding window keep the tokens that leave the window.
 
-        A crop to a length gives back the blocks that no token at this position or a later one sees.
+        A crop to n tokens gives back the blocks that no token at position n or later sees.
         """
         for group in self.groups.values():
             group.tables.keeps_past = True

@@ -40,7 +40,7 @@ class HeadGatherer {
       return;
     }
     for (int64_t i = 0; i < rows.num_rows; ++i, to += rows.to_stride, from += rows.from_stride) {
-      // If rows.ahead is 0, the row itself is prefetched. copy() would not be faster with nullptr.
+      // If rows.ahead is 0, copy() prefetches the row itself. Passing nullptr as `next` instead would not be faster.
       copy(to, from, rows.count * element_bytes_, stores_, from + rows.ahead);
     }
   }

@@ -73,8 +73,8 @@ concept Rounding = std::same_as<T, AnyRounding> || std::same_as<T, TameRounding>
 class TameElements {
  public:
   void add(Bytes words) {
-    // words + words drops the signs. The other addition makes magnitudes below kSmallest negative: large unsigned
-    // words.
+    // words + words drops the signs. The addition of -2 * kSmallest wraps around for magnitudes below kSmallest, so
+    // that they become large unsigned words, like magnitudes above kLargest.
     largest_ = larger_unsigned_word(largest_, add_words(add_words(words, words), all_words(-2 * kSmallest)));
   }
   bool are_all() const { return !is_any_word_above(largest_, 2 * (kLargest - kSmallest)); }

@@ -19,11 +19,11 @@ inline bool encoder_takes(float scale) { return scale >= 0x1p-40f && scale <= 0x
 // every x with kBits significant bits.
 //
 // The relative errors of the estimate and of the quotient are below 2^-22. So the two codes can differ only where x /
-// scale is next to a midpoint: the middle between two neighbouring fp8 numbers, or between zero and the smallest. For
-// each midpoint, that can be so for one x with kBits significant bits at most: the one nearest to midpoint * scale. A
-// midpoint has at most 5 significant bits. Multiplying a midpoint or a scale by a power of two changes exponents only.
-// So this function tries the midpoints 16 to 31 with the significand of the scale, each with one x. The quotient is
-// computed with one corrective step, as Encoder does.
+// scale is next to a midpoint: the middle between two neighbouring fp8 numbers, or between zero and the smallest. At
+// each midpoint, the codes can differ for at most one x with kBits significant bits: the x nearest to the product of
+// the midpoint and the scale. A midpoint has at most 5 significant bits. Multiplying a midpoint or a scale by a power
+// of two changes exponents only. So this function tries the midpoints 16 to 31 with the significand of the scale, each
+// with one x. The quotient is computed with one corrective step, as Encoder does.
 template <int kBits>
 inline bool estimate_suffices(float scale) {
   const auto significand = static_cast<int32_t>((std::bit_cast<uint32_t>(scale) & 0x7fffff) | 0x800000);

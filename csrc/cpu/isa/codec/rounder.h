@@ -74,11 +74,16 @@ class Rounder {
 
 #else
 
-// Computes A as kAdder * 2^(E - 127), and adds E * 2^m to the sum. E is the larger of kSmallest and the biased exponent
-// of the quotient times kUnit. kUnit moves the smallest normal number to the biased exponent kSmallest, so E is
-// kSmallest + k, and the sum would be too large by kExcess = kSmallest * 2^m. So the low word of kAdder is 2^16 -
-// kExcess. The low word of the sum is then n - kExcess modulo 2^16. Adding E * 2^m gives n + k * 2^m, the code. kExcess
-// is even, so that ties still round to the even n.
+// Computes A as kAdder * 2^(E - 127), and adds E * 2^m to the sum A + q. E is the larger of kSmallest and the biased
+// exponent of the quotient times kUnit. kUnit moves the smallest normal number to the biased exponent kSmallest, so
+// that E is kSmallest + k. E * 2^m is larger than the k * 2^m of the code by kExcess = kSmallest * 2^m. kAdder
+// subtracts kExcess in advance. Modulo 2^16, the low words are:
+//
+//   kAdder and A       -kExcess
+//   A + q              n - kExcess
+//   A + q + E * 2^m    n - kExcess + E * 2^m = n + k * 2^m, the code
+//
+// kExcess is even, so that ties still round to the even n.
 template <Element kElement>
   requires(is_fp8(kElement))
 class Rounder {
