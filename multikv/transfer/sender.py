@@ -25,6 +25,7 @@ class Sender:
         self._cache, self._sequences, self._channels = cache, sequences, channels
         self._written = [sequence.num_written for sequence in sequences]
         self._outgoing: Outgoing | None = None  # that of the early chunks
+        self._started: list[Outgoing] = []  # all
         self._parcel: Pending | None = None  # of the answer, if it is expected already
         geometry, early = Geometry.of(cache, first_head), []
         if len(channels) == 1 and _starts_early(channels[0]):
@@ -86,15 +87,16 @@ class Sender:
         outgoing.finish(num_useless)
 
     def drain(self) -> None:
-        """Waits for the early chunks, so that their memory is not reused while it is read."""
-        if self._outgoing is not None:
+        """Waits for all chunks, so that their memory is not reused while it is read."""
+        for outgoing in self._started:
             with contextlib.suppress(TransferError):
-                self._outgoing.wait()
+                outgoing.wait()
 
     def _make(self, channel: Channel, heads: range) -> Outgoing:
         geometry, most = self._offer.geometry, sum(self._written) + num_tokens(self._offer.early)
         staging = Staging(self._cache, geometry.local(heads), channel.device, geometry.bytes_of(heads), most)
-        return Outgoing(staging, self._sequences, channel)
+        self._started.append(Outgoing(staging, self._sequences, channel))
+        return self._started[-1]
 
 
 def _starts_early(channel: Channel) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import torch
@@ -120,6 +121,7 @@ def full(r):
             r.send(cache, sequences, 1, chunk_bytes=2048)
         finally:
             staging.Outgoing.send = inner
+            assert not [x for x in threading.enumerate() if x.name.startswith("ThreadPool")]  # all chunks are sent
             r.send(cache, sequences[:1], 1)
     elif r.rank == 1:
         cache = r.cache(num_blocks=20)
